@@ -1,0 +1,123 @@
+// Package state holds the replicated tables and the transactions on them. A table gets a file; so does each subject's
+// transactions. Reads go through a View, writes through a Tx. What is written depends on the arguments alone: no clock,
+// no randomness, no map order.
+package state
+
+import (
+	"context"
+	"sync/atomic"
+
+	"github.com/sarnmesh/sarn/internal/mvcc"
+)
+
+// A Store is the whole replicated state. One goroutine writes; any number read.
+type Store struct {
+	data atomic.Pointer[data]
+}
+
+// data is what a restore replaces as a whole.
+type data struct {
+	db       *mvcc.DB
+	replaced chan struct{} // closed when a restore has put other data in its place
+}
+
+// New returns an empty store.
+func New() *Store {
+	s := &Store{}
+	s.data.Store(&data{db: mvcc.NewDB(tables()...), replaced: make(chan struct{})})
+	return s
+}
+
+// A View reads one snapshot of the state. Its methods are in the files of their tables; each returns, with the result,
+// the index of the last change that touched it.
+type View struct {
+	tx       *mvcc.Txn
+	replaced <-chan struct{}
+}
+
+// View opens a snapshot that records no watches.
+func (s *Store) View() *View {
+	d := s.data.Load()
+	return &View{d.db.Read(false), d.replaced}
+}
+
+// WatchView opens a snapshot whose reads can be waited for.
+func (s *Store) WatchView() *View {
+	d := s.data.Load()
+	v := &View{d.db.Read(true), d.replaced}
+	v.tx.Watch(d.replaced)
+	return v
+}
+
+// Wait blocks until something read through v has changed, or the whole state was replaced, and returns nil; or until
+// ctx ends, and returns its error. The view must be a WatchView.
+func (v *View) Wait(ctx context.Context) error { return v.tx.Wait(ctx) }
+
+// Replaced reports whether a restore has put other data in the place of what v reads; a blocked read then answers with
+// what it has (spec/state.md section 1.3).
+func (v *View) Replaced() bool {
+	select {
+	case <-v.replaced:
+		return true
+	default:
+		return false
+	}
+}
+
+// A Tx is the one open write transaction. It reads what it has written. All its changes carry Index.
+type Tx struct {
+	View
+	Index uint64 // of the Raft log entry
+}
+
+// Write opens the write transaction for the log entry with this index.
+func (s *Store) Write(index uint64) *Tx {
+	d := s.data.Load()
+	return &Tx{View{d.db.Write(), d.replaced}, index}
+}
+
+// Commit makes the changes visible.
+func (t *Tx) Commit() { t.tx.Commit() }
+
+// Abort gives up what was not committed.
+func (t *Tx) Abort() { t.tx.Abort() }
+
+// Try runs f; when it returns an error, what f changed is undone and the error returned.
+func (t *Tx) Try(f func() error) error {
+	mark := t.tx.Savepoint()
+	err := f()
+	if err != nil {
+		t.tx.RollbackTo(mark)
+	}
+	return err
+}
+
+// tables lists every table of the state.
+func tables() []mvcc.Schema {
+	return []mvcc.Schema{indexes}
+}
+
+// An indexMark is the Raft index of the last change under some name: a table, or a narrower subject of it such as one
+// service's instances.
+type indexMark struct {
+	name  string
+	value uint64
+}
+
+var indexes = mvcc.NewTable("index", func(buf []byte, m *indexMark) ([]byte, bool) { return mvcc.String(buf, m.name), true })
+
+// mark raises the mark to the transaction's index.
+func (t *Tx) mark(name string) { indexes.Insert(t.tx, &indexMark{name, t.Index}) }
+
+// unmark removes a mark.
+func (t *Tx) unmark(name string) { indexes.Delete(t.tx, &indexMark{name: name}) }
+
+// marked returns the greatest of the marks, 0 when none is set. Reads of a watching view wake when one changes.
+func (v *View) marked(names ...string) (index uint64) {
+	for _, name := range names {
+		if m, ok := indexes.First(v.tx, "id", mvcc.String(nil, name)); ok {
+			index = max(index, m.value)
+		}
+	}
+	return index
+}

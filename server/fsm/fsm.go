@@ -1,0 +1,126 @@
+// Package fsm turns committed Raft log entries into transactions on the state. An entry is a batch of commands that
+// arrived together; all share the entry's index and one store transaction, each keeps its own result, and one that
+// fails leaves no trace.
+package fsm
+
+import (
+	"fmt"
+
+	"github.com/sarnmesh/sarn/catalog/state"
+	"github.com/sarnmesh/sarn/internal/rpc"
+)
+
+// A Kind names what a command does. Kinds are written to disk: never renumber one, and give a changed meaning a new
+// Version of its kind.
+type Kind uint16
+
+// The kinds. Their appliers are registered by the packages that handle the requests.
+const (
+	_ Kind = iota
+	Register
+	Deregister
+	UpdateCoordinates
+	KV
+	Txn
+	SessionCreate
+	SessionDestroy
+	TombstoneReap
+	ConfigEntry
+	CARoots
+	CAConfig
+	Autopilot
+	System // small facts of the servers themselves, such as the cluster ID
+)
+
+// A Command is one write: a kind and its request, a pointer to the type its applier takes.
+type Command struct {
+	Kind Kind
+	Req  any
+}
+
+// A Result is what applying one command gave.
+type Result struct {
+	Value any // the applier's reply, a pointer, or nil
+	Err   error
+}
+
+// record is the form of a command in the log.
+type record struct {
+	Kind    Kind   `cbor:"k"`
+	Version uint8  `cbor:"v"`
+	Data    []byte `cbor:"d"`
+}
+
+// An applier applies commands of one kind.
+type applier struct {
+	version uint8
+	apply   func(tx *state.Tx, data []byte) (any, error)
+}
+
+// Appliers maps kinds to what applies them.
+type Appliers struct{ byKind map[Kind]applier }
+
+// Handle registers f for a kind. It panics when the kind is taken. A reply of f must not hold on to its request's
+// memory beyond what f stored.
+func Handle[Req, Resp any](a *Appliers, k Kind, f func(tx *state.Tx, req *Req) (*Resp, error)) {
+	if a.byKind == nil {
+		a.byKind = map[Kind]applier{}
+	}
+	if _, taken := a.byKind[k]; taken {
+		panic(fmt.Sprintf("fsm: kind %d registered twice", k))
+	}
+	a.byKind[k] = applier{1, func(tx *state.Tx, data []byte) (any, error) {
+		req := new(Req)
+		if err := rpc.Unmarshal(data, req); err != nil {
+			return nil, fmt.Errorf("decode command of kind %d: %w", k, err)
+		}
+		return f(tx, req)
+	}}
+}
+
+// Encode makes a log entry of commands.
+func Encode(commands []Command) ([]byte, error) {
+	records := make([]record, len(commands))
+	for i, c := range commands {
+		data, err := rpc.Marshal(c.Req)
+		if err != nil {
+			return nil, fmt.Errorf("encode command of kind %d: %w", c.Kind, err)
+		}
+		records[i] = record{c.Kind, 1, data}
+	}
+	return rpc.Marshal(records)
+}
+
+// Apply applies the entry in one transaction. An entry that cannot be decoded, or a command that panics, changes
+// nothing and is reported in the results: a poisoned entry must not stop the cluster (spec/threats.md, class 9).
+func (a *Appliers) Apply(store *state.Store, index uint64, entry []byte) []Result {
+	var records []record
+	if err := rpc.Unmarshal(entry, &records); err != nil {
+		return []Result{{Err: fmt.Errorf("decode log entry %d: %w", index, err)}}
+	}
+	tx := store.Write(index)
+	defer tx.Abort()
+	results := make([]Result, len(records))
+	for i, r := range records {
+		results[i] = a.one(tx, r)
+	}
+	tx.Commit()
+	return results
+}
+
+func (a *Appliers) one(tx *state.Tx, r record) (res Result) {
+	res.Err = tx.Try(func() (err error) {
+		defer func() {
+			if p := recover(); p != nil {
+				err = fmt.Errorf("command of kind %d: panic: %v", r.Kind, p)
+			}
+		}()
+		ap, ok := a.byKind[r.Kind]
+		if !ok || r.Version > ap.version {
+			return fmt.Errorf("command of kind %d version %d is not known to this server", r.Kind, r.Version)
+		}
+		res.Value, err = ap.apply(tx, r.Data)
+		return err
+	})
+	return res
+}

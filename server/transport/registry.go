@@ -1,0 +1,85 @@
+// Package transport carries calls: between the agents and the servers, between servers, and inside one. One TLS port
+// serves Raft and RPC, told apart by ALPN. A Dispatcher answers a call here, or forwards it to the leader or to
+// another datacenter, and runs blocking reads.
+package transport
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/sarnmesh/sarn/acl"
+	"github.com/sarnmesh/sarn/catalog/read"
+	"github.com/sarnmesh/sarn/catalog/state"
+	"github.com/sarnmesh/sarn/internal/rpc"
+	"github.com/sarnmesh/sarn/server/fsm"
+)
+
+// A Call is what a handler may use beside its request.
+type Call struct {
+	// Authorizer answers for the request's token. A handler asks it before it reads or writes anything, and leaves out
+	// of lists what it does not grant.
+	Authorizer *acl.Authorizer
+	// Store is the local state.
+	Store *state.Store
+	// Datacenter is this server's.
+	Datacenter string
+	// Apply writes a command to the Raft log and returns its applier's reply once it is applied here. Only on the
+	// leader; nil for reads.
+	Apply func(ctx context.Context, k fsm.Kind, req any) (any, error)
+}
+
+// A Registry maps method names to handlers. Fill it before it is used; it is then read only.
+type Registry struct{ routes map[string]*route }
+
+// A route is one method with its handler behind a form free of type parameters.
+type route struct {
+	rpc.Descriptor
+	newRequest, newReply func() any
+	// Exactly one of the two is set.
+	view func(c *Call, v *state.View, req any) (any, error)
+	call func(ctx context.Context, c *Call, req any) (any, error)
+	// copyReply sets *dst = *src.
+	copyReply func(dst, src any)
+}
+
+// HandleRead registers the handler of a read. It sets Index (and Filtered, NotFound) of the reply's Meta; it is called
+// again, on a newer view, while a blocking read's index has not passed the one asked for.
+func HandleRead[Req, Resp any](r *Registry, m rpc.Method[Req, Resp], f func(c *Call, v *state.View, req *Req) (*Resp, error)) {
+	if m.Kind != rpc.KindRead {
+		panic(fmt.Sprintf("transport: %s is not a read", m.Name))
+	}
+	r.add(&route{
+		Descriptor: m.Descriptor, newRequest: func() any { return new(Req) }, newReply: func() any { return new(Resp) },
+		view:      func(c *Call, v *state.View, req any) (any, error) { return f(c, v, req.(*Req)) },
+		copyReply: func(dst, src any) { *dst.(*Resp) = *src.(*Resp) },
+	})
+	// Both sides of a read must carry what the dispatcher needs.
+	if _, ok := any(new(Req)).(interface{ ReadOptions() *read.Options }); !ok {
+		panic(fmt.Sprintf("transport: the request of %s embeds no read.Options", m.Name))
+	}
+	if _, ok := any(new(Resp)).(interface{ ReadMeta() *read.Meta }); !ok {
+		panic(fmt.Sprintf("transport: the reply of %s embeds no read.Meta", m.Name))
+	}
+}
+
+// Handle registers the handler of any other call.
+func Handle[Req, Resp any](r *Registry, m rpc.Method[Req, Resp], f func(ctx context.Context, c *Call, req *Req) (*Resp, error)) {
+	if m.Kind == rpc.KindRead {
+		panic(fmt.Sprintf("transport: %s is a read", m.Name))
+	}
+	r.add(&route{
+		Descriptor: m.Descriptor, newRequest: func() any { return new(Req) }, newReply: func() any { return new(Resp) },
+		call:      func(ctx context.Context, c *Call, req any) (any, error) { return f(ctx, c, req.(*Req)) },
+		copyReply: func(dst, src any) { *dst.(*Resp) = *src.(*Resp) },
+	})
+}
+
+func (r *Registry) add(rt *route) {
+	if r.routes == nil {
+		r.routes = map[string]*route{}
+	}
+	if _, taken := r.routes[rt.Name]; taken {
+		panic("transport: " + rt.Name + " registered twice")
+	}
+	r.routes[rt.Name] = rt
+}
