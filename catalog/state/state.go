@@ -92,31 +92,26 @@ func (t *Tx) Try(f func() error) error {
 	return err
 }
 
-// tables lists every table of the state.
-func tables() []mvcc.Schema {
-	return []mvcc.Schema{indexes}
-}
-
 // An indexMark is the Raft index of the last change under some name: a table, or a narrower subject of it such as one
 // service's instances.
 type indexMark struct {
-	name  string
-	value uint64
+	Name  string
+	Value uint64
 }
 
-var indexes = mvcc.NewTable("index", func(buf []byte, m *indexMark) ([]byte, bool) { return mvcc.String(buf, m.name), true })
+var indexes = mvcc.NewTable("index", func(buf []byte, m *indexMark) ([]byte, bool) { return mvcc.String(buf, m.Name), true })
 
 // mark raises the mark to the transaction's index.
 func (t *Tx) mark(name string) { indexes.Insert(t.tx, &indexMark{name, t.Index}) }
 
 // unmark removes a mark.
-func (t *Tx) unmark(name string) { indexes.Delete(t.tx, &indexMark{name: name}) }
+func (t *Tx) unmark(name string) { indexes.Delete(t.tx, &indexMark{Name: name}) }
 
 // marked returns the greatest of the marks, 0 when none is set. Reads of a watching view wake when one changes.
 func (v *View) marked(names ...string) (index uint64) {
 	for _, name := range names {
 		if m, ok := indexes.First(v.tx, "id", mvcc.String(nil, name)); ok {
-			index = max(index, m.value)
+			index = max(index, m.Value)
 		}
 	}
 	return index

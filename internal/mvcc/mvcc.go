@@ -95,7 +95,7 @@ type Txn struct {
 	txn  *memdb.Txn
 	ws   memdb.WatchSet // nil unless watching
 	undo []func()
-	skip bool // while rolling back
+	skip bool // while rolling back or loading: changes are not recorded
 }
 
 // Read opens a snapshot. With watch set, what is read through it can be waited for with Wait.
@@ -109,6 +109,9 @@ func (db *DB) Read(watch bool) *Txn {
 
 // Write opens the write transaction; it blocks while another is open.
 func (db *DB) Write() *Txn { return &Txn{txn: db.db.Txn(true)} }
+
+// Load opens a write transaction that has no savepoints: for filling a database nobody else uses yet.
+func (db *DB) Load() *Txn { return &Txn{txn: db.db.Txn(true), skip: true} }
 
 // Commit makes the transaction's changes visible and wakes those who watch them.
 func (t *Txn) Commit() { t.txn.Commit() }

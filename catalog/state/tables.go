@@ -1,0 +1,78 @@
+package state
+
+import (
+	"fmt"
+
+	"github.com/sarnmesh/sarn/internal/mvcc"
+	"github.com/sarnmesh/sarn/internal/rpc"
+)
+
+// subjects is the one list of the tables of the state. To add a table, declare it in its own file
+//
+//	var entries = mvcc.NewTable("entry", func(buf []byte, e *entry.Entry) ([]byte, bool) { … })
+//
+// and append a line here:
+//
+//	stored(9, entries),
+//
+// The number is the kind of the table's records in a snapshot. It is written to disk: never change or reuse one. The
+// objects of a stored table are encoded with rpc.Marshal, so their fields must be exported (or carry a cbor tag).
+// A table whose content follows from others is listed with derived, together with what fills it after a restore.
+func subjects() []subject {
+	return []subject{
+		stored(1, indexes),
+	}
+}
+
+// tables lists every table of the state.
+func tables() (all []mvcc.Schema) {
+	for _, s := range subjects() {
+		all = append(all, s.schema)
+	}
+	return all
+}
+
+// A subject is one table with how it goes into and comes out of a snapshot.
+type subject struct {
+	schema mvcc.Schema
+	name   string
+	kind   uint64                                            // of its records; 0 for derived tables
+	dump   func(v *View, emit func(data []byte) error) error // nil for derived tables
+	load   func(tx *mvcc.Txn, version uint64, data []byte) error
+	fill   func(t *Tx) // only of derived tables
+}
+
+// stored describes a table whose objects are records of a snapshot.
+func stored[T any](kind uint64, t *mvcc.Table[*T]) subject {
+	return subject{
+		schema: t, name: t.Name(), kind: kind,
+		dump: func(v *View, emit func([]byte) error) error {
+			for obj := range t.All(v.tx, "id") {
+				data, err := rpc.Marshal(obj)
+				if err != nil {
+					return fmt.Errorf("encode record of table %s: %w", t.Name(), err)
+				}
+				if err := emit(data); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+		load: func(tx *mvcc.Txn, version uint64, data []byte) error {
+			if version != 1 {
+				return fmt.Errorf("record of table %s has version %d, not known to this server", t.Name(), version)
+			}
+			obj := new(T)
+			if err := rpc.Unmarshal(data, obj); err != nil {
+				return fmt.Errorf("decode record of table %s: %w", t.Name(), err)
+			}
+			t.Insert(tx, obj)
+			return nil
+		},
+	}
+}
+
+// derived describes a table that fill makes from the stored ones.
+func derived[T any](t *mvcc.Table[*T], fill func(t *Tx)) subject {
+	return subject{schema: t, name: t.Name(), fill: fill}
+}
