@@ -1,0 +1,121 @@
+package conformance
+
+import (
+	"bufio"
+	"flag"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+var (
+	binary = flag.String("bin", "", "the binary to test; built from this module when empty")
+	only   = flag.String("only", "", "run the cases whose name matches this glob, pending ones too")
+)
+
+// pending reads the list of cases that do not pass yet.
+func pending(t *testing.T) map[string]bool {
+	f, err := os.Open("pending.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	list := map[string]bool{}
+	for lines := bufio.NewScanner(f); lines.Scan(); {
+		if name := strings.TrimSpace(lines.Text()); name != "" && !strings.HasPrefix(name, "#") {
+			list[name] = true
+		}
+	}
+	return list
+}
+
+func names(t *testing.T) (list []string) {
+	err := filepath.WalkDir("cases", func(path string, d fs.DirEntry, err error) error {
+		if name, ok := strings.CutSuffix(filepath.ToSlash(path), ".json"); ok {
+			list = append(list, strings.TrimPrefix(name, "cases/"))
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return list
+}
+
+// TestCases replays every case that is not pending. A pending case that passes fails the run: it has to leave the list.
+func TestCases(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts an agent for each case")
+	}
+	bin := *binary
+	if bin == "" {
+		bin = filepath.Join(t.TempDir(), "sarn")
+		if out, err := exec.Command("go", "build", "-o", bin, "github.com/sarnmesh/sarn").CombinedOutput(); err != nil {
+			t.Fatalf("build: %v\n%s", err, out)
+		}
+	}
+	bin, err := filepath.Abs(bin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	late := pending(t)
+	all := names(t)
+	if len(all) == 0 {
+		t.Fatal("there are no cases")
+	}
+	for _, name := range all {
+		if ok, err := filepath.Match(*only, name); err != nil {
+			t.Fatal(err)
+		} else if *only != "" && !ok {
+			continue
+		}
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			err := replay(bin, filepath.Join("cases", filepath.FromSlash(name)+".json"))
+			switch {
+			case err != nil && late[name] && *only == "":
+				t.Skipf("pending: %v", err)
+			case err != nil:
+				t.Error(err)
+			case late[name]:
+				t.Errorf("%s passes now: take it off pending.txt", name)
+			}
+		})
+	}
+}
+
+// TestPendingListOnlyShrinks compares the list with its last committed version.
+func TestPendingListOnlyShrinks(t *testing.T) {
+	now := pending(t)
+	known := map[string]bool{}
+	for _, name := range names(t) {
+		known[name] = true
+	}
+	for name := range now {
+		if !known[name] {
+			t.Errorf("pending.txt names %s, which is no case", name)
+		}
+	}
+	out, err := exec.Command("git", "log", "--format=%H", "-n", "2", "--", "pending.txt").Output()
+	if err != nil {
+		t.Skipf("no history to compare with: %v", err)
+	}
+	for commit := range strings.FieldsSeq(string(out)) {
+		old, err := exec.Command("git", "show", commit+":./pending.txt").Output()
+		if err != nil {
+			continue
+		}
+		had := map[string]bool{}
+		for line := range strings.Lines(string(old)) {
+			had[strings.TrimSpace(line)] = true
+		}
+		for name := range now {
+			if !had[name] {
+				t.Errorf("%s was added to pending.txt since %.8s: the list may only shrink", name, commit)
+			}
+		}
+	}
+}
