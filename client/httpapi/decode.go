@@ -1,0 +1,86 @@
+package httpapi
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"net/http"
+
+	"github.com/sarnmesh/sarn/internal/wireerr"
+)
+
+// decode reads the first JSON value of a request's body into v. Keys match without regard to case; unknown keys are an
+// error if strict. The error is what the client is told: status 400 and "Request decode failed: ".
+func (s *Server) decode(r *http.Request, v any, strict bool) error {
+	err := s.decodeRaw(r, v, strict)
+	if err == nil || wireerr.Carried(err) != 0 {
+		return err
+	}
+	return wireerr.BadRequest("Request decode failed: %v", err)
+}
+
+// decodeRaw is decode for endpoints with their own text: it returns the decoder's error as it is.
+func (s *Server) decodeRaw(r *http.Request, v any, strict bool) error {
+	body, err := s.readBody(r, s.cfg.MaxBodySize)
+	if err != nil {
+		return err
+	}
+	defer putBuffer(body)
+	return decodeJSON(body.b, v, strict)
+}
+
+// decodeJSON decodes the first JSON value of data into v. What v holds afterwards does not alias data.
+func decodeJSON(data []byte, v any, strict bool) error {
+	d := json.NewDecoder((*bytesReader)(&data))
+	if strict {
+		d.DisallowUnknownFields()
+	}
+	return d.Decode(v)
+}
+
+// readBody reads a whole body of at most limit bytes into a buffer that the caller gives back with putBuffer.
+func (s *Server) readBody(r *http.Request, limit int64) (*buffer, error) {
+	if r.ContentLength > limit {
+		return nil, tooLarge(limit)
+	}
+	buf := getBuffer()
+	b := buf.b[:0]
+	if n := int(r.ContentLength); n >= cap(b) {
+		b = make([]byte, 0, n+1)
+	}
+	for {
+		if len(b) == cap(b) {
+			b = append(b, 0)[:len(b)]
+		}
+		n, err := r.Body.Read(b[len(b):cap(b)])
+		b = b[:len(b)+n]
+		if int64(len(b)) > limit {
+			putBuffer(buf)
+			return nil, tooLarge(limit)
+		}
+		if err != nil {
+			buf.b = b
+			if errors.Is(err, io.EOF) {
+				return buf, nil
+			}
+			putBuffer(buf)
+			return nil, wireerr.BadRequest("request body cannot be read: %v", err)
+		}
+	}
+}
+
+func tooLarge(limit int64) error {
+	return wireerr.Errorf(http.StatusRequestEntityTooLarge, "Request body too large, max size: %d bytes.", limit)
+}
+
+// A bytesReader reads a slice once.
+type bytesReader []byte
+
+func (b *bytesReader) Read(p []byte) (int, error) {
+	if len(*b) == 0 {
+		return 0, io.EOF
+	}
+	n := copy(p, *b)
+	*b = (*b)[n:]
+	return n, nil
+}

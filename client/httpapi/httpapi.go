@@ -1,0 +1,153 @@
+// Package httpapi serves the HTTP API of an agent: routing, request parameters, tokens, the headers every answer
+// carries, JSON in its several forms, and the endpoints themselves. The contract is spec/registry.md sections 1, 3 and
+// 8 to 11 and spec/state.md.
+//
+// The package opens no sockets: a Server is an http.Handler, and NewHTTPServer and LimitConns dress it for the
+// listeners its owner brings.
+package httpapi
+
+import (
+	"fmt"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/sarnmesh/sarn/internal/rpc"
+)
+
+// Config tunes a Server. A zero field takes its default.
+type Config struct {
+	// Caller performs the calls to the servers. Required.
+	Caller rpc.Caller
+	// Cache answers requests with ?cached. Nil means that ?cached is ignored, as with use_cache=false.
+	Cache Cache
+	// Logger receives refused and odd requests. Never tokens. Default discards.
+	Logger hclog.Logger
+
+	Datacenter string // of this agent; required
+	NodeName   string // of this agent, what ?near=_agent means; required
+	Server     bool   // this agent is a server
+	Dev        bool   // every JSON answer is indented
+
+	// DefaultToken returns the secret used for requests that bring none; it is asked per request because the token can
+	// change while the agent runs. Nil means the anonymous token.
+	DefaultToken func() string
+	// DefaultPolicy is told in the X-Consul-Default-Acl-Policy header: "allow" (the default) or "deny".
+	DefaultPolicy string
+	// ACLEnabled tells whether tokens are looked at.
+	ACLEnabled bool
+
+	ResponseHeaders     map[string]string // added to every answer
+	BlockEndpoints      []string          // path prefixes that answer 403
+	AllowWriteFrom      []netip.Prefix    // where writes may come from; empty means anywhere
+	AllowUnprintable    bool              // accept control characters in paths
+	TranslateWANAddrs   bool              // show WAN addresses of other datacenters
+	DiscoveryMaxStale   time.Duration     // makes plain catalog and health reads stale, with this bound; 0 is off
+	DisableCoordinates  bool              // coordinate endpoints answer 401
+	UIEnabled           bool              // / redirects to the console
+	UI                  http.Handler      // the console, served below UIPath; nil answers 404 there
+	UIPath              string            // default "/ui/"
+	MaxHeaderBytes      int               // of request line and headers; default 1 MiB
+	KVMaxValueSize      int64             // default 512 KiB
+	TxnMaxRequestLength int64             // default 512 KiB; the effective limit is the greater of this and KVMaxValueSize
+	MaxBodySize         int64             // of any other request; default 64 MiB
+
+	// Events fires and lists user events. Nil answers event endpoints with 501.
+	Events Events
+	// Coordinates answers what is known of other datacenters. Nil means there are none.
+	Datacenters Datacenters
+	// Keyring manages gossip keys. Nil answers keyring endpoints with 501.
+	Keyring Keyring
+	// Snapshots saves and restores the state. Nil answers snapshot endpoints with 501.
+	Snapshots Snapshots
+	// Agent holds what the agent endpoints work with.
+	Agent AgentConfig
+	// Connect holds what the connect endpoints work with.
+	Connect ConnectConfig
+}
+
+const (
+	defaultMaxHeaderBytes = 1 << 20
+	defaultKVMaxValueSize = 512 << 10
+	defaultMaxBodySize    = 64 << 20
+)
+
+// A Server answers the HTTP API. Make one with New. It is safe for concurrent use.
+type Server struct {
+	cfg    Config
+	caller rpc.Caller
+	log    hclog.Logger
+
+	exact    map[string]*route
+	prefixes map[string]*route // keys end in "/"; the longest that begins a path wins
+	deepest  int               // most slashes in a prefix
+
+	headers       []header // http_config.response_headers
+	blocked       []string
+	defaultPolicy []string
+	instances     instanceCache
+}
+
+type header struct {
+	name  string
+	value []string
+}
+
+// New returns a server for cfg.
+func New(cfg Config) (*Server, error) {
+	switch {
+	case cfg.Caller == nil:
+		return nil, fmt.Errorf("httpapi: no caller")
+	case cfg.Datacenter == "":
+		return nil, fmt.Errorf("httpapi: no datacenter")
+	case cfg.NodeName == "":
+		return nil, fmt.Errorf("httpapi: no node name")
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = hclog.NewNullLogger()
+	}
+	if cfg.DefaultPolicy == "" {
+		cfg.DefaultPolicy = "allow"
+	}
+	if cfg.UIPath == "" {
+		cfg.UIPath = "/ui/"
+	}
+	cfg.MaxHeaderBytes = orDefault(cfg.MaxHeaderBytes, defaultMaxHeaderBytes)
+	cfg.KVMaxValueSize = orDefault(cfg.KVMaxValueSize, defaultKVMaxValueSize)
+	cfg.TxnMaxRequestLength = orDefault(cfg.TxnMaxRequestLength, defaultKVMaxValueSize)
+	cfg.MaxBodySize = orDefault(cfg.MaxBodySize, defaultMaxBodySize)
+	s := &Server{
+		cfg: cfg, caller: cfg.Caller, log: cfg.Logger,
+		exact: map[string]*route{}, prefixes: map[string]*route{},
+		blocked:       slices.Clone(cfg.BlockEndpoints),
+		defaultPolicy: []string{cfg.DefaultPolicy},
+	}
+	for name, value := range cfg.ResponseHeaders {
+		s.headers = append(s.headers, header{http.CanonicalHeaderKey(name), []string{value}})
+	}
+	slices.SortFunc(s.headers, func(a, b header) int { return strings.Compare(a.name, b.name) })
+
+	for _, group := range [][]endpoint{
+		s.catalogRoutes(), s.healthRoutes(), s.kvRoutes(), s.sessionRoutes(), s.txnRoutes(), s.statusRoutes(),
+		s.operatorRoutes(), s.snapshotRoutes(), s.eventRoutes(), s.coordinateRoutes(), s.uiRoutes(),
+		s.agentRoutes(), s.connectRoutes(), s.configRoutes(),
+	} {
+		for _, e := range group {
+			if err := s.add(e); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return s, nil
+}
+
+func orDefault[T int | int64](v, def T) T {
+	if v <= 0 {
+		return def
+	}
+	return v
+}

@@ -1,0 +1,156 @@
+package httpapi
+
+import (
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+)
+
+// Bounds on what a silent client can hold up.
+const (
+	headerTimeout = 30 * time.Second
+	lingerTime    = 500 * time.Millisecond
+	maxLingering  = 64
+)
+
+// NewHTTPServer returns an http.Server that serves h within the limits of the API. Its owner calls Serve, with a
+// listener from LimitConns, and Shutdown. maxHeaderBytes 0 means 1 MiB.
+func NewHTTPServer(h http.Handler, maxHeaderBytes int, logger hclog.Logger) *http.Server {
+	srv := &http.Server{
+		Handler:           h,
+		MaxHeaderBytes:    orDefault(maxHeaderBytes, defaultMaxHeaderBytes),
+		ReadHeaderTimeout: headerTimeout,
+	}
+	if logger != nil {
+		srv.ErrorLog = logger.StandardLogger(&hclog.StandardLoggerOptions{ForceLevel: hclog.Debug})
+	}
+	return srv
+}
+
+// tooMany is the whole answer to a connection over the limit. It ends with the connection.
+const tooMany = "HTTP/1.1 429 Too Many Requests\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\n" +
+	"Your IP is issuing too many concurrent connections, please rate limit your calls\n"
+
+// A ConnLimit counts the open connections of each client address. One may serve several listeners, which then share
+// its count. The zero value limits nothing. It is safe for concurrent use.
+type ConnLimit struct {
+	mu    sync.Mutex
+	max   int // at most this many per address; 0 or less for no limit
+	count map[netip.Addr]int
+	// lingering counts refused connections that are still being closed.
+	lingering int
+}
+
+// SetMax changes the limit; connections that are already open stay.
+func (c *ConnLimit) SetMax(n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.max = n
+}
+
+func (c *ConnLimit) acquire(a netip.Addr) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.max > 0 && c.count[a] >= c.max {
+		return false
+	}
+	if c.count == nil {
+		c.count = map[netip.Addr]int{}
+	}
+	c.count[a]++
+	return true
+}
+
+func (c *ConnLimit) release(a netip.Addr) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.count[a]--; c.count[a] <= 0 {
+		delete(c.count, a)
+	}
+}
+
+// LimitConns returns l with the limit applied to connections from IP addresses; others, such as those of UNIX sockets,
+// are not counted. With plain, a refused connection is told so in HTTP before it is closed; without, as a listener
+// below TLS wants it, it is closed at once.
+func LimitConns(l net.Listener, c *ConnLimit, plain bool) net.Listener {
+	return &limitListener{Listener: l, limit: c, plain: plain}
+}
+
+type limitListener struct {
+	net.Listener
+	limit *ConnLimit
+	plain bool
+	// refused waits for the connections being closed politely.
+	refused sync.WaitGroup
+}
+
+// Accept returns the next connection within the limit.
+func (l *limitListener) Accept() (net.Conn, error) {
+	for {
+		conn, err := l.Listener.Accept()
+		if err != nil {
+			l.refused.Wait() // no longer than lingerTime
+			return nil, err
+		}
+		tcp, ok := conn.RemoteAddr().(*net.TCPAddr)
+		if !ok {
+			return conn, nil
+		}
+		addr := tcp.AddrPort().Addr().Unmap()
+		if l.limit.acquire(addr) {
+			return &limitedConn{Conn: conn, limit: l.limit, addr: addr}, nil
+		}
+		l.refuse(conn)
+	}
+}
+
+// refuse closes a connection over the limit. Closing it with unread input would reset it, and the client might not see
+// the answer; so its input is read for a moment first, for a bounded number of connections.
+func (l *limitListener) refuse(conn net.Conn) {
+	if !l.plain || !l.linger(1) {
+		conn.Close()
+		return
+	}
+	l.refused.Go(func() {
+		defer l.linger(-1)
+		defer conn.Close()
+		conn.SetDeadline(time.Now().Add(lingerTime))
+		if _, err := io.WriteString(conn, tooMany); err != nil {
+			return
+		}
+		if half, ok := conn.(interface{ CloseWrite() error }); ok {
+			half.CloseWrite()
+		}
+		io.Copy(io.Discard, io.LimitReader(conn, 64<<10))
+	})
+}
+
+// linger changes the number of lingering connections, and reports whether the limit allows it.
+func (l *limitListener) linger(by int) bool {
+	l.limit.mu.Lock()
+	defer l.limit.mu.Unlock()
+	if by > 0 && l.limit.lingering >= maxLingering {
+		return false
+	}
+	l.limit.lingering += by
+	return true
+}
+
+// A limitedConn gives its place back when it is closed.
+type limitedConn struct {
+	net.Conn
+	limit  *ConnLimit
+	addr   netip.Addr
+	closed sync.Once
+}
+
+// Close closes the connection.
+func (c *limitedConn) Close() error {
+	c.closed.Do(func() { c.limit.release(c.addr) })
+	return c.Conn.Close()
+}

@@ -1,0 +1,279 @@
+package httpapi
+
+import (
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"path"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/sarnmesh/sarn/internal/wireerr"
+)
+
+// A handler answers one request. It returns a value to be written as JSON, an error whose wireerr.Status is the status
+// and whose text is the body, or nil and nil for an empty 200 unless it wrote the answer itself.
+//
+// w is always a *response: the helpers of Server find the parsed query string and what is known of the request there.
+type handler func(w http.ResponseWriter, r *http.Request) (any, error)
+
+// An endpoint is a path with the methods it knows, in the order they are told in the Allow header. A path that ends in
+// "/" is a prefix: what follows it is the argument, which argument returns.
+type endpoint struct {
+	path    string
+	methods string // "GET", or several separated by commas
+	handle  handler
+}
+
+// A route is an endpoint ready for use.
+type route struct {
+	prefix  string // the path
+	methods []string
+	allow   []string // value of the Allow header
+	handle  handler
+}
+
+func (s *Server) add(e endpoint) error {
+	rt := &route{
+		prefix:  e.path,
+		methods: strings.Split(e.methods, ","),
+		allow:   []string{"OPTIONS," + e.methods},
+		handle:  e.handle,
+	}
+	table := s.exact
+	if strings.HasSuffix(e.path, "/") {
+		table = s.prefixes
+		s.deepest = max(s.deepest, strings.Count(e.path, "/"))
+	}
+	if table[e.path] != nil {
+		return fmt.Errorf("httpapi: path %s registered twice", e.path)
+	}
+	table[e.path] = rt
+	return nil
+}
+
+// find returns the route for a decoded path, nil if there is none.
+func (s *Server) find(p string) *route {
+	if rt := s.exact[p]; rt != nil {
+		return rt
+	}
+	var found *route
+	end := 0
+	for range s.deepest {
+		i := strings.IndexByte(p[end:], '/')
+		if i < 0 {
+			break
+		}
+		end += i + 1
+		if rt := s.prefixes[p[:end]]; rt != nil {
+			found = rt
+		}
+	}
+	return found
+}
+
+func (rt *route) knows(method string) bool {
+	for _, m := range rt.methods {
+		if m == method {
+			return true
+		}
+	}
+	return false
+}
+
+// ServeHTTP answers one request.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	h := w.Header()
+	for i := range s.headers {
+		h[s.headers[i].name] = s.headers[i].value
+	}
+	if !s.cfg.AllowUnprintable && !printable(r.URL.Path) {
+		w.WriteHeader(http.StatusBadRequest)
+		return
+	}
+	raw := r.URL.RawPath
+	if raw == "" {
+		raw = r.URL.Path
+	}
+	if clean, changed := cleanPath(raw); changed {
+		redirect(w, r, clean)
+		return
+	}
+	rt := s.find(r.URL.Path)
+	if rt == nil {
+		s.serveOther(w, r, raw)
+		return
+	}
+	rw := newResponse(s, w, r, rt)
+	rw.serve()
+	rw.free()
+}
+
+// serve runs the request through the checks every API path shares, and its handler.
+func (w *response) serve() {
+	s, r := w.s, w.r
+	h := w.Header()
+	h["X-Consul-Default-Acl-Policy"] = s.defaultPolicy
+	h["Vary"] = varyEncoding
+	if s.cfg.TranslateWANAddrs {
+		h["X-Consul-Translate-Addresses"] = valueTrue
+	}
+	if err := w.params.parse(r.URL.RawQuery); err != nil {
+		s.log.Warn("query string cannot be read", "path", r.URL.Path, "error", err)
+		w.WriteHeader(http.StatusInternalServerError)
+		return
+	}
+	if err := s.checkBlocked(r.URL.Path); err != nil {
+		w.writeError(err)
+		return
+	}
+	if r.Method == http.MethodOptions {
+		h["Allow"] = w.route.allow
+		h["Content-Length"] = valueZero
+		w.WriteHeader(http.StatusOK)
+		return
+	}
+	if !w.route.knows(r.Method) {
+		w.writeError(&methodError{r.Method, w.route.allow})
+		return
+	}
+	if err := s.checkWriter(r); err != nil {
+		w.writeError(err)
+		return
+	}
+	if r.ContentLength > 0 && r.Method == http.MethodGet {
+		s.log.Warn("GET request has a body, which is ignored", "path", r.URL.Path)
+	}
+	v, err := w.route.handle(w, r)
+	switch {
+	case err != nil:
+		w.writeError(err)
+	case v != nil:
+		w.writeValue(v)
+	case !w.wrote:
+		h["Content-Type"] = typeJSON
+		h["Content-Length"] = valueZero
+		w.WriteHeader(http.StatusOK)
+	}
+}
+
+// A methodError refuses a method. A handler whose path has fewer methods than its route returns one of its own.
+type methodError struct {
+	method string
+	allow  []string
+}
+
+func (e *methodError) Error() string { return "method " + e.method + " not allowed" }
+
+// checkBlocked refuses paths that the configuration blocks.
+func (s *Server) checkBlocked(p string) error {
+	for _, prefix := range s.blocked {
+		if strings.HasPrefix(p, prefix) {
+			return errBlocked
+		}
+	}
+	return nil
+}
+
+var (
+	errBlocked    = wireerr.Errorf(http.StatusForbidden, "Endpoint is blocked by agent configuration")
+	errRestricted = wireerr.Errorf(http.StatusForbidden, "Access is restricted")
+)
+
+// checkWriter refuses writes from addresses that may not write.
+func (s *Server) checkWriter(r *http.Request) error {
+	if len(s.cfg.AllowWriteFrom) == 0 || r.Method == http.MethodGet || r.Method == http.MethodHead {
+		return nil
+	}
+	host, _, err := net.SplitHostPort(r.RemoteAddr)
+	if err != nil {
+		return errRestricted
+	}
+	ip, err := netip.ParseAddr(host)
+	if err != nil {
+		return errRestricted
+	}
+	ip = ip.Unmap().WithZone("")
+	for _, p := range s.cfg.AllowWriteFrom {
+		if p.Contains(ip) {
+			return nil
+		}
+	}
+	return errRestricted
+}
+
+// serveOther answers paths that are no API endpoints.
+func (s *Server) serveOther(w http.ResponseWriter, r *http.Request, raw string) {
+	p := r.URL.Path
+	switch {
+	case !strings.HasSuffix(p, "/") && (s.prefixes[p+"/"] != nil || s.cfg.UIEnabled && p+"/" == s.cfg.UIPath):
+		redirect(w, r, raw+"/")
+	case p == "/" && s.cfg.UIEnabled:
+		http.Redirect(w, r, s.cfg.UIPath, http.StatusMovedPermanently)
+	case p == "/":
+		w.Header()["Content-Type"] = typeText
+		fmt.Fprint(w, "Sarn agent: the web console is off. Set ui_config.enabled = true in the agent's configuration to turn it on.\n")
+	case s.cfg.UIEnabled && s.cfg.UI != nil && strings.HasPrefix(p, s.cfg.UIPath):
+		s.cfg.UI.ServeHTTP(w, r)
+	case strings.Contains(p, "/v1/"):
+		notFound(w, "Invalid URL path: not a recognized HTTP API endpoint\n")
+	default:
+		notFound(w, "Invalid URL path: if attempting to use the HTTP API, ensure the path starts with '/v1/'\n")
+	}
+}
+
+func notFound(w http.ResponseWriter, text string) {
+	w.Header()["Content-Type"] = typeText
+	w.WriteHeader(http.StatusNotFound)
+	fmt.Fprint(w, text)
+}
+
+// redirect sends the client to another escaped path with the same query string. Anything but GET and HEAD is told to
+// repeat its method and body.
+func redirect(w http.ResponseWriter, r *http.Request, escaped string) {
+	code := http.StatusTemporaryRedirect
+	if r.Method == http.MethodGet || r.Method == http.MethodHead {
+		code = http.StatusMovedPermanently
+	}
+	if r.URL.RawQuery != "" {
+		escaped += "?" + r.URL.RawQuery
+	}
+	http.Redirect(w, r, escaped, code)
+}
+
+// cleanPath returns the canonical form of an escaped path: no empty, "." or ".." elements. It keeps a trailing slash.
+func cleanPath(p string) (clean string, changed bool) {
+	if p != "" && p[0] == '/' && !strings.Contains(p, "//") && !strings.Contains(p, "/.") {
+		return p, false
+	}
+	if p == "" || p[0] != '/' {
+		p = "/" + p
+		changed = true
+	}
+	clean = path.Clean(p)
+	if p[len(p)-1] == '/' && clean != "/" {
+		clean += "/"
+	}
+	return clean, changed || clean != p
+}
+
+// printable reports whether a decoded path has no control characters.
+func printable(p string) bool {
+	for i := range len(p) {
+		c := p[i]
+		if c >= utf8.RuneSelf {
+			return strings.IndexFunc(p[i:], func(r rune) bool { return !unicode.IsPrint(r) }) < 0
+		}
+		if c < 0x20 || c == 0x7f {
+			return false
+		}
+	}
+	return true
+}
+
+// argument returns what follows the prefix of the request's route, decoded.
+func argument(w http.ResponseWriter, r *http.Request) string {
+	return r.URL.Path[len(w.(*response).route.prefix):]
+}
