@@ -1,0 +1,55 @@
+// Package trust holds what the servers replicate about the mesh's certificate authority: its roots, its configuration
+// and the provider's state. How certificates are made and checked is in connect/ca.
+//
+// The package is pure: types only.
+package trust
+
+import (
+	"time"
+
+	"github.com/sarnmesh/sarn/catalog"
+)
+
+// A Root is a root certificate that leaves are verified with. Exactly one is active: it, or an intermediate of it,
+// signs. Roots read from a store are shared.
+type Root struct {
+	ID                  string // SHA-1 of the certificate in colon-hex
+	Name                string
+	SerialNumber        uint64
+	SigningKeyID        string // key that signs leaves, in colon-hex
+	ExternalTrustDomain string // cluster ID, a UUID
+	NotBefore           time.Time
+	NotAfter            time.Time
+	RootCert            string   // PEM
+	IntermediateCerts   []string // PEM, sent along with leaves; null when there are none
+	Active              bool
+	PrivateKeyType      string
+	PrivateKeyBits      int
+	// RotatedOutAt is when it was replaced, zero while active. PruneAfter is when nothing it signed can be in use.
+	RotatedOutAt time.Time `json:"-" cbor:"RotatedOutAt,omitempty"`
+	PruneAfter   time.Time `json:"-" cbor:"PruneAfter,omitempty"`
+	catalog.Indexes
+}
+
+// Configuration is the operator's choice of provider and its settings (spec/connect.md section 2.2).
+type Configuration struct {
+	ClusterID string `json:"-" cbor:"ClusterID,omitempty"` // made once
+	Provider  string
+	// Config is kept and shown as given, except that private keys are moved to ProviderState.
+	Config                   map[string]any
+	State                    map[string]string // of the provider, read-only for clients; usually nil
+	ForceWithoutCrossSigning bool
+	catalog.Indexes
+}
+
+// ProviderState is what a provider keeps in the replicated state. It holds the signing key: it leaves the servers'
+// log and snapshots in no answer whatsoever.
+type ProviderState struct {
+	ID           string // that of the root it belongs to
+	PrivateKey   string // PEM
+	RootCert     string // PEM
+	Intermediate string `json:",omitempty"` // PEM, empty where the root signs directly
+	// Given tells that the operator supplied the key.
+	Given bool `json:",omitempty"`
+	catalog.Indexes
+}
