@@ -133,3 +133,20 @@ type CoordinateUpdate struct {
 	read.Target
 	Updates []*NodeCoordinate
 }
+
+// AddressCall finds who has an IP address.
+var AddressCall = rpc.Read[AddressRequest, AddressReply]("Catalog.Address")
+
+// An AddressRequest asks who has an IP address: for reverse DNS.
+type AddressRequest struct {
+	read.Options
+	Address string // in its canonical form
+}
+
+// AddressReply has the first node with that address, else the name of the first service whose instance has it as its
+// own address, else neither.
+type AddressReply struct {
+	read.Meta
+	Node    *Node
+	Service string
+}

@@ -1,0 +1,376 @@
+// Package dns answers DNS questions about the catalog: nodes, services, mesh-capable instances, gateways and addresses
+// under one or two domains, reverse names, and everything else through recursors. The rules are in spec/dns.md.
+package dns
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/miekg/dns"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/sarnmesh/sarn/catalog"
+	"github.com/sarnmesh/sarn/catalog/read"
+)
+
+// A Source answers what the server needs to know of the catalog.
+type Source interface {
+	Instances(ctx context.Context, req *catalog.InstancesRequest) (*catalog.InstancesReply, error)
+	Node(ctx context.Context, req *catalog.NodeServicesRequest) (*catalog.NodeServicesReply, error)
+	// Address finds who has an IP address: a node, else a service. Both may be absent.
+	Address(ctx context.Context, req *catalog.AddressRequest) (*catalog.AddressReply, error)
+	// Virtual returns the virtual IP of a service; peer is empty for local ones. The zero address means none.
+	Virtual(ctx context.Context, target read.Target, service, peer string) (netip.Addr, error)
+}
+
+// Settings are what may change while the server runs. Zero values are the strictest; Defaults gives the usual ones.
+type Settings struct {
+	AllowStale         bool
+	MaxStale           time.Duration // 0 means any age
+	NodeTTL            time.Duration
+	ServiceTTL         map[string]time.Duration // by name, or by prefix when the key ends in '*'
+	OnlyPassing        bool                     // leave out instances with a warning too
+	UDPAnswerLimit     int                      // of answers without a larger EDNS0 size; 0 leaves only the size
+	ARecordLimit       int                      // of address records in a service answer; 0 means all
+	EnableTruncate     bool                     // set TC when answers were cut
+	DisableCompression bool
+	NodeMetaTXT        bool // node meta in the additional section
+	SOARefresh         uint32
+	SOARetry           uint32
+	SOAExpire          uint32
+	SOAMinTTL          uint32
+	Recursors          []string // host:port
+	RandomRecursor     bool     // ask them in a random order
+	RecursorTimeout    time.Duration
+	TranslateWAN       bool
+}
+
+// Defaults returns the settings of an agent that configures none.
+func Defaults() Settings {
+	return Settings{
+		AllowStale: true, MaxStale: 87600 * time.Hour, UDPAnswerLimit: 3, NodeMetaTXT: true,
+		SOARefresh: 3600, SOARetry: 600, SOAExpire: 86400, RecursorTimeout: 2 * time.Second,
+	}
+}
+
+// Config makes a Server.
+type Config struct {
+	Domain     string // default "consul."
+	AltDomain  string // empty for none
+	Datacenter string
+	Source     Source
+	// Token returns the secret questions are asked with; nil means the anonymous token.
+	Token func() string
+	// Exchange asks a recursor over "udp" or "tcp"; nil uses the network.
+	Exchange func(ctx context.Context, network, addr string, m *dns.Msg) (*dns.Msg, error)
+	Logger   hclog.Logger // nil discards
+	Settings Settings
+}
+
+// A Server answers questions. It is safe for concurrent use.
+type Server struct {
+	cfg      Config
+	zones    []string // lower case, ending in a dot
+	settings atomic.Pointer[Settings]
+	log      hclog.Logger
+}
+
+// New returns a server. Nothing happens until Run or Answer.
+func New(cfg Config) *Server {
+	if cfg.Domain == "" {
+		cfg.Domain = "consul."
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = hclog.NewNullLogger()
+	}
+	if cfg.Exchange == nil {
+		cfg.Exchange = exchange
+	}
+	s := &Server{cfg: cfg, log: cfg.Logger, zones: []string{strings.ToLower(dns.Fqdn(cfg.Domain))}}
+	if cfg.AltDomain != "" {
+		s.zones = append(s.zones, strings.ToLower(dns.Fqdn(cfg.AltDomain)))
+	}
+	s.Update(cfg.Settings)
+	return s
+}
+
+// Update replaces the settings; questions being answered keep the old ones.
+func (s *Server) Update(settings Settings) { s.settings.Store(&settings) }
+
+func exchange(ctx context.Context, network, addr string, m *dns.Msg) (*dns.Msg, error) {
+	c := &dns.Client{Net: network, UDPSize: dns.MaxMsgSize}
+	if deadline, ok := ctx.Deadline(); ok {
+		c.Timeout = time.Until(deadline)
+	}
+	resp, _, err := c.ExchangeContext(ctx, m, addr)
+	return resp, err
+}
+
+// How long a TCP client may take to send its next question, and how many it may ask on one connection.
+const (
+	tcpIdle       = 8 * time.Second
+	tcpMaxQueries = 128
+)
+
+// Run serves questions from the listeners until ctx ends, then closes them and returns nil. Either may be empty.
+func (s *Server) Run(ctx context.Context, packets []net.PacketConn, streams []net.Listener) error {
+	var servers []*dns.Server
+	handler := dns.HandlerFunc(func(w dns.ResponseWriter, req *dns.Msg) { s.serve(ctx, w, req) })
+	for _, p := range packets {
+		servers = append(servers, &dns.Server{PacketConn: p, Handler: handler, UDPSize: dns.MaxMsgSize})
+	}
+	for _, l := range streams {
+		servers = append(servers, &dns.Server{
+			Listener: l, Handler: handler, MaxTCPQueries: tcpMaxQueries, ReadTimeout: tcpIdle,
+			IdleTimeout: func() time.Duration { return tcpIdle },
+		})
+	}
+	group, inner := errgroup.WithContext(ctx)
+	for _, srv := range servers {
+		started := make(chan struct{})
+		srv.NotifyStartedFunc = func() { close(started) }
+		done := make(chan struct{})
+		group.Go(func() error {
+			defer close(done)
+			if err := srv.ActivateAndServe(); err != nil && inner.Err() == nil {
+				return err
+			}
+			return nil
+		})
+		group.Go(func() error {
+			<-inner.Done()
+			select {
+			case <-started:
+				srv.Shutdown()
+			case <-done:
+			}
+			return nil
+		})
+	}
+	return group.Wait()
+}
+
+func (s *Server) serve(ctx context.Context, w dns.ResponseWriter, req *dns.Msg) {
+	began := time.Now()
+	tcp := w.RemoteAddr().Network() == "tcp"
+	resp := s.Answer(ctx, req, tcp)
+	if resp == nil {
+		return
+	}
+	if err := w.WriteMsg(resp); err != nil {
+		s.log.Debug("answer not sent", "client", w.RemoteAddr(), "error", err)
+		return
+	}
+	if s.log.IsDebug() && len(req.Question) == 1 {
+		q := req.Question[0]
+		s.log.Debug("question answered", "name", q.Name, "type", dns.Type(q.Qtype), "class", dns.Class(q.Qclass), "latency", time.Since(began), "client", w.RemoteAddr())
+	}
+}
+
+// Answer returns the answer to req, fit for the transport it came over. It returns nil for what deserves none: a
+// message that is itself an answer.
+func (s *Server) Answer(ctx context.Context, req *dns.Msg, tcp bool) *dns.Msg {
+	if req.Response {
+		return nil
+	}
+	st := s.settings.Load()
+	resp := new(dns.Msg)
+	if req.Opcode != dns.OpcodeQuery || len(req.Question) != 1 {
+		resp.SetRcode(req, dns.RcodeNotImplemented)
+		if req.Opcode == dns.OpcodeQuery {
+			resp.Rcode = dns.RcodeFormatError
+		}
+		return resp
+	}
+	resp.SetReply(req)
+	resp.RecursionAvailable = len(st.Recursors) > 0
+	q := req.Question[0]
+	zone, ours := s.zone(q.Name)
+	switch {
+	case ours:
+		resp.Authoritative = true
+		l := &lookup{Server: s, st: st, ctx: ctx, question: q, zone: zone, resp: resp}
+		l.zoneQuestion()
+	case isReverse(q.Name):
+		resp.Authoritative = true
+		l := &lookup{Server: s, st: st, ctx: ctx, question: q, zone: s.zones[0], resp: resp}
+		if !l.reverse() && len(st.Recursors) > 0 {
+			return s.recurse(ctx, st, req, tcp)
+		}
+	case len(st.Recursors) > 0:
+		return s.recurse(ctx, st, req, tcp)
+	default:
+		resp.Rcode = dns.RcodeRefused
+		return resp
+	}
+	s.fit(st, req, resp, tcp)
+	return resp
+}
+
+// zone returns the end of name that is one of the server's zones, in name's own case.
+func (s *Server) zone(name string) (string, bool) {
+	for _, zone := range s.zones {
+		at := len(name) - len(zone)
+		if at >= 0 && strings.EqualFold(name[at:], zone) && (at == 0 || name[at-1] == '.') {
+			return name[at:], true
+		}
+	}
+	return "", false
+}
+
+// recurse passes a question on, unchanged, to the recursors one after another.
+func (s *Server) recurse(ctx context.Context, st *Settings, req *dns.Msg, tcp bool) *dns.Msg {
+	network := "udp"
+	if tcp {
+		network = "tcp"
+	}
+	resp, err := s.ask(ctx, st, network, req)
+	if err != nil {
+		s.log.Warn("no recursor answered", "name", req.Question[0].Name, "error", err)
+		resp = new(dns.Msg)
+		resp.SetRcode(req, dns.RcodeServerFailure)
+		resp.RecursionAvailable = true
+		return resp
+	}
+	resp.Compress = !st.DisableCompression
+	return resp
+}
+
+// ask returns the first NOERROR or NXDOMAIN answer of a recursor.
+func (s *Server) ask(ctx context.Context, st *Settings, network string, req *dns.Msg) (*dns.Msg, error) {
+	order := st.Recursors
+	if st.RandomRecursor {
+		order = append([]string(nil), order...)
+		rand.Shuffle(len(order), func(i, j int) { order[i], order[j] = order[j], order[i] })
+	}
+	var errs []error
+	for _, addr := range order {
+		one, cancel := context.WithTimeout(ctx, st.RecursorTimeout)
+		resp, err := s.cfg.Exchange(one, network, addr, req)
+		cancel()
+		switch {
+		case err != nil:
+			errs = append(errs, err)
+		case resp.Rcode == dns.RcodeSuccess || resp.Rcode == dns.RcodeNameError:
+			return resp, nil
+		default:
+			errs = append(errs, errors.New(addr+" answered "+dns.RcodeToString[resp.Rcode]))
+		}
+	}
+	return nil, errors.Join(errs...)
+}
+
+// Bounds of answers: spec/dns.md section 8.
+const (
+	maxUDPLimit   = 8
+	maxTCPAnswers = 4096
+	maxTCPSRV     = 1024
+	maxEDNSSize   = 65467
+	maxTCPSize    = 65535
+)
+
+// fit cuts the answer to what the client can take and adds the OPT record.
+func (s *Server) fit(st *Settings, req, resp *dns.Msg, tcp bool) {
+	resp.Compress = !st.DisableCompression
+	opt := req.IsEdns0()
+	size := dns.MinMsgSize
+	if opt != nil {
+		size = min(max(int(opt.UDPSize()), dns.MinMsgSize), maxEDNSSize)
+		reply := &dns.OPT{Hdr: dns.RR_Header{Name: ".", Rrtype: dns.TypeOPT}}
+		reply.SetUDPSize(opt.UDPSize())
+		for _, o := range opt.Option {
+			if subnet, ok := o.(*dns.EDNS0_SUBNET); ok {
+				echo := *subnet
+				echo.SourceScope = 0
+				reply.Option = append(reply.Option, &echo)
+			}
+		}
+		resp.Extra = append(resp.Extra, reply)
+	}
+	before := len(resp.Answer)
+	limit := maxTCPAnswers
+	switch {
+	case tcp:
+		size = maxTCPSize
+		if before > 0 && resp.Answer[0].Header().Rrtype == dns.TypeSRV {
+			limit = maxTCPSRV
+		}
+	case size == dns.MinMsgSize && st.UDPAnswerLimit > 0:
+		limit = min(st.UDPAnswerLimit, maxUDPLimit)
+	}
+	if before > limit {
+		resp.Answer = resp.Answer[:limit]
+		prune(resp)
+	}
+	if before <= 1 && len(resp.Extra) <= 1 {
+		return // cannot be too long to matter, and there is nothing to cut
+	}
+	// Without EDNS0 the answer must fit uncompressed, as resolvers of that age expect.
+	length := func() int {
+		if size == dns.MinMsgSize {
+			compress := resp.Compress
+			resp.Compress = false
+			defer func() { resp.Compress = compress }()
+		}
+		return resp.Len()
+	}
+	if length() > size {
+		resp.Ns = nil
+	}
+	for len(resp.Answer) > 1 && length() > size {
+		// Drop a share of the answers at a time: near the bound one by one.
+		n := len(resp.Answer)
+		resp.Answer = resp.Answer[:min(n-1, max(1, n*size/length()))]
+		prune(resp)
+	}
+	if length() > size {
+		var kept []dns.RR
+		for _, rr := range resp.Extra {
+			if rr.Header().Rrtype == dns.TypeOPT {
+				kept = append(kept, rr)
+			}
+		}
+		resp.Extra = kept
+	}
+	resp.Truncated = st.EnableTruncate && len(resp.Answer) < before
+}
+
+// prune keeps, of the additional section, what the remaining answers point to.
+func prune(resp *dns.Msg) {
+	wanted := map[string]bool{}
+	for _, rr := range resp.Answer {
+		switch rr := rr.(type) {
+		case *dns.SRV:
+			wanted[rr.Target] = true
+		case *dns.CNAME:
+			wanted[rr.Target] = true
+		}
+	}
+	kept := resp.Extra[:0:0]
+	for more := true; more; {
+		more = false
+		for _, rr := range resp.Extra {
+			if c, ok := rr.(*dns.CNAME); ok && wanted[c.Hdr.Name] && !wanted[c.Target] {
+				wanted[c.Target], more = true, true
+			}
+		}
+	}
+	for _, rr := range resp.Extra {
+		switch rr.Header().Rrtype {
+		case dns.TypeA, dns.TypeAAAA, dns.TypeCNAME:
+			if wanted[rr.Header().Name] {
+				kept = append(kept, rr)
+			}
+		case dns.TypeOPT:
+			kept = append(kept, rr)
+		}
+	}
+	resp.Extra = kept
+}

@@ -1,0 +1,173 @@
+package dns
+
+import (
+	"encoding/hex"
+	"net/netip"
+	"strings"
+
+	"github.com/miekg/dns"
+)
+
+// A kind is what a name in the zone asks about.
+type kind string
+
+const (
+	kindNone    kind = ""
+	kindService kind = "service"
+	kindConnect kind = "connect"
+	kindVirtual kind = "virtual"
+	kindIngress kind = "ingress"
+	kindNode    kind = "node"
+	kindQuery   kind = "query"
+	kindAddr    kind = "addr"
+)
+
+// A subject is a parsed name: spec/dns.md section 2.
+type subject struct {
+	kind  kind
+	parts []string // lower case, left of the kind
+	dc    string   // empty means the agent's
+	peer  string
+}
+
+// parseName parses a name with its zone removed, for a question of type qtype. It reports whether the form is valid.
+func parseName(name string, qtype uint16) (subject, bool) {
+	name = strings.ToLower(strings.TrimSuffix(name, "."))
+	if name == "" {
+		return subject{}, false
+	}
+	labels := strings.Split(name, ".")
+	for i := len(labels) - 1; i >= 0; i-- {
+		k, parts := kindNone, labels[:i]
+		switch label := kind(labels[i]); label {
+		case kindService, kindConnect, kindVirtual, kindIngress, kindNode, kindQuery, kindAddr:
+			k = label
+		default:
+			if qtype == dns.TypeSRV && strings.HasPrefix(labels[i], "_") {
+				k, parts = kindService, labels[:i+1]
+			}
+		}
+		if k == kindNone {
+			continue
+		}
+		s := subject{kind: k, parts: parts}
+		if len(parts) == 0 || !s.suffix(labels[i+1:]) {
+			return subject{}, false
+		}
+		return s, true
+	}
+	return subject{}, false
+}
+
+// suffix reads what stands right of the kind and reports whether it is valid.
+func (s *subject) suffix(labels []string) bool {
+	switch {
+	case s.kind == kindAddr || len(labels) == 0:
+		return true
+	case s.kind == kindQuery:
+		s.dc = labels[0]
+		return len(labels) == 1
+	case len(labels) == 1 && s.kind == kindVirtual:
+		s.peer = labels[0]
+		return true
+	case len(labels) == 1:
+		s.dc = labels[0]
+		return true
+	case len(labels) == 2 && labels[1] == "dc":
+		s.dc = labels[0]
+		return true
+	case len(labels) == 2 && labels[1] == "peer":
+		s.peer = labels[0]
+		return true
+	}
+	return false
+}
+
+// service returns the service name and the one tag of a service question; the tag is empty for none.
+func (s subject) service() (name, tag string) {
+	if n := len(s.parts); n == 2 && strings.HasPrefix(s.parts[0], "_") && strings.HasPrefix(s.parts[1], "_") {
+		if tag = s.parts[1][1:]; tag == "tcp" {
+			tag = ""
+		}
+		return s.parts[0][1:], tag
+	}
+	last := len(s.parts) - 1
+	return s.parts[last], strings.Join(s.parts[:last], ".")
+}
+
+// encodeAddr writes an address as the label that decodeAddr reads.
+func encodeAddr(ip netip.Addr) string { return hex.EncodeToString(ip.AsSlice()) }
+
+func decodeAddr(label string) (netip.Addr, bool) {
+	raw, err := hex.DecodeString(label)
+	if err != nil || len(raw) != 4 && len(raw) != 16 {
+		return netip.Addr{}, false
+	}
+	return netip.AddrFromSlice(raw)
+}
+
+func isReverse(name string) bool {
+	n := strings.ToLower(name)
+	return strings.HasSuffix(n, ".arpa.") || n == "arpa."
+}
+
+// reverseAddr returns the address a name under in-addr.arpa or ip6.arpa stands for.
+func reverseAddr(name string) (netip.Addr, bool) {
+	name = strings.ToLower(name)
+	if rest, ok := strings.CutSuffix(name, ".in-addr.arpa."); ok {
+		labels := strings.Split(rest, ".")
+		if len(labels) != 4 {
+			return netip.Addr{}, false
+		}
+		ip, err := netip.ParseAddr(labels[3] + "." + labels[2] + "." + labels[1] + "." + labels[0])
+		return ip, err == nil
+	}
+	rest, ok := strings.CutSuffix(name, ".ip6.arpa.")
+	if !ok || len(rest) != 63 {
+		return netip.Addr{}, false
+	}
+	var digits [32]byte
+	for i := range digits {
+		if i > 0 && rest[62-2*i+1] != '.' {
+			return netip.Addr{}, false
+		}
+		digits[i] = rest[62-2*i]
+	}
+	return decodeAddr(string(digits[:]))
+}
+
+// txtForm is how a pair of node meta stands in a TXT record: RFC 1464, except that keys beginning rfc1035- give the
+// value alone.
+func txtForm(key, value string) string {
+	if len(key) >= 8 && strings.EqualFold(key[:8], "rfc1035-") {
+		return value
+	}
+	var b strings.Builder
+	lead := len(key) - len(strings.TrimLeft(key, " "))
+	trail := len(strings.TrimRight(key, " "))
+	for i := range len(key) {
+		switch c := key[i]; {
+		case c == '`' || c == '=', c == ' ' && (i < lead || i >= trail):
+			b.WriteByte('`')
+			b.WriteByte(c)
+		default:
+			b.WriteByte(c)
+		}
+	}
+	b.WriteByte('=')
+	b.WriteString(strings.ReplaceAll(value, "`", "``"))
+	return b.String()
+}
+
+// label reports whether s can stand as one label of a host name.
+func label(s string) bool {
+	if s == "" || len(s) > 63 {
+		return false
+	}
+	for _, c := range []byte(s) {
+		if (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && c != '-' {
+			return false
+		}
+	}
+	return true
+}
