@@ -226,7 +226,9 @@ func TestLostServersLeaveTheAnswerWithGrowingAge(t *testing.T) {
 		mustGet(t, c, &request{})
 		s.set(5, "a", wireerr.ErrNoServers)
 		synctest.Wait()
+		s.mu.Lock()
 		s.times = nil
+		s.mu.Unlock()
 		time.Sleep(90 * time.Second)
 		if v, info := mustGet(t, c, &request{}); v != "a" || !info.Hit || info.Age != 90*time.Second {
 			t.Errorf("Get 90s after the loss = %q, %+v; want a hit of age 90s", v, info)
