@@ -21,6 +21,12 @@ import (
 func subjects() []subject {
 	return []subject{
 		stored(1, indexes),
+		stored(40, entries),
+		stored(41, virtualIPs),
+		stored(42, virtualSlots),
+		stored(43, caRoots),
+		stored(44, caConfigs),
+		stored(45, caProviders),
 	}
 }
 

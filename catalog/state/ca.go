@@ -1,0 +1,90 @@
+package state
+
+import (
+	"slices"
+
+	"github.com/sarnmesh/sarn/catalog"
+	"github.com/sarnmesh/sarn/catalog/trust"
+	"github.com/sarnmesh/sarn/internal/mvcc"
+)
+
+var caRoots = mvcc.NewTable("ca-root", func(buf []byte, r *trust.Root) ([]byte, bool) { return mvcc.String(buf, r.ID), true })
+
+// caConfigs holds one object.
+var caConfigs = mvcc.NewTable("ca-config", func(buf []byte, _ *trust.Configuration) ([]byte, bool) {
+	return mvcc.String(buf, "ca"), true
+})
+
+var caProviders = mvcc.NewTable("ca-provider", func(buf []byte, p *trust.ProviderState) ([]byte, bool) {
+	return mvcc.String(buf, p.ID), true
+})
+
+// CARoots returns the root certificates in the order of their IDs, with the index of the last change of one.
+func (v *View) CARoots() (uint64, []*trust.Root) {
+	return v.marked(caRoots.Name()), slices.Collect(caRoots.All(v.tx, "id"))
+}
+
+// CAConfig returns the configuration of the authority, nil before it was first set, with its index.
+func (v *View) CAConfig() (uint64, *trust.Configuration) {
+	c, ok := caConfigs.First(v.tx, "id", mvcc.String(nil, "ca"))
+	if !ok {
+		return 0, nil
+	}
+	return c.ModifyIndex, c
+}
+
+// CAProvider returns what the provider keeps for a root, nil when it keeps nothing.
+func (v *View) CAProvider(rootID string) *trust.ProviderState {
+	p, _ := caProviders.First(v.tx, "id", mvcc.String(nil, rootID))
+	return p
+}
+
+// SetCARoots replaces the set of roots. Provider state of roots that are no longer there goes with them. A root that is
+// as it was keeps its indexes.
+func (t *Tx) SetCARoots(roots []*trust.Root) {
+	_, old := t.CARoots()
+	kept := map[string]bool{}
+	for _, r := range roots {
+		kept[r.ID] = true
+		r.CreateIndex, r.ModifyIndex = t.Index, t.Index
+		if i := slices.IndexFunc(old, func(o *trust.Root) bool { return o.ID == r.ID }); i >= 0 {
+			r.CreateIndex = old[i].CreateIndex
+			if sameRoot(old[i], r) {
+				continue
+			}
+		}
+		caRoots.Insert(t.tx, r)
+		t.mark(caRoots.Name())
+	}
+	for _, o := range old {
+		if !kept[o.ID] {
+			caRoots.Delete(t.tx, o)
+			caProviders.Delete(t.tx, &trust.ProviderState{ID: o.ID})
+			t.mark(caRoots.Name())
+		}
+	}
+}
+
+// sameRoot compares what can change about a certificate.
+func sameRoot(a, b *trust.Root) bool {
+	return a.Active == b.Active && a.Name == b.Name && a.RotatedOutAt.Equal(b.RotatedOutAt) &&
+		a.PruneAfter.Equal(b.PruneAfter) && a.RootCert == b.RootCert && slices.Equal(a.IntermediateCerts, b.IntermediateCerts)
+}
+
+// SetCAConfig replaces the configuration. The cluster ID, once set, stays.
+func (t *Tx) SetCAConfig(c *trust.Configuration) {
+	c.Indexes = catalog.Indexes{CreateIndex: t.Index, ModifyIndex: t.Index}
+	if _, old := t.CAConfig(); old != nil {
+		c.CreateIndex, c.ClusterID = old.CreateIndex, old.ClusterID
+	}
+	caConfigs.Insert(t.tx, c)
+}
+
+// SetCAProvider stores what the provider keeps for a root.
+func (t *Tx) SetCAProvider(p *trust.ProviderState) {
+	p.Indexes = catalog.Indexes{CreateIndex: t.Index, ModifyIndex: t.Index}
+	if old := t.CAProvider(p.ID); old != nil {
+		p.CreateIndex = old.CreateIndex
+	}
+	caProviders.Insert(t.tx, p)
+}
