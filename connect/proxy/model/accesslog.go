@@ -1,0 +1,63 @@
+package model
+
+// An AccessLog writes a line for each connection or request that its filter lets through.
+type AccessLog struct {
+	Name string
+	Sink Sink
+	Path string // of a file sink
+
+	Text string // format of a text log; used if JSON is nil
+	JSON any    // map[string]any, []any, string, float64, bool or nil, with format strings at the leaves
+
+	OmitEmpty bool
+	Filter    *LogFilter // nil logs everything
+}
+
+// A Sink is where log lines go.
+type Sink uint8
+
+// The sinks.
+const (
+	SinkStdout Sink = iota + 1
+	SinkStderr
+	SinkFile
+)
+
+// A LogFilter selects what is logged. Exactly one field is set.
+type LogFilter struct {
+	Flags    *[]string // any of these response flags; an empty list means any flag at all
+	Duration *Comparison
+	And, Or  []*LogFilter
+}
+
+// A Comparison compares a number with a fixed one.
+type Comparison struct {
+	Op    CompareOp
+	Value uint64
+}
+
+// A CompareOp is a comparison operator.
+type CompareOp uint8
+
+// The operators.
+const (
+	CompareEqual CompareOp = iota
+	CompareAtLeast
+	CompareAtMost
+	CompareNotEqual
+)
+
+// Holds reports whether v compares as asked.
+func (c Comparison) Holds(v uint64) bool {
+	switch c.Op {
+	case CompareEqual:
+		return v == c.Value
+	case CompareAtLeast:
+		return v >= c.Value
+	case CompareAtMost:
+		return v <= c.Value
+	case CompareNotEqual:
+		return v != c.Value
+	}
+	return false
+}

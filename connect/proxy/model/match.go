@@ -1,0 +1,98 @@
+package model
+
+import (
+	"errors"
+	"fmt"
+	"regexp"
+	"strings"
+)
+
+// A StringMatch tells whether a string fits a pattern. Make one with
+// NewStringMatch; the zero StringMatch matches nothing.
+type StringMatch struct {
+	kind       StringMatchKind
+	pattern    string
+	ignoreCase bool
+	re         *regexp.Regexp
+}
+
+// A StringMatchKind is a way to compare.
+type StringMatchKind uint8
+
+// The kinds of comparison.
+const (
+	MatchNothing StringMatchKind = iota
+	MatchExact
+	MatchPrefix
+	MatchSuffix
+	MatchContains
+	MatchRegex // the whole string must match
+)
+
+// maxRegexLen bounds a pattern; the programs of longer ones cost more memory
+// than any rule is worth.
+const maxRegexLen = 64 << 10
+
+// NewStringMatch returns a matcher. Case can be ignored for all kinds but a
+// regular expression. An empty pattern is only good for an exact match.
+func NewStringMatch(kind StringMatchKind, pattern string, ignoreCase bool) (StringMatch, error) {
+	m := StringMatch{kind: kind, pattern: pattern, ignoreCase: ignoreCase}
+	switch kind {
+	case MatchExact:
+	case MatchPrefix, MatchSuffix, MatchContains:
+		if pattern == "" {
+			return StringMatch{}, errors.New("empty pattern")
+		}
+	case MatchRegex:
+		if ignoreCase {
+			return StringMatch{}, errors.New("ignore_case has no meaning for a regular expression")
+		}
+		if len(pattern) > maxRegexLen {
+			return StringMatch{}, fmt.Errorf("regular expression of %d bytes; at most %d are allowed", len(pattern), maxRegexLen)
+		}
+		// Compiled alone first: wrapping could make a broken pattern valid.
+		if _, err := regexp.Compile(pattern); err != nil {
+			return StringMatch{}, err
+		}
+		re, err := regexp.Compile(`\A(?:` + pattern + `)\z`)
+		if err != nil {
+			return StringMatch{}, err
+		}
+		m.re = re
+	default:
+		return StringMatch{}, errors.New("no match pattern")
+	}
+	if ignoreCase {
+		m.pattern = strings.ToLower(pattern)
+	}
+	return m, nil
+}
+
+// Match reports whether s fits. Bytes are compared as they are: nothing is
+// normalized, and a NUL is a byte like any other.
+func (m StringMatch) Match(s string) bool {
+	if m.ignoreCase {
+		s = strings.ToLower(s)
+	}
+	switch m.kind {
+	case MatchExact:
+		return s == m.pattern
+	case MatchPrefix:
+		return strings.HasPrefix(s, m.pattern)
+	case MatchSuffix:
+		return strings.HasSuffix(s, m.pattern)
+	case MatchContains:
+		return strings.Contains(s, m.pattern)
+	case MatchRegex:
+		return m.re.MatchString(s)
+	}
+	return false
+}
+
+// Kind returns the way of comparison and the pattern, lower-cased if case is ignored.
+func (m StringMatch) Kind() (StringMatchKind, string) { return m.kind, m.pattern }
+
+// Equal reports whether two matchers match the same strings for the same reason.
+func (m StringMatch) Equal(o StringMatch) bool {
+	return m.kind == o.kind && m.pattern == o.pattern && m.ignoreCase == o.ignoreCase
+}
