@@ -16,8 +16,10 @@ func (s *Server) decode(r *http.Request, v any, strict bool) error {
 	if err == nil || wireerr.Carried(err) != 0 {
 		return err
 	}
-	return wireerr.BadRequest("Request decode failed: %v", err)
+	return decodeFailed(err)
 }
+
+func decodeFailed(err error) error { return wireerr.BadRequest("Request decode failed: %v", err) }
 
 // decodeRaw is decode for endpoints with their own text: it returns the decoder's error as it is.
 func (s *Server) decodeRaw(r *http.Request, v any, strict bool) error {

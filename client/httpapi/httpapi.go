@@ -16,6 +16,7 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
+	"github.com/sarnmesh/sarn/client/cache"
 	"github.com/sarnmesh/sarn/internal/rpc"
 )
 
@@ -24,7 +25,7 @@ type Config struct {
 	// Caller performs the calls to the servers. Required.
 	Caller rpc.Caller
 	// Cache answers requests with ?cached. Nil means that ?cached is ignored, as with use_cache=false.
-	Cache Cache
+	Cache *cache.Cache
 	// Logger receives refused and odd requests. Never tokens. Default discards.
 	Logger hclog.Logger
 

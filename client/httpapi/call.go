@@ -1,0 +1,61 @@
+package httpapi
+
+import (
+	"net/http"
+
+	"github.com/sarnmesh/sarn/catalog/read"
+	"github.com/sarnmesh/sarn/client/cache"
+	"github.com/sarnmesh/sarn/internal/rpc"
+)
+
+type (
+	optioned interface{ ReadOptions() *read.Options }
+	metered  interface{ ReadMeta() *read.Meta }
+)
+
+// ask performs a read. When it was a stale one whose answer is older than the request allows, it is repeated in
+// default mode.
+func ask[Req, Resp any](s *Server, r *http.Request, m rpc.Method[Req, Resp], req *Req) (*Resp, error) {
+	resp, err := m.Call(r.Context(), s.caller, req)
+	if err != nil {
+		return nil, err
+	}
+	o := any(req).(optioned).ReadOptions()
+	if o.MaxStale > 0 && o.Mode == read.Stale && any(resp).(metered).ReadMeta().LastContact > o.MaxStale {
+		again := *req
+		o := any(&again).(optioned).ReadOptions()
+		o.Mode, o.MaxStale = read.Default, 0
+		return m.Call(r.Context(), s.caller, &again)
+	}
+	return resp, nil
+}
+
+// askCached is ask for endpoints that the agent's cache keeps fresh: it answers ?cached from there and says so.
+func askCached[Req, Resp any](s *Server, w http.ResponseWriter, r *http.Request, m rpc.Method[Req, Resp], req *Req) (*Resp, error) {
+	if !w.(*response).cache.wanted {
+		return ask(s, r, m, req)
+	}
+	resp, info, err := cache.Get(r.Context(), s.cfg.Cache, m, req)
+	if err != nil {
+		return nil, err
+	}
+	setCached(w, info.Hit, info.Age)
+	return resp, nil
+}
+
+// askKept is ask for calls that cannot block: the cache keeps the answer until the request's Cache-Control asks for
+// a newer one.
+func askKept[Req, Resp any](s *Server, w http.ResponseWriter, r *http.Request, m rpc.Method[Req, Resp], req *Req) (*Resp, error) {
+	c := &w.(*response).cache
+	if !c.wanted {
+		return m.Call(r.Context(), s.caller, req)
+	}
+	resp, info, err := cache.Keep(r.Context(), s.cfg.Cache, m, req, cache.Control{
+		MaxAge: c.maxAge, MustRevalidate: c.revalidate, StaleIfError: c.staleIfError,
+	})
+	if err != nil {
+		return nil, err
+	}
+	setCached(w, info.Hit, info.Age)
+	return resp, nil
+}
