@@ -34,8 +34,10 @@ type Root struct {
 // Configuration is the operator's choice of provider and its settings (spec/connect.md section 2.2).
 type Configuration struct {
 	ClusterID string `json:"-" cbor:"ClusterID,omitempty"` // made once
+	// FromAgent is the ca_config block of a server's own configuration that was applied last.
+	FromAgent map[string]any `json:"-" cbor:"FromAgent,omitempty"`
 	Provider  string
-	// Config is kept and shown as given, except that private keys are moved to ProviderState.
+	// Config is kept as given, except that the private key of the built-in provider is moved to ProviderState.
 	Config                   map[string]any
 	State                    map[string]string // of the provider, read-only for clients; usually nil
 	ForceWithoutCrossSigning bool

@@ -1,0 +1,170 @@
+package connectrpc
+
+import (
+	"context"
+	"errors"
+	"io"
+	"maps"
+	"strings"
+	"time"
+
+	"github.com/sarnmesh/sarn/acl"
+	"github.com/sarnmesh/sarn/catalog/state"
+	"github.com/sarnmesh/sarn/catalog/trust"
+	"github.com/sarnmesh/sarn/connect"
+	"github.com/sarnmesh/sarn/connect/ca"
+	"github.com/sarnmesh/sarn/internal/wireerr"
+	"github.com/sarnmesh/sarn/server/fsm"
+	"github.com/sarnmesh/sarn/server/transport"
+)
+
+// Register adds the handlers and appliers of the authority.
+func (a *Authority) Register(r *transport.Registry, f *fsm.Appliers) {
+	fsm.Handle(f, fsm.CARoots, applySet)
+	fsm.Handle(f, fsm.CAConfig, applySet)
+	transport.HandleRead(r, ca.RootsCall, a.roots)
+	transport.HandleRead(r, ca.ConfigCall, a.config)
+	transport.Handle(r, ca.SetConfigCall, a.setConfig)
+	transport.Handle(r, ca.SignCall, a.sign)
+}
+
+func (a *Authority) roots(_ *transport.Call, v *state.View, _ *ca.RootsRequest) (*ca.RootsReply, error) {
+	if a.cfg.Disabled {
+		return nil, wireerr.ErrConnectDisabled
+	}
+	reply := &ca.RootsReply{Roots: []*trust.Root{}}
+	index, roots := v.CARoots()
+	reply.Index = index
+	for _, r := range roots {
+		reply.Roots = append(reply.Roots, r)
+		if r.Active {
+			reply.ActiveRootID = r.ID
+		}
+	}
+	if _, config := v.CAConfig(); config != nil {
+		reply.TrustDomain = connect.TrustDomain(config.ClusterID)
+	}
+	return reply, nil
+}
+
+func (a *Authority) config(c *transport.Call, v *state.View, _ *ca.ConfigRequest) (*ca.ConfigReply, error) {
+	if a.cfg.Disabled {
+		return nil, wireerr.ErrConnectDisabled
+	}
+	// Reading needs write: it tells how the mesh's identities are made.
+	if err := c.Authorizer.Require(acl.Operator, acl.Write, ""); err != nil {
+		return nil, err
+	}
+	index, config := v.CAConfig()
+	if config == nil {
+		return nil, errNotReady
+	}
+	shown := *config
+	shown.ClusterID, shown.FromAgent = "", nil
+	shown.Config = ca.Redact(config.Config)
+	reply := &ca.ConfigReply{Config: &shown}
+	reply.Index = index
+	return reply, nil
+}
+
+func (a *Authority) setConfig(ctx context.Context, c *transport.Call, req *ca.SetConfigRequest) (*struct{}, error) {
+	if a.cfg.Disabled {
+		return nil, wireerr.ErrConnectDisabled
+	}
+	if err := c.Authorizer.Require(acl.Operator, acl.Write, ""); err != nil {
+		return nil, err
+	}
+	a.changing.Lock()
+	defer a.changing.Unlock()
+	view := c.Store.View()
+	_, config := view.CAConfig()
+	if config == nil {
+		return nil, errNotReady
+	}
+	if req.Config.State != nil && !maps.Equal(req.Config.State, config.State) {
+		return nil, wireerr.BadRequest("Provider State is read-only. It must be omitted or identical to the current value")
+	}
+	next := &trust.Configuration{
+		Provider: req.Config.Provider, Config: maps.Clone(req.Config.Config), State: config.State,
+		ForceWithoutCrossSigning: req.Config.ForceWithoutCrossSigning,
+	}
+	return &struct{}{}, a.change(ctx, view, c.Apply, next, false)
+}
+
+// withoutKey removes the built-in provider's key, which is kept apart.
+func withoutKey(config map[string]any) map[string]any {
+	out := make(map[string]any, len(config))
+	for k, v := range config {
+		if !strings.EqualFold(k, "PrivateKey") {
+			out[k] = v
+		}
+	}
+	return out
+}
+
+// errNotReady is answered before the first leader has made a root.
+var errNotReady = errors.New("CA is uninitialized and unable to sign certificates yet: no root certificate")
+
+// readyWait is how long a request to sign waits for the first root.
+const readyWait = 5 * time.Second
+
+func (a *Authority) sign(ctx context.Context, c *transport.Call, req *ca.SignRequest) (*ca.SignReply, error) {
+	if a.cfg.Disabled {
+		return nil, wireerr.ErrConnectDisabled
+	}
+	view, config, root, err := ready(ctx, c.Store)
+	if err != nil {
+		return nil, err
+	}
+	request, err := ca.ParseCSR(req.CSR, connect.TrustDomain(config.ClusterID), c.Datacenter)
+	if err != nil {
+		return nil, wireerr.BadRequest("%v", err)
+	}
+	if err := ca.Authorize(c.Authorizer, request.ID()); err != nil {
+		return nil, err
+	}
+	settings, err := ca.ParseSettings(config.Provider, config.Config)
+	if err != nil {
+		return nil, err
+	}
+	done, err := a.limit.acquire(ctx, settings.CSRMaxPerSecond, settings.CSRMaxConcurrent)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	provider, err := a.providerOf(view, root)
+	if err != nil {
+		return nil, err
+	}
+	serial := make([]byte, 16)
+	if _, err := io.ReadFull(a.cfg.Random, serial); err != nil {
+		return nil, err
+	}
+	serial[0] = serial[0]&0x7f | 0x40 // positive, and always of the same length
+	leaf, err := ca.SignLeaf(ctx, request, ca.LeafParams{
+		Provider: provider, Root: root, Serial: serial, Now: time.Now(), TTL: settings.LeafCertTTL,
+	})
+	if err != nil {
+		return nil, err
+	}
+	index, _ := view.CARoots()
+	leaf.CreateIndex, leaf.ModifyIndex = index, index
+	return &ca.SignReply{Leaf: *leaf}, nil
+}
+
+// ready returns the configuration and active root, waiting a little for those of a cluster that has only just started.
+func ready(ctx context.Context, store *state.Store) (*state.View, *trust.Configuration, *trust.Root, error) {
+	ctx, cancel := context.WithTimeout(ctx, readyWait)
+	defer cancel()
+	for {
+		view := store.WatchView()
+		_, config := view.CAConfig()
+		_, roots := view.CARoots()
+		if root := ca.ActiveRoot(roots); config != nil && root != nil {
+			return view, config, root, nil
+		}
+		if view.Wait(ctx) != nil {
+			return nil, nil, nil, errNotReady
+		}
+	}
+}

@@ -1,0 +1,41 @@
+package leader
+
+import (
+	"context"
+	"time"
+
+	"github.com/sarnmesh/sarn/catalog/state"
+	"github.com/sarnmesh/sarn/server/fsm"
+)
+
+// An Authority is the server's part in the mesh's certificate authority.
+type Authority interface {
+	// Initialize makes a root in a new cluster, and applies changed settings of this server in an old one.
+	Initialize(ctx context.Context, store *state.Store, apply func(ctx context.Context, k fsm.Kind, req any) (any, error)) error
+	// Maintain prunes old roots and replaces the present one before it expires.
+	Maintain(ctx context.Context, store *state.Store, apply func(ctx context.Context, k fsm.Kind, req any) (any, error)) error
+}
+
+// maintainCAEvery is how often roots are looked after.
+const maintainCAEvery = time.Hour
+
+// CA keeps the certificate authority going.
+func CA(a Authority) Duty {
+	return Duty{Name: "ca", Run: func(ctx context.Context, l *Leader) error {
+		if err := a.Initialize(ctx, l.Store, l.Apply); err != nil {
+			return err
+		}
+		tick := time.NewTicker(maintainCAEvery)
+		defer tick.Stop()
+		for {
+			if err := a.Maintain(ctx, l.Store, l.Apply); err != nil && ctx.Err() == nil {
+				l.Log.Warn("looking after the CA roots failed, will retry", "error", err)
+			}
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-tick.C:
+			}
+		}
+	}}
+}
