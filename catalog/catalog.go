@@ -30,8 +30,9 @@ const (
 
 // Names and IDs the servers own.
 const (
-	ServerServiceName = "consul"     // service under which every server is registered
-	SerfCheckID       = "serfHealth" // node check driven by gossip
+	ServerServiceName = "consul"         // service under which every server is registered
+	VirtualAddressTag = "consul-virtual" // tagged address of an instance's virtual IP
+	SerfCheckID       = "serfHealth"     // node check driven by gossip
 	SerfCheckName     = "Serf Health Status"
 	SerfAliveOutput   = "Agent alive and reachable"
 	SerfFailedOutput  = "Agent not live or unreachable"

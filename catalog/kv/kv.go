@@ -53,6 +53,12 @@ type Session struct {
 	catalog.Indexes
 }
 
+// A Delay tells that a key refuses new holders for a time, because the session of its last one ended.
+type Delay struct {
+	Key string
+	For time.Duration
+}
+
 // An Op is a change of one key or one subtree.
 type Op string
 

@@ -79,7 +79,7 @@ func (d *data) load(r io.Reader) (err error) {
 			byKind[s.kind] = s
 		}
 	}
-	t := &Tx{View{d.db.Load(), d.replaced}, 0}
+	t := &Tx{View: View{d.db.Load(), d.replaced}}
 	defer t.Abort()
 	// A record that decodes but breaks a rule of its table must not stop a server.
 	defer func() {
@@ -124,7 +124,7 @@ func (d *data) load(r io.Reader) (err error) {
 		if !ok {
 			return fmt.Errorf("state snapshot: records of kind %d are not known to this server", kind)
 		}
-		if err := s.load(t.tx, version, buf.Bytes()); err != nil {
+		if err := s.load(t, version, buf.Bytes()); err != nil {
 			return fmt.Errorf("state snapshot: %w", err)
 		}
 	}

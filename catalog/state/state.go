@@ -7,6 +7,7 @@ import (
 	"context"
 	"sync/atomic"
 
+	"github.com/sarnmesh/sarn/catalog/kv"
 	"github.com/sarnmesh/sarn/internal/mvcc"
 )
 
@@ -68,12 +69,15 @@ func (v *View) Replaced() bool {
 type Tx struct {
 	View
 	Index uint64 // of the Raft log entry
+
+	// delays are of the keys whose holders' sessions ended in this transaction, in the order in which they ended.
+	delays []kv.Delay
 }
 
 // Write opens the write transaction for the log entry with this index.
 func (s *Store) Write(index uint64) *Tx {
 	d := s.data.Load()
-	return &Tx{View{d.db.Write(), d.replaced}, index}
+	return &Tx{View: View{d.db.Write(), d.replaced}, Index: index}
 }
 
 // Commit makes the changes visible.
@@ -82,12 +86,17 @@ func (t *Tx) Commit() { t.tx.Commit() }
 // Abort gives up what was not committed.
 func (t *Tx) Abort() { t.tx.Abort() }
 
+// Delays returns the lock delays that the transaction's changes call for: those of keys that were held by a session
+// that ended. It is not part of the replicated state; the leader keeps it in memory (spec/state.md section 4.3).
+func (t *Tx) Delays() []kv.Delay { return t.delays }
+
 // Try runs f; when it returns an error, what f changed is undone and the error returned.
 func (t *Tx) Try(f func() error) error {
-	mark := t.tx.Savepoint()
+	mark, delays := t.tx.Savepoint(), len(t.delays)
 	err := f()
 	if err != nil {
 		t.tx.RollbackTo(mark)
+		t.delays = t.delays[:delays]
 	}
 	return err
 }
@@ -102,7 +111,13 @@ type indexMark struct {
 var indexes = mvcc.NewTable("index", func(buf []byte, m *indexMark) ([]byte, bool) { return mvcc.String(buf, m.Name), true })
 
 // mark raises the mark to the transaction's index.
-func (t *Tx) mark(name string) { indexes.Insert(t.tx, &indexMark{name, t.Index}) }
+func (t *Tx) mark(name string) {
+	// Commands that share a log entry raise the same marks; once is enough.
+	if m, ok := indexes.Peek(t.tx, "id", mvcc.String(nil, name)); ok && m.Value == t.Index {
+		return
+	}
+	indexes.Insert(t.tx, &indexMark{name, t.Index})
+}
 
 // unmark removes a mark.
 func (t *Tx) unmark(name string) { indexes.Delete(t.tx, &indexMark{Name: name}) }
@@ -111,6 +126,16 @@ func (t *Tx) unmark(name string) { indexes.Delete(t.tx, &indexMark{Name: name}) 
 func (v *View) marked(names ...string) (index uint64) {
 	for _, name := range names {
 		if m, ok := indexes.First(v.tx, "id", mvcc.String(nil, name)); ok {
+			index = max(index, m.Value)
+		}
+	}
+	return index
+}
+
+// peeked is marked without the wish to be woken.
+func (v *View) peeked(names ...string) (index uint64) {
+	for _, name := range names {
+		if m, ok := indexes.Peek(v.tx, "id", mvcc.String(nil, name)); ok {
 			index = max(index, m.Value)
 		}
 	}

@@ -13,7 +13,7 @@ import (
 //
 // and append a line here:
 //
-//	stored(9, entries),
+//	stored(20, entries),
 //
 // The number is the kind of the table's records in a snapshot. It is written to disk: never change or reuse one. The
 // objects of a stored table are encoded with rpc.Marshal, so their fields must be exported (or carry a cbor tag).
@@ -21,6 +21,15 @@ import (
 func subjects() []subject {
 	return []subject{
 		stored(1, indexes),
+		stored(2, nodes),
+		stored(3, checks),
+		storedInstances(4), // after nodes and checks
+		stored(5, keys),
+		stored(6, tombstones),
+		stored(7, sessions),
+		derived(bindings, fillBindings),
+		stored(8, coordinates),
+		stored(9, facts),
 		stored(40, entries),
 		stored(41, virtualIPs),
 		stored(42, virtualSlots),
@@ -44,7 +53,7 @@ type subject struct {
 	name   string
 	kind   uint64                                            // of its records; 0 for derived tables
 	dump   func(v *View, emit func(data []byte) error) error // nil for derived tables
-	load   func(tx *mvcc.Txn, version uint64, data []byte) error
+	load   func(t *Tx, version uint64, data []byte) error
 	fill   func(t *Tx) // only of derived tables
 }
 
@@ -64,7 +73,7 @@ func stored[T any](kind uint64, t *mvcc.Table[*T]) subject {
 			}
 			return nil
 		},
-		load: func(tx *mvcc.Txn, version uint64, data []byte) error {
+		load: func(tx *Tx, version uint64, data []byte) error {
 			if version != 1 {
 				return fmt.Errorf("record of table %s has version %d, not known to this server", t.Name(), version)
 			}
@@ -72,7 +81,7 @@ func stored[T any](kind uint64, t *mvcc.Table[*T]) subject {
 			if err := rpc.Unmarshal(data, obj); err != nil {
 				return fmt.Errorf("decode record of table %s: %w", t.Name(), err)
 			}
-			t.Insert(tx, obj)
+			t.Insert(tx.tx, obj)
 			return nil
 		},
 	}

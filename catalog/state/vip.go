@@ -127,7 +127,7 @@ func (t *Tx) needsVirtualIP(service, peer string) bool {
 }
 
 // hasMeshInstance reports whether a service has an instance in the mesh: a native one, or one with a proxy.
-func (v *View) hasMeshInstance(service, peer string) bool { return false }
+func (v *View) hasMeshInstance(service, peer string) bool { return peer == "" && v.MeshMember(service) }
 
 // An AddressOwner is a service that lost a manual virtual IP to another.
 type AddressOwner struct{ Service, Peer string }

@@ -155,6 +155,18 @@ func (t *Table[T]) First(tx *Txn, index string, key []byte) (obj T, ok bool) {
 	return raw.(T), true
 }
 
+// Peek is First without recording a watch.
+func (t *Table[T]) Peek(tx *Txn, index string, key []byte) (obj T, ok bool) {
+	raw, err := tx.txn.First(t.name, index, key)
+	if err != nil {
+		panic(err)
+	}
+	if raw == nil {
+		return obj, false
+	}
+	return raw.(T), true
+}
+
 // Longest returns the object whose key is the longest prefix of the given one. It records no watch.
 func (t *Table[T]) Longest(tx *Txn, index string, key []byte) (obj T, ok bool) {
 	raw, err := tx.txn.LongestPrefix(t.name, index+"_prefix", key)
@@ -190,6 +202,23 @@ func (t *Table[T]) iterate(tx *Txn, index string, key []byte) iter.Seq[T] {
 		panic(err)
 	}
 	tx.Watch(it.WatchCh())
+	return t.walk(tx, index, key)
+}
+
+// PeekGet is Get without recording a watch.
+func (t *Table[T]) PeekGet(tx *Txn, index string, key []byte) iter.Seq[T] {
+	return t.walk(tx, index, key)
+}
+
+// PeekPrefix is Prefix without recording a watch.
+func (t *Table[T]) PeekPrefix(tx *Txn, index string, prefix []byte) iter.Seq[T] {
+	if prefix == nil {
+		prefix = []byte{}
+	}
+	return t.walk(tx, index+"_prefix", prefix)
+}
+
+func (t *Table[T]) walk(tx *Txn, index string, key []byte) iter.Seq[T] {
 	return func(yield func(T) bool) {
 		it, err := tx.txn.Get(t.name, index, key)
 		if err != nil {
