@@ -18,14 +18,11 @@ import (
 
 // build decodes the merged tree, completes the settings and checks them.
 func (b *builder) build() {
-	s, w := &b.doc.Settings, &b.doc.Written
 	root.decode(b.tree, reflect.ValueOf(b.doc).Elem(), "", func(n *node, key, format string, args ...any) {
 		b.problems = append(b.problems, &KeyError{Key: key, Pos: n.pos, Text: fmt.Sprintf(format, args...)})
 	})
-	s.Services = definitions(w.Service, w.Services)
-	s.Checks = definitions(w.Check, w.Checks)
-
 	b.derive()
+	b.definitions()
 	b.checkServer()
 	b.checkNode()
 	b.checkConnect()
@@ -39,7 +36,7 @@ func (b *builder) build() {
 	b.checkRest()
 	b.resolveAddresses()
 	if len(b.problems) == 0 {
-		s.Node.TaggedAddresses = s.taggedAddresses()
+		b.doc.Settings.Node.TaggedAddresses = b.doc.Settings.taggedAddresses()
 	}
 }
 

@@ -1,136 +1,174 @@
 package config
 
-import "strings"
+import (
+	"errors"
+	"strconv"
+	"strings"
 
-// The schemas of service and check blocks. They are checked here for unknown keys and wrong types, so that these are told
-// with their place in the file; what the values mean is decided by the package that turns the maps into definitions.
-var (
-	textKey   = &schema{kind: kindString}
-	numberKey = &schema{kind: kindInt}
-	boolKey   = &schema{kind: kindBool}
-	freeKey   = &schema{kind: kindDict, elem: &schema{kind: kindAny}}
-	listKey   = &schema{kind: kindList, elem: textKey}
-
-	stringMap = &schema{kind: kindDict, elem: textKey}
-	listMap   = &schema{kind: kindDict, elem: listKey}
+	"github.com/sarnmesh/sarn/catalog/definition"
 )
 
-// fields makes an object schema out of "key key key" lists by type.
-func fields(byType map[*schema]string, objects map[string]*schema, aliases ...string) *schema {
-	s := &schema{kind: kindObject, fields: map[string]*schema{}, alias: map[string]string{}}
-	for sub, keys := range byType {
-		for key := range strings.FieldsSeq(keys) {
-			s.fields[key] = sub
-			if squeezed := strings.ReplaceAll(key, "_", ""); squeezed != key {
-				s.alias[squeezed] = key
-			}
-		}
-	}
-	for key, sub := range objects {
-		s.fields[key] = sub
-		if squeezed := strings.ReplaceAll(key, "_", ""); squeezed != key {
-			s.alias[squeezed] = key
-		}
-	}
-	for _, pair := range aliases {
-		other, key, _ := strings.Cut(pair, "=")
-		s.alias[other] = key
-	}
-	return s
+// A Service is a service block.
+type Service struct {
+	Pos Pos // where the block begins
+	*definition.Service
 }
 
-var meshGatewaySchema = fields(map[*schema]string{textKey: "mode"}, nil)
-
-var checkSchema = fields(map[*schema]string{
-	textKey: `id name notes service_id token status http method body tcp udp interval timeout ttl docker_container_id shell
-		grpc h2ping os_service tls_server_name alias_node alias_service deregister_critical_service_after`,
-	listKey:   "args",
-	listMap:   "header",
-	numberKey: "output_max_size success_before_passing failures_before_warning failures_before_critical",
-	boolKey:   "disable_redirects tcp_use_tls grpc_use_tls h2ping_use_tls tls_skip_verify",
-}, nil, "scriptargs=args", "script_args=args", "check_id=id", "checkid=id")
-
-var upstreamSchema = fields(map[*schema]string{
-	textKey: `destination_type destination_name destination_peer destination_namespace destination_partition datacenter
-		local_bind_address local_bind_socket_path local_bind_socket_mode`,
-	numberKey: "local_bind_port",
-	freeKey:   "config",
-}, map[string]*schema{"mesh_gateway": meshGatewaySchema})
-
-var proxySchema = fields(map[*schema]string{
-	textKey:   "destination_service_name destination_service_id local_service_address local_service_socket_path mode",
-	numberKey: "local_service_port",
-	freeKey:   "config",
-}, map[string]*schema{
-	"upstreams":         {kind: kindList, elem: upstreamSchema},
-	"mesh_gateway":      meshGatewaySchema,
-	"transparent_proxy": fields(map[*schema]string{numberKey: "outbound_listener_port", boolKey: "dialed_directly"}, nil),
-	"access_logs": fields(map[*schema]string{
-		boolKey: "enabled disable_listener_logs",
-		textKey: "type path json_format text_format",
-	}, nil),
-	"envoy_extensions": {kind: kindList, elem: fields(map[*schema]string{
-		textKey: "name consul_version envoy_version", boolKey: "required", freeKey: "arguments",
-	}, nil)},
-	"expose": fields(map[*schema]string{boolKey: "checks"}, map[string]*schema{
-		"paths": {kind: kindList, elem: fields(map[*schema]string{
-			textKey: "path protocol", numberKey: "listener_port local_path_port",
-		}, nil)},
-	}),
-})
-
-var serviceSchema = newServiceSchema()
-
-func newServiceSchema() *schema {
-	plain := func() *schema {
-		return fields(map[*schema]string{
-			textKey:   "name id address socket_path token kind",
-			listKey:   "tags",
-			stringMap: "meta",
-			numberKey: "port",
-			boolKey:   "enable_tag_override",
-		}, map[string]*schema{
-			"tagged_addresses": {kind: kindDict, elem: fields(map[*schema]string{textKey: "address", numberKey: "port"}, nil)},
-			"check":            {kind: kindList, elem: checkSchema, blocks: true},
-			"checks":           {kind: kindList, elem: checkSchema},
-			"weights":          fields(map[*schema]string{numberKey: "passing warning"}, nil),
-			"proxy":            proxySchema,
-			"locality":         fields(map[*schema]string{textKey: "region zone"}, nil),
-			"ports": {kind: kindList, elem: fields(map[*schema]string{
-				textKey: "name", numberKey: "port", boolKey: "default",
-			}, nil)},
-		})
-	}
-	sidecar := plain()
-	// A sidecar may not have a sidecar of its own; the keys are known so that the mistake is told as what it is.
-	sidecar.fields["connect"] = fields(map[*schema]string{boolKey: "native"}, map[string]*schema{"sidecar_service": plain()})
-	service := plain()
-	service.fields["connect"] = fields(map[*schema]string{boolKey: "native"}, map[string]*schema{"sidecar_service": sidecar})
-	return service
+// A CheckBlock is a check block that stands outside a service.
+type CheckBlock struct {
+	Pos Pos // where the block begins
+	*definition.Check
 }
 
-// definitions converts checked blocks. A service's check and checks are gathered under checks.
-func definitions(lists ...[]*node) []Definition {
-	var out []Definition
-	for _, blocks := range lists {
-		for _, n := range blocks {
-			gatherChecks(n)
-			out = append(out, Definition{Source: n.pos.File, Pos: n.pos, Map: n.plain().(map[string]any)})
+// checkDefinition reports what package definition cannot read in a service or check block, with the place it stands at.
+// It returns the block in canonical form.
+func (c *checker) checkDefinition(block string, n *node, path string) *node {
+	if n.shape != object {
+		c.fail(n.pos, path, "'%s' expected a map, got '%s'", path, n.typeName())
+		return nil
+	}
+	n = freeForm(n)
+	var err error
+	if block == "check" {
+		_, err = definition.CheckFromConfig(n.plain().(map[string]any), path)
+	} else {
+		gatherChecks(n)
+		_, err = definition.ServiceFromConfig(n.plain().(map[string]any), path)
+	}
+	for _, e := range flatten(err) {
+		key, pos := path, n.pos
+		if f, ok := errors.AsType[*definition.FieldError](e); ok {
+			key, pos = f.Path, n.locate(strings.TrimPrefix(f.Path, path))
 		}
+		c.errs = append(c.errs, &KeyError{Key: key, Pos: pos, Text: e.Error()})
 	}
-	return out
+	return n
 }
 
-// gatherChecks moves the checks under the key check in front of those under checks, here and in a sidecar.
+// flatten lists the errors joined in err.
+func flatten(err error) []error {
+	if err == nil {
+		return nil
+	}
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		var out []error
+		for _, e := range joined.Unwrap() {
+			out = append(out, flatten(e)...)
+		}
+		return out
+	}
+	return []error{err}
+}
+
+// gatherChecks moves check blocks written several times in front of those under checks, here and in a sidecar.
 func gatherChecks(n *node) {
-	if one := n.take("check"); one != nil {
-		all := &node{shape: list, pos: one.pos, list: one.list}
-		if many := n.get("checks"); many != nil {
-			all.list = append(append([]*node{}, one.list...), many.list...)
+	if n == nil || n.shape != object {
+		return
+	}
+	if repeated := n.getFold("check"); repeated != nil && repeated.shape == list && len(repeated.list) > 1 {
+		n.takeFold("check")
+		all := &node{shape: list, pos: repeated.pos, list: repeated.list}
+		if more := n.takeFold("checks"); more != nil && more.shape == list {
+			all.list = append(append([]*node{}, all.list...), more.list...)
+		} else if more != nil {
+			all.list = append(append([]*node{}, all.list...), more)
 		}
 		n.set("checks", all)
 	}
-	if sidecar := n.find("connect.sidecar_service"); sidecar != nil {
-		gatherChecks(sidecar)
+	gatherChecks(n.getFold("connect").getFold("sidecar_service"))
+}
+
+// getFold is get without regard to case, for any value.
+func (n *node) getFold(key string) *node {
+	if n == nil || n.shape != object {
+		return nil
+	}
+	for _, m := range n.members {
+		if strings.EqualFold(m.key, key) {
+			return m.value
+		}
+	}
+	return nil
+}
+
+func (n *node) takeFold(key string) *node {
+	for _, m := range n.members {
+		if strings.EqualFold(m.key, key) {
+			return n.take(m.key)
+		}
+	}
+	return nil
+}
+
+// locate finds the place of a path such as ".checks[1].ttl" below n: that of the key itself, or of the nearest value
+// above it.
+func (n *node) locate(path string) Pos {
+	pos := n.pos
+	for path != "" && n != nil {
+		switch path[0] {
+		case '.':
+			end := strings.IndexAny(path[1:], ".[")
+			if end < 0 {
+				end = len(path) - 1
+			}
+			key := path[1 : end+1]
+			path = path[end+1:]
+			next := (*node)(nil)
+			if n.shape == list && len(n.list) == 1 {
+				n = n.list[0]
+			}
+			for _, m := range n.members {
+				if strings.EqualFold(m.key, key) {
+					next, pos = m.value, m.pos
+				}
+			}
+			n = next
+		case '[':
+			end := strings.IndexByte(path, ']')
+			if end < 0 {
+				return pos
+			}
+			i, err := strconv.Atoi(path[1:end])
+			path = path[end+1:]
+			if n.shape == list && err == nil && i >= 0 && i < len(n.list) {
+				n = n.list[i]
+				pos = n.pos
+			} else if n.shape != object { // a single block stands for a list of one
+				return pos
+			}
+		default:
+			return pos
+		}
+	}
+	return pos
+}
+
+// definitions decodes the service and check blocks and checks what they mean.
+func (b *builder) definitions() {
+	s, w := &b.doc.Settings, &b.doc.Written
+	report := func(n *node, err error) {
+		for _, e := range flatten(err) {
+			b.problems = append(b.problems, &KeyError{Pos: n.pos, Text: e.Error()})
+		}
+	}
+	for _, blocks := range [][]*node{w.Service, w.Services} {
+		for _, n := range blocks {
+			svc, err := definition.ServiceFromConfig(n.plain().(map[string]any), "service")
+			if err == nil {
+				err = svc.ValidateConfig()
+			}
+			report(n, err)
+			s.Services = append(s.Services, Service{n.pos, svc})
+		}
+	}
+	for _, blocks := range [][]*node{w.Check, w.Checks} {
+		for _, n := range blocks {
+			check, err := definition.CheckFromConfig(n.plain().(map[string]any), "check")
+			if err == nil {
+				err = check.ValidateConfig()
+			}
+			report(n, err)
+			s.Checks = append(s.Checks, CheckBlock{n.pos, check})
+		}
 	}
 }

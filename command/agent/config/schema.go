@@ -25,8 +25,8 @@ const (
 	kindFloat
 )
 
-// A schema says what may stand under a key. The schema of Settings is derived from its tags; that of service and check
-// blocks, which stay maps, is written out in definition.go.
+// A schema says what may stand under a key. The schema is derived from the tags of document; what may stand in service and
+// check blocks is the business of package definition.
 type schema struct {
 	kind   kind
 	elem   *schema            // of kindDict and kindList
@@ -35,6 +35,9 @@ type schema struct {
 
 	// blocks marks a list whose key is in the singular, like service: one block is told without an index.
 	blocks bool
+	// define is "service" or "check" for the elements of lists of such blocks.
+	define string
+	secret bool // errors do not show the value
 
 	index  []int // of the field in its struct, for kindObject members; nil if it is not decoded
 	reload bool
@@ -74,7 +77,7 @@ func (s *schema) addFields(t reflect.Type, index []int, prefix string) {
 			}
 		case tagged:
 			leaf := leafOf(f)
-			leaf.index, leaf.reload = at, f.Tag.Get("reload") == "yes"
+			leaf.index, leaf.reload, leaf.secret = at, f.Tag.Get("reload") == "yes", f.Tag.Get("secret") == "yes"
 			s.add(prefix+key, leaf)
 		}
 	}
@@ -111,12 +114,8 @@ func (s *schema) add(path string, sub *schema) {
 // leafOf is the schema of one tagged field.
 func leafOf(f reflect.StructField) *schema {
 	if f.Type == nodesType {
-		switch f.Tag.Get("schema") {
-		case "service":
-			return &schema{kind: kindList, elem: serviceSchema, blocks: f.Tag.Get("key") == "service"}
-		case "check":
-			return &schema{kind: kindList, elem: checkSchema, blocks: f.Tag.Get("key") == "check"}
-		}
+		block := f.Tag.Get("schema")
+		return &schema{kind: kindList, elem: &schema{kind: kindAny, define: block}, blocks: f.Tag.Get("key") == block}
 	}
 	return typeSchema(f.Type)
 }
@@ -197,17 +196,20 @@ func (c *checker) check(s *schema, n *node, path string) *node {
 	case kindList:
 		return c.list(s, n, path)
 	case kindAny:
+		if s.define != "" {
+			return c.checkDefinition(s.define, n, path)
+		}
 		return freeForm(n)
 	case kindString, kindDuration:
 		if n.shape == text {
 			return n
 		}
-		c.mismatch(n, path, "string")
+		c.mismatch(s, n, path, "string")
 	case kindBool:
 		if n.shape == boolean {
 			return n
 		}
-		c.mismatch(n, path, "bool")
+		c.mismatch(s, n, path, "bool")
 	case kindInt:
 		if n.shape == integer {
 			return n
@@ -215,7 +217,7 @@ func (c *checker) check(s *schema, n *node, path string) *node {
 		if n.shape == float && n.float == math.Trunc(n.float) && math.Abs(n.float) < 1<<53 {
 			return &node{shape: integer, pos: n.pos, integer: int64(n.float)}
 		}
-		c.mismatch(n, path, "int")
+		c.mismatch(s, n, path, "int")
 	case kindFloat:
 		if n.shape == float {
 			return n
@@ -223,13 +225,13 @@ func (c *checker) check(s *schema, n *node, path string) *node {
 		if n.shape == integer {
 			return &node{shape: float, pos: n.pos, float: float64(n.integer)}
 		}
-		c.mismatch(n, path, "float64")
+		c.mismatch(s, n, path, "float64")
 	}
 	return nil
 }
 
-func (c *checker) mismatch(n *node, path, want string) {
-	if n.shape == list || n.shape == object {
+func (c *checker) mismatch(s *schema, n *node, path, want string) {
+	if s.secret || n.shape == list || n.shape == object {
 		c.fail(n.pos, path, "'%s' expected type '%s', got unconvertible type '%s'", path, want, n.typeName())
 		return
 	}
@@ -284,7 +286,7 @@ func (c *checker) list(s *schema, n *node, path string) *node {
 	elems := n.list
 	switch {
 	case n.shape == list:
-	case n.shape == object && (s.elem.kind == kindObject || s.elem.kind == kindDict):
+	case n.shape == object && (s.elem.kind == kindObject || s.elem.kind == kindDict || s.elem.define != ""):
 		elems = []*node{n} // a single block
 	default:
 		c.fail(n.pos, path, "'%s': source data must be an array or slice, got %s", path, n.typeName())
@@ -320,7 +322,7 @@ func freeForm(n *node) *node {
 			v := freeForm(m.value)
 			switch old := out.get(m.key); {
 			case old == nil:
-				out.set(m.key, v)
+				out.members = append(out.members, member{m.key, m.pos, v})
 			case old.shape != object && !repeated[m.key]:
 				out.set(m.key, v) // a scalar written twice: the last one wins
 			case repeated[m.key]:

@@ -70,8 +70,8 @@ type Settings struct {
 	// Watches are handlers the agent runs on changes; see CheckStart for what is verified about them.
 	Watches []map[string]any `key:"watches" reload:"yes"`
 
-	Services []Definition // every service block of the sources, in order
-	Checks   []Definition // every check block of the sources that stands outside a service
+	Services []Service    // every service block of the sources, in order
+	Checks   []CheckBlock // every check block of the sources that stands outside a service
 
 	doc *document // what it was made of; nil for settings not made by Load
 }
@@ -86,14 +86,6 @@ type File struct {
 type Pos struct {
 	File         string
 	Line, Column int
-}
-
-// A Definition is a service or check block. Its keys are canonical (lower case with underscores); values are string,
-// int, float64, bool, []any and map[string]any. Free-form maps such as proxy.config keep the keys they were written with.
-type Definition struct {
-	Source string // file the block is from
-	Pos    Pos
-	Map    map[string]any
 }
 
 // Node describes the node the agent runs on.

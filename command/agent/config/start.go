@@ -70,8 +70,8 @@ func (s *Settings) CheckStart() error {
 		}
 	}
 	for _, d := range s.Services {
-		if name, _ := d.Map["name"].(string); name == "" {
-			add("Failed to register service %q (%v): Service name missing", d.Map["id"], d.Pos)
+		if d.Name == "" {
+			add("Failed to register service %q (%v): Service name missing", d.ID, d.Pos)
 		}
 	}
 	if len(p) == 0 {
