@@ -9,7 +9,10 @@
 // and use them as Get.Call(ctx, caller, &GetRequest{…}).
 package rpc
 
-import "context"
+import (
+	"context"
+	"io"
+)
 
 // A Kind says which server may answer a call and how.
 type Kind uint8
@@ -68,4 +71,22 @@ func (m Method[Req, Resp]) Call(ctx context.Context, c Caller, req *Req) (*Resp,
 		return nil, err
 	}
 	return resp, nil
+}
+
+// A Streamer is a Caller that also performs calls with a stream of bytes on either side: such as a snapshot.
+type Streamer interface {
+	Caller
+	// Stream sends req and then all of in (nil for nothing), and returns when resp is filled. The reader gives the
+	// bytes that follow it; it must be closed. A failure later on is an error of the reader.
+	Stream(ctx context.Context, d Descriptor, req any, in io.Reader, resp any) (io.ReadCloser, error)
+}
+
+// Stream performs the call through s; see Streamer.
+func (m Method[Req, Resp]) Stream(ctx context.Context, s Streamer, req *Req, in io.Reader) (*Resp, io.ReadCloser, error) {
+	resp := new(Resp)
+	out, err := s.Stream(ctx, m.Descriptor, req, in, resp)
+	if err != nil {
+		return nil, nil, err
+	}
+	return resp, out, nil
 }
