@@ -73,12 +73,6 @@ func (s *Store) Restore(r io.Reader) error {
 }
 
 func (d *data) load(r io.Reader) (err error) {
-	byKind := map[uint64]subject{}
-	for _, s := range subjects() {
-		if s.load != nil {
-			byKind[s.kind] = s
-		}
-	}
 	t := &Tx{View: View{d.db.Load(), d.replaced}}
 	defer t.Abort()
 	// A record that decodes but breaks a rule of its table must not stop a server.
@@ -87,6 +81,33 @@ func (d *data) load(r io.Reader) (err error) {
 			err = fmt.Errorf("state snapshot: %v", p)
 		}
 	}()
+	if err := readFrames(r, func(s *subject, version uint64, data []byte) error {
+		return s.load(t, version, data)
+	}); err != nil {
+		return err
+	}
+	for _, s := range subjects() {
+		if s.fill != nil {
+			s.fill(t)
+		}
+	}
+	t.Commit()
+	return nil
+}
+
+// Records calls f for each record of a snapshot, with the name of its table and its encoded object, which f may not
+// keep. It fails at the end when the snapshot turns out damaged.
+func Records(r io.Reader, f func(table string, data []byte) error) error {
+	return readFrames(r, func(s *subject, _ uint64, data []byte) error { return f(s.name, data) })
+}
+
+func readFrames(r io.Reader, f func(s *subject, version uint64, data []byte) error) (err error) {
+	byKind := map[uint64]*subject{}
+	for _, s := range subjects() {
+		if s.load != nil {
+			byKind[s.kind] = &s
+		}
+	}
 	in := &summer{in: bufio.NewReaderSize(r, 64<<10)}
 	header := make([]byte, len(snapshotHeader))
 	if _, err := io.ReadFull(in, header); err != nil {
@@ -118,23 +139,16 @@ func (d *data) load(r io.Reader) (err error) {
 			if n <= 0 || buf.Len() != n+4 || want != count || binary.BigEndian.Uint32(buf.Bytes()[n:]) != sum {
 				return errors.New("state snapshot is damaged: checksum does not match")
 			}
-			break
+			return nil
 		}
 		s, ok := byKind[kind]
 		if !ok {
 			return fmt.Errorf("state snapshot: records of kind %d are not known to this server", kind)
 		}
-		if err := s.load(t, version, buf.Bytes()); err != nil {
+		if err := f(s, version, buf.Bytes()); err != nil {
 			return fmt.Errorf("state snapshot: %w", err)
 		}
 	}
-	for _, s := range subjects() {
-		if s.fill != nil {
-			s.fill(t)
-		}
-	}
-	t.Commit()
-	return nil
 }
 
 func cut(err error) error {

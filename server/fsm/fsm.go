@@ -6,6 +6,7 @@ package fsm
 import (
 	"fmt"
 
+	"github.com/sarnmesh/sarn/catalog/kv"
 	"github.com/sarnmesh/sarn/catalog/state"
 	"github.com/sarnmesh/sarn/internal/rpc"
 )
@@ -58,7 +59,12 @@ type applier struct {
 }
 
 // Appliers maps kinds to what applies them.
-type Appliers struct{ byKind map[Kind]applier }
+type Appliers struct {
+	byKind map[Kind]applier
+	// OnDelay, when not nil, is told the lock delays of each committed entry. They are not replicated state: whoever
+	// leads keeps them in memory (spec/state.md section 4.3). It must return quickly and not read the store.
+	OnDelay func(delays []kv.Delay)
+}
 
 // Handle registers f for a kind. It panics when the kind is taken. A reply of f must not hold on to its request's
 // memory beyond what f stored.
@@ -74,7 +80,11 @@ func Handle[Req, Resp any](a *Appliers, k Kind, f func(tx *state.Tx, req *Req) (
 		if err := rpc.Unmarshal(data, req); err != nil {
 			return nil, fmt.Errorf("decode command of kind %d: %w", k, err)
 		}
-		return f(tx, req)
+		resp, err := f(tx, req)
+		if err != nil || resp == nil {
+			return nil, err
+		}
+		return resp, nil
 	}}
 }
 
@@ -94,18 +104,31 @@ func Encode(commands []Command) ([]byte, error) {
 // Apply applies the entry in one transaction. An entry that cannot be decoded, or a command that panics, changes
 // nothing and is reported in the results: a poisoned entry must not stop the cluster (spec/threats.md, class 9).
 func (a *Appliers) Apply(store *state.Store, index uint64, entry []byte) []Result {
-	var records []record
-	if err := rpc.Unmarshal(entry, &records); err != nil {
-		return []Result{{Err: fmt.Errorf("decode log entry %d: %w", index, err)}}
-	}
 	tx := store.Write(index)
 	defer tx.Abort()
+	results := a.apply(tx, entry)
+	tx.Commit()
+	a.delayed(tx)
+	return results
+}
+
+// apply applies the entry in an open transaction whose index is the entry's.
+func (a *Appliers) apply(tx *state.Tx, entry []byte) []Result {
+	var records []record
+	if err := rpc.Unmarshal(entry, &records); err != nil {
+		return []Result{{Err: fmt.Errorf("decode log entry %d: %w", tx.Index, err)}}
+	}
 	results := make([]Result, len(records))
 	for i, r := range records {
 		results[i] = a.one(tx, r)
 	}
-	tx.Commit()
 	return results
+}
+
+func (a *Appliers) delayed(tx *state.Tx) {
+	if delays := tx.Delays(); a.OnDelay != nil && len(delays) > 0 {
+		a.OnDelay(delays)
+	}
 }
 
 func (a *Appliers) one(tx *state.Tx, r record) (res Result) {
@@ -122,5 +145,8 @@ func (a *Appliers) one(tx *state.Tx, r record) (res Result) {
 		res.Value, err = ap.apply(tx, r.Data)
 		return err
 	})
+	if res.Err != nil {
+		res.Value = nil
+	}
 	return res
 }

@@ -1,0 +1,75 @@
+package fsm
+
+import (
+	"fmt"
+	"io"
+	"sync/atomic"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/sarnmesh/sarn/catalog/state"
+)
+
+// An FSM is what Raft drives: it applies committed entries to a Store, and saves and restores the Store as a whole. The
+// response of an entry is a []Result, one for each of its commands.
+type FSM struct {
+	store    *state.Store
+	appliers *Appliers
+	applied  atomic.Uint64
+}
+
+var _ raft.BatchingFSM = (*FSM)(nil)
+
+// New returns an FSM over the store. The appliers must be complete before Raft starts.
+func New(store *state.Store, appliers *Appliers) *FSM {
+	return &FSM{store: store, appliers: appliers}
+}
+
+// Applied returns the index of the last entry whose changes readers of the store can see.
+func (f *FSM) Applied() uint64 { return f.applied.Load() }
+
+// Apply applies one entry.
+func (f *FSM) Apply(l *raft.Log) any { return f.ApplyBatch([]*raft.Log{l})[0] }
+
+// ApplyBatch applies entries that were committed together in one transaction on the store; each keeps its own index.
+func (f *FSM) ApplyBatch(logs []*raft.Log) []any {
+	responses := make([]any, len(logs))
+	if len(logs) == 0 {
+		return responses
+	}
+	tx := f.store.Write(logs[0].Index)
+	defer tx.Abort()
+	for i, l := range logs {
+		if l.Type != raft.LogCommand {
+			continue
+		}
+		tx.Index = l.Index
+		responses[i] = f.appliers.apply(tx, l.Data)
+	}
+	tx.Commit()
+	f.applied.Store(logs[len(logs)-1].Index)
+	f.appliers.delayed(tx)
+	return responses
+}
+
+// Snapshot captures the state as it is; writing it out does not hold up later entries.
+func (f *FSM) Snapshot() (raft.FSMSnapshot, error) { return &snapshot{f.store.View()}, nil }
+
+// Restore replaces the state by a snapshot and closes it. A damaged one changes nothing.
+func (f *FSM) Restore(r io.ReadCloser) error {
+	defer r.Close()
+	return f.store.Restore(r)
+}
+
+type snapshot struct{ view *state.View }
+
+// Persist writes the state as it was when the snapshot was taken.
+func (s *snapshot) Persist(sink raft.SnapshotSink) error {
+	if err := s.view.Dump(sink); err != nil {
+		sink.Cancel()
+		return fmt.Errorf("write snapshot: %w", err)
+	}
+	return sink.Close()
+}
+
+func (s *snapshot) Release() { s.view = nil }
