@@ -40,6 +40,12 @@ type Policy interface {
 	Allows(r Resource, a Access, name string) bool
 }
 
+// A PrefixPolicy is a Policy that also answers whether rules grant an access to every name that begins with a prefix.
+type PrefixPolicy interface {
+	Policy
+	AllowsPrefix(r Resource, a Access, prefix string) bool
+}
+
 // An Authorizer answers for the token of one request.
 type Authorizer struct {
 	policy   Policy
@@ -68,6 +74,19 @@ func (z *Authorizer) Require(r Resource, a Access, name string) error {
 		return nil
 	}
 	return &DeniedError{Accessor: z.accessor, Resource: r, Access: a, Name: name}
+}
+
+// RequirePrefix is Require for every name that begins with prefix. A policy that is no PrefixPolicy has no rules for
+// single names: its answer for the prefix counts.
+func (z *Authorizer) RequirePrefix(r Resource, a Access, prefix string) error {
+	p, ok := z.policy.(PrefixPolicy)
+	if !ok {
+		return z.Require(r, a, prefix)
+	}
+	if p.AllowsPrefix(r, a, prefix) {
+		return nil
+	}
+	return &DeniedError{Accessor: z.accessor, Resource: r, Access: a, Name: prefix}
 }
 
 // A DeniedError names the right that was missing. Its text is matched by clients (spec/registry.md section 1.5).

@@ -5,6 +5,7 @@ package fsm
 
 import (
 	"fmt"
+	"time"
 
 	"github.com/sarnmesh/sarn/catalog/kv"
 	"github.com/sarnmesh/sarn/catalog/state"
@@ -61,9 +62,10 @@ type applier struct {
 // Appliers maps kinds to what applies them.
 type Appliers struct {
 	byKind map[Kind]applier
-	// OnDelay, when not nil, is told the lock delays of each committed entry. They are not replicated state: whoever
-	// leads keeps them in memory (spec/state.md section 4.3). It must return quickly and not read the store.
-	OnDelay func(delays []kv.Delay)
+	// OnDelay, when not nil, is told the lock delays that a committed entry calls for, and when the entry was made
+	// (zero if that is not known). They are not replicated state: each server keeps them in memory (spec/state.md
+	// section 4.3). It must return quickly and not read the store.
+	OnDelay func(since time.Time, delays []kv.Delay)
 }
 
 // Handle registers f for a kind. It panics when the kind is taken. A reply of f must not hold on to its request's
@@ -108,7 +110,7 @@ func (a *Appliers) Apply(store *state.Store, index uint64, entry []byte) []Resul
 	defer tx.Abort()
 	results := a.apply(tx, entry)
 	tx.Commit()
-	a.delayed(tx)
+	a.delayed(time.Time{}, tx.Delays())
 	return results
 }
 
@@ -125,9 +127,9 @@ func (a *Appliers) apply(tx *state.Tx, entry []byte) []Result {
 	return results
 }
 
-func (a *Appliers) delayed(tx *state.Tx) {
-	if delays := tx.Delays(); a.OnDelay != nil && len(delays) > 0 {
-		a.OnDelay(delays)
+func (a *Appliers) delayed(since time.Time, delays []kv.Delay) {
+	if a.OnDelay != nil && len(delays) > 0 {
+		a.OnDelay(since, delays)
 	}
 }
 

@@ -25,7 +25,8 @@ func New(store *state.Store, appliers *Appliers) *FSM {
 	return &FSM{store: store, appliers: appliers}
 }
 
-// Applied returns the index of the last entry whose changes readers of the store can see.
+// Applied returns the index of the last entry whose changes readers of the store can see. Entries that Raft keeps for
+// itself, and those in a snapshot that was restored, do not count.
 func (f *FSM) Applied() uint64 { return f.applied.Load() }
 
 // Apply applies one entry.
@@ -39,16 +40,21 @@ func (f *FSM) ApplyBatch(logs []*raft.Log) []any {
 	}
 	tx := f.store.Write(logs[0].Index)
 	defer tx.Abort()
+	ends := make([]int, len(logs)) // of each entry's lock delays
 	for i, l := range logs {
-		if l.Type != raft.LogCommand {
-			continue
+		if l.Type == raft.LogCommand {
+			tx.Index = l.Index
+			responses[i] = f.appliers.apply(tx, l.Data)
 		}
-		tx.Index = l.Index
-		responses[i] = f.appliers.apply(tx, l.Data)
+		ends[i] = len(tx.Delays())
 	}
 	tx.Commit()
 	f.applied.Store(logs[len(logs)-1].Index)
-	f.appliers.delayed(tx)
+	from := 0
+	for i, l := range logs {
+		f.appliers.delayed(l.AppendedAt, tx.Delays()[from:ends[i]])
+		from = ends[i]
+	}
 	return responses
 }
 
