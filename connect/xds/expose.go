@@ -1,0 +1,101 @@
+package xds
+
+import (
+	"fmt"
+	"math"
+	"net/netip"
+	"strings"
+	"time"
+
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/sarnmesh/sarn/catalog"
+)
+
+// exposed makes the listeners for paths of the application that are reachable without mutual TLS.
+func (b *build) exposed() error {
+	p := &b.s.Proxy.Service.Proxy
+	for i := range p.Expose.Paths {
+		path := &p.Expose.Paths[i]
+		if path.ListenerPort <= 0 || path.ListenerPort > math.MaxUint16 || !strings.HasPrefix(path.Path, "/") {
+			b.problem("exposed path %q on port %d is not valid", path.Path, path.ListenerPort)
+			continue
+		}
+		cluster, err := b.exposedCluster(path)
+		if err != nil {
+			return err
+		}
+		if err := b.exposedListener(path, cluster); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// exposedCluster returns the cluster behind an exposed path, made if it is another port of the application's.
+func (b *build) exposedCluster(path *catalog.ExposePath) (string, error) {
+	p := &b.s.Proxy.Service.Proxy
+	if path.LocalPathPort == 0 || path.LocalPathPort == p.LocalServicePort {
+		return localApp, nil
+	}
+	name := fmt.Sprintf("exposed_cluster_%d", path.LocalPathPort)
+	return name, b.add(Cluster, name, []any{b.s.Proxy, path.Protocol}, func() (made, error) {
+		ip := p.LocalServiceAddress
+		if ip == "" {
+			ip = "127.0.0.1"
+		}
+		c := &clusterv3.Cluster{
+			Name:                 name,
+			ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC},
+			ConnectTimeout:       durationpb.New(time.Duration(b.s.Config.LocalConnectTimeoutMs) * time.Millisecond),
+			LoadAssignment: &endpointv3.ClusterLoadAssignment{
+				ClusterName: name,
+				Endpoints:   []*endpointv3.LocalityLbEndpoints{{LbEndpoints: []*endpointv3.LbEndpoint{host(socket(ip, path.LocalPathPort))}}},
+			},
+		}
+		if path.Protocol == "http2" {
+			c.TypedExtensionProtocolOptions = http2Options()
+		}
+		return made{message: c}, nil
+	})
+}
+
+func (b *build) exposedListener(path *catalog.ExposePath, cluster string) error {
+	ip := b.s.Proxy.Service.Address
+	if _, err := netip.ParseAddr(ip); err != nil {
+		ip = "0.0.0.0"
+	}
+	stripped := strings.Map(func(r rune) rune {
+		if r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' {
+			return r
+		}
+		return -1
+	}, path.Path)
+	name := listenerName("exposed_path_"+stripped, ip, path.ListenerPort)
+	return b.add(Listener, name, []any{b.s.Proxy, path.Protocol, path.Path, cluster}, func() (made, error) {
+		filterName := fmt.Sprintf("exposed_path_filter_%s_%d", stripped, path.ListenerPort)
+		rc := inlineRoute(filterName, filterName, &routev3.RouteAction{
+			ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: cluster},
+		})
+		rc.VirtualHosts[0].Routes[0].Match = &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Path{Path: path.Path}}
+		protocol := path.Protocol
+		if protocol == "" {
+			protocol = "http"
+		}
+		m := b.manager(protocol, statPrefix("", filterName), &routeSource{inline: rc}, nil)
+		return made{uses: []ref{{Cluster, cluster}}, message: &listenerv3.Listener{
+			Name:             name,
+			Address:          socket(ip, path.ListenerPort),
+			TrafficDirection: corev3.TrafficDirection_INBOUND,
+			AccessLog:        b.listenerLogs(),
+			FilterChains: []*listenerv3.FilterChain{{
+				Filters: []*listenerv3.Filter{filter(filterHCM, m)},
+			}},
+		}}, nil
+	})
+}

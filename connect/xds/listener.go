@@ -1,0 +1,239 @@
+package xds
+
+import (
+	"fmt"
+	"math"
+	"net/netip"
+	"strings"
+	"time"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	connlimitv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/connection_limit/v3"
+	netrbacv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/rbac/v3"
+	tcpproxyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/sarnmesh/sarn/connect/chain"
+	"github.com/sarnmesh/sarn/connect/intention"
+	"github.com/sarnmesh/sarn/connect/mesh"
+)
+
+const (
+	publicListener = "public_listener"
+
+	filterRBAC     = "envoy.filters.network.rbac"
+	filterTCPProxy = "envoy.filters.network.tcp_proxy"
+	filterHCM      = "envoy.filters.network.http_connection_manager"
+	filterLimit    = "envoy.filters.network.connection_limit"
+	statPrefixRBAC = "connect_authz"
+)
+
+// listenerName is part of a listener's identity together with its address: at another address it is another listener.
+func listenerName(base, ip string, port int) string { return fmt.Sprintf("%s:%s:%d", base, ip, port) }
+
+func statPrefix(class, name string) string { return class + strings.ReplaceAll(name, ":", "_") }
+
+// publicListener makes the listener that other proxies of the mesh connect to.
+func (b *build) publicListener() error {
+	cfg, svc := &b.s.Config, b.s.Proxy.Service
+	var addr *corev3.Address
+	var name string
+	ip, port := cfg.BindAddress, cfg.BindPort
+	if port == 0 {
+		port = svc.Port
+	}
+	if ip == "" {
+		ip = svc.Address
+	}
+	if _, err := netip.ParseAddr(ip); err != nil {
+		if ip != "" {
+			b.problem("bind address %q is no IP address, listening on all", ip)
+		}
+		ip = "0.0.0.0"
+	}
+	switch {
+	case port > 0 && port <= math.MaxUint16:
+		addr, name = socket(ip, port), listenerName(publicListener, ip, port)
+	case svc.SocketPath != "":
+		addr, name = pipe(svc.SocketPath, 0), publicListener+":"+svc.SocketPath
+	default:
+		return fmt.Errorf("proxy %s has no port to listen on", svc.ID)
+	}
+	from := append([]any{b.s.Proxy, b.s.Intentions()}, b.trustFrom()...)
+	return b.add(Listener, name, from, func() (made, error) {
+		if cfg.PublicListenerJSON != "" {
+			return b.customPublicListener(name, addr)
+		}
+		chain, uses, err := b.publicChain()
+		if err != nil {
+			return made{}, err
+		}
+		return made{uses: append(uses, ref{Cluster, localApp}), message: &listenerv3.Listener{
+			Name:                    name,
+			Address:                 addr,
+			TrafficDirection:        corev3.TrafficDirection_INBOUND,
+			ConnectionBalanceConfig: connectionBalance(cfg.BalanceInboundConnections),
+			AccessLog:               b.listenerLogs(),
+			FilterChains:            []*listenerv3.FilterChain{chain},
+		}}, nil
+	})
+}
+
+// publicChain is the one filter chain of the public listener.
+func (b *build) publicChain() (*listenerv3.FilterChain, []ref, error) {
+	cfg := &b.s.Config
+	socket, uses, err := b.downstreamTLS(cfg.Protocol)
+	if err != nil {
+		return nil, nil, err
+	}
+	fc := &listenerv3.FilterChain{TransportSocket: socket}
+	if !isHTTP(cfg.Protocol) {
+		fc.Filters = append(fc.Filters, b.authorization())
+	}
+	if n := cfg.MaxInboundConnections; n > 0 {
+		fc.Filters = append(fc.Filters, filter(filterLimit, &connlimitv3.ConnectionLimit{
+			StatPrefix:     "inbound_connection_limit",
+			MaxConnections: wrapperspb.UInt64(uint64(n)),
+		}))
+	}
+	if isHTTP(cfg.Protocol) {
+		m, err := b.inboundManager()
+		if err != nil {
+			return nil, nil, err
+		}
+		fc.Filters = append(fc.Filters, filter(filterHCM, m))
+	} else {
+		fc.Filters = append(fc.Filters, b.tcpProxy(localApp, statPrefix("", publicListener)))
+	}
+	return fc, uses, nil
+}
+
+// authorization is the filter that applies the intentions to connections.
+func (b *build) authorization() *listenerv3.Filter {
+	return filter(filterRBAC, &netrbacv3.RBAC{
+		StatPrefix: statPrefixRBAC,
+		Rules:      rules(b.intentions(), b.s.Proxy.DefaultAllow, b.trustDomain, false),
+	})
+}
+
+func (b *build) intentions() []*intention.Intention {
+	if m := b.s.Intentions(); m != nil && len(m.Matches) > 0 {
+		return m.Matches[0]
+	}
+	return nil
+}
+
+// upstreamListener makes the listener for the application's connections to an upstream.
+func (b *build) upstreamListener(u *mesh.Upstream, c *chain.Chain) error {
+	var addr *corev3.Address
+	var name string
+	if port := u.Spec.LocalBindPort; port > 0 {
+		ip := u.Spec.LocalBindAddress
+		if ip == "" {
+			ip = "127.0.0.1"
+		}
+		if _, err := netip.ParseAddr(ip); err != nil || port > math.MaxUint16 {
+			return fmt.Errorf("can not listen on %s:%d", ip, port)
+		}
+		addr, name = socket(ip, port), listenerName(u.ID, ip, port)
+	} else {
+		mode, err := socketMode(u.Spec.LocalBindSocketMode)
+		if err != nil {
+			return err
+		}
+		addr, name = pipe(u.Spec.LocalBindSocketPath, mode), u.ID+":"+u.Spec.LocalBindSocketPath
+	}
+	return b.add(Listener, name, []any{u, c, b.s.Proxy, b.s.Mesh()}, func() (made, error) {
+		if u.Config.ListenerJSON != "" {
+			if c.Default {
+				l := new(listenerv3.Listener)
+				if err := fromJSON(u.Config.ListenerJSON, l); err != nil {
+					return made{}, fmt.Errorf("envoy_listener_json: %w", err)
+				}
+				l.Name = name
+				if l.Address == nil {
+					l.Address = addr
+				}
+				return made{message: l}, nil
+			}
+			b.problem("upstream %s: envoy_listener_json is ignored, since a discovery chain is configured", u.ID)
+		}
+		protocol := u.Config.Protocol
+		if protocol == "" {
+			protocol = c.Protocol
+		}
+		filterName := c.ServiceName + "." + c.Namespace + "." + c.Partition + "." + c.Datacenter
+		prefix := statPrefix("upstream.", filterName)
+		l := &listenerv3.Listener{
+			Name:                    name,
+			Address:                 addr,
+			TrafficDirection:        corev3.TrafficDirection_OUTBOUND,
+			ConnectionBalanceConfig: connectionBalance(u.Config.BalanceOutboundConnections),
+			AccessLog:               b.listenerLogs(),
+		}
+		m := made{message: l}
+		var last *listenerv3.Filter
+		if usesRoutes(c) {
+			last = filter(filterHCM, b.outboundManager(protocol, prefix, &routeSource{name: u.ID}))
+			m.children = []string{u.ID}
+		} else {
+			cluster, err := startCluster(u, c)
+			if err != nil {
+				return made{}, err
+			}
+			m.uses = []ref{{Cluster, cluster}}
+			if isHTTP(protocol) {
+				last = filter(filterHCM, b.outboundManager(protocol, prefix, &routeSource{
+					inline: singleRoute(u.ID, filterName, cluster, c),
+				}))
+			} else {
+				last = b.tcpProxy(cluster, prefix)
+			}
+		}
+		l.FilterChains = []*listenerv3.FilterChain{{Filters: []*listenerv3.Filter{last}}}
+		return m, nil
+	})
+}
+
+// startCluster returns the cluster of a chain that starts with a resolver.
+func startCluster(u *mesh.Upstream, c *chain.Chain) (string, error) {
+	if custom, err := customCluster(u, c); err != nil || custom != nil {
+		return custom.GetName(), err
+	}
+	t, err := primary(c, c.Nodes[c.StartNode])
+	if err != nil {
+		return "", err
+	}
+	return clusterName(c, t), nil
+}
+
+// usesRoutes reports whether a chain needs a route configuration.
+func usesRoutes(c *chain.Chain) bool { return isHTTP(c.Protocol) && !c.Default }
+
+func (b *build) tcpProxy(cluster, prefix string) *listenerv3.Filter {
+	return filter(filterTCPProxy, &tcpproxyv3.TcpProxy{
+		StatPrefix:       prefix,
+		AccessLog:        b.filterLogs(),
+		ClusterSpecifier: &tcpproxyv3.TcpProxy_Cluster{Cluster: cluster},
+	})
+}
+
+func filter(name string, config proto.Message) *listenerv3.Filter {
+	return &listenerv3.Filter{Name: name, ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: mustPack(config)}}
+}
+
+func connectionBalance(how string) *listenerv3.Listener_ConnectionBalanceConfig {
+	if how != mesh.ExactBalance {
+		return nil
+	}
+	return &listenerv3.Listener_ConnectionBalanceConfig{
+		BalanceType: &listenerv3.Listener_ConnectionBalanceConfig_ExactBalance_{
+			ExactBalance: &listenerv3.Listener_ConnectionBalanceConfig_ExactBalance{},
+		},
+	}
+}
+
+// milliseconds returns a duration for a setting in milliseconds.
+func milliseconds(ms int) time.Duration { return time.Duration(ms) * time.Millisecond }
