@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -188,10 +189,10 @@ func TestThresholds(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				var now string
+				var now atomic.Int32
 				l := bufconn.Listen(1024)
 				srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-					w.WriteHeader(map[string]int{"p": 200, "w": 429, "c": 500}[now])
+					w.WriteHeader(int(now.Load()))
 				})}
 				go srv.Serve(l)
 				defer srv.Close()
@@ -203,7 +204,7 @@ func TestThresholds(t *testing.T) {
 				add(t, s, "a", tt.def)
 				for i, step := range strings.Fields(tt.steps) {
 					result, want, _ := strings.Cut(step, ":")
-					now = result
+					now.Store(map[string]int32{"p": 200, "w": 429, "c": 500}[result])
 					time.Sleep(10 * time.Second)
 					synctest.Wait()
 					got := "-"
