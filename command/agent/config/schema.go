@@ -2,12 +2,15 @@ package config
 
 import (
 	"fmt"
+	"maps"
 	"math"
 	"net/netip"
 	"reflect"
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/sarnmesh/sarn/internal/spelling"
 )
 
 // A kind is what a configuration key holds.
@@ -345,48 +348,10 @@ func join(path, key string) string {
 
 // suggest ends the message about an unknown key with the one that was probably meant, if one is close.
 func (s *schema) suggest(key string) string {
-	if best := closest(key, func(yield func(string) bool) {
-		for k := range s.fields {
-			if !yield(k) {
-				return
-			}
-		}
-	}); best != "" {
+	if best := spelling.Nearest(key, slices.Collect(maps.Keys(s.fields))); best != "" {
 		return fmt.Sprintf(", did you mean %s?", best)
 	}
 	return ""
-}
-
-// closest returns the name nearest to word by edit distance, the first in order among equals, empty if none is near.
-func closest(word string, names func(func(string) bool)) string {
-	best, least := "", max(1, len(word)/3)+1
-	for name := range names {
-		if d := distance(word, name); d < least || d == least && best != "" && name < best {
-			best, least = name, d
-		}
-	}
-	return best
-}
-
-// distance is the number of letters to insert, delete or replace to make a from b.
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := diagonal
-			if a[i] != b[j] {
-				cost++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(cost, row[j]+1, row[j+1]+1)
-		}
-	}
-	return row[len(b)]
 }
 
 // ---------------------------------------------------------------- decoding the merged tree
