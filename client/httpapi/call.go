@@ -3,6 +3,7 @@ package httpapi
 import (
 	"net/http"
 
+	"github.com/sarnmesh/sarn/acl"
 	"github.com/sarnmesh/sarn/catalog/read"
 	"github.com/sarnmesh/sarn/client/cache"
 	"github.com/sarnmesh/sarn/internal/rpc"
@@ -58,4 +59,14 @@ func askKept[Req, Resp any](s *Server, w http.ResponseWriter, r *http.Request, m
 	}
 	setCached(w, info.Hit, info.Age)
 	return resp, nil
+}
+
+// authorizer answers for the token of a request: what handlers of agent-local data ask before they show or change
+// any. The servers ask their own for everything else.
+func (s *Server) authorizer(w http.ResponseWriter, r *http.Request) (*acl.Authorizer, error) {
+	token := s.token(w, r)
+	if s.cfg.Authorize == nil {
+		return acl.Everything(), nil
+	}
+	return s.cfg.Authorize(r.Context(), token)
 }

@@ -7,6 +7,7 @@
 package httpapi
 
 import (
+	"context"
 	"fmt"
 	"net/http"
 	"net/netip"
@@ -16,6 +17,8 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
+	"github.com/sarnmesh/sarn/acl"
+	"github.com/sarnmesh/sarn/catalog/event"
 	"github.com/sarnmesh/sarn/client/cache"
 	"github.com/sarnmesh/sarn/internal/rpc"
 )
@@ -57,14 +60,13 @@ type Config struct {
 	TxnMaxRequestLength int64             // default 512 KiB; the effective limit is the greater of this and KVMaxValueSize
 	MaxBodySize         int64             // of any other request; default 64 MiB
 
-	// Events fires and lists user events. Nil answers event endpoints with 501.
-	Events Events
-	// Coordinates answers what is known of other datacenters. Nil means there are none.
-	Datacenters Datacenters
-	// Keyring manages gossip keys. Nil answers keyring endpoints with 501.
-	Keyring Keyring
-	// Snapshots saves and restores the state. Nil answers snapshot endpoints with 501.
-	Snapshots Snapshots
+	// Authorize returns what decides for a token about data of the agent itself. Nil grants everything, as with ACLs
+	// off.
+	Authorize func(ctx context.Context, token string) (*acl.Authorizer, error)
+	// Events is the list of events this agent accepted. Nil answers /v1/event/list with 501.
+	Events *event.Log
+	// Streamer carries snapshots. Nil takes Caller if it is one, else answers /v1/snapshot with 501.
+	Streamer Streamer
 	// Agent holds what the agent endpoints work with.
 	Agent AgentConfig
 	// Connect holds what the connect endpoints work with.
@@ -111,6 +113,9 @@ func New(cfg Config) (*Server, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = hclog.NewNullLogger()
 	}
+	if cfg.Streamer == nil {
+		cfg.Streamer, _ = cfg.Caller.(Streamer)
+	}
 	if cfg.DefaultPolicy == "" {
 		cfg.DefaultPolicy = "allow"
 	}
@@ -134,7 +139,7 @@ func New(cfg Config) (*Server, error) {
 
 	for _, group := range [][]endpoint{
 		s.catalogRoutes(), s.healthRoutes(), s.kvRoutes(), s.sessionRoutes(), s.txnRoutes(), s.statusRoutes(),
-		s.operatorRoutes(), s.snapshotRoutes(), s.eventRoutes(), s.coordinateRoutes(), s.uiRoutes(),
+		s.operatorRoutes(), s.snapshotRoutes(), s.eventRoutes(), s.coordinateRoutes(),
 		s.agentRoutes(), s.connectRoutes(), s.configRoutes(),
 	} {
 		for _, e := range group {

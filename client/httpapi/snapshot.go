@@ -1,0 +1,68 @@
+package httpapi
+
+import (
+	"context"
+	"io"
+	"net/http"
+
+	"github.com/sarnmesh/sarn/catalog/operator"
+	"github.com/sarnmesh/sarn/catalog/read"
+	"github.com/sarnmesh/sarn/internal/rpc"
+	"github.com/sarnmesh/sarn/internal/wireerr"
+)
+
+// A Streamer performs calls that carry an archive beside their request or reply.
+type Streamer interface {
+	// Stream sends req and all of in, nil for nothing, writes the reply into resp and returns what follows it. Its
+	// caller closes that.
+	Stream(ctx context.Context, d rpc.Descriptor, req any, in io.Reader, resp any) (io.ReadCloser, error)
+}
+
+func (s *Server) snapshotRoutes() []endpoint {
+	return []endpoint{{"/v1/snapshot", "GET,PUT", s.snapshot}}
+}
+
+// snapshot serves /v1/snapshot (spec/state.md section 10).
+func (s *Server) snapshot(w http.ResponseWriter, r *http.Request) (any, error) {
+	o, err := s.parseOptions(w, r)
+	if err != nil {
+		return nil, err
+	}
+	if s.cfg.Streamer == nil {
+		return nil, wireerr.Errorf(http.StatusNotImplemented, "snapshots are not available on this agent")
+	}
+	o.MinIndex, o.MaxWait, o.MaxStale = 0, 0, 0
+	if r.Method == http.MethodPut {
+		return nil, s.restore(r, &o)
+	}
+	return nil, s.save(w, r, &o)
+}
+
+func (s *Server) save(w http.ResponseWriter, r *http.Request, o *read.Options) error {
+	var resp operator.SnapshotReply
+	archive, err := s.cfg.Streamer.Stream(r.Context(), operator.SaveSnapshotCall.Descriptor, &operator.SnapshotRequest{Options: *o}, nil, &resp)
+	if err != nil {
+		return err
+	}
+	defer archive.Close()
+	s.setMeta(w, &resp.Meta)
+	w.Header()["Content-Type"] = []string{"application/x-gzip"}
+	w.WriteHeader(http.StatusOK)
+	if _, err := io.Copy(w, archive); err != nil {
+		s.log.Error("snapshot ended early", "error", err)
+		panic(http.ErrAbortHandler) // the client must not take it for a whole one
+	}
+	return nil
+}
+
+func (s *Server) restore(r *http.Request, o *read.Options) error {
+	if o.Mode == read.Stale {
+		return wireerr.Errorf(http.StatusInternalServerError, "stale not allowed for restore")
+	}
+	var resp struct{}
+	rest, err := s.cfg.Streamer.Stream(r.Context(), operator.RestoreSnapshotCall.Descriptor, &operator.StatusRequest{Target: o.Target}, r.Body, &resp)
+	if err != nil {
+		return err
+	}
+	return rest.Close()
+}
