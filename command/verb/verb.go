@@ -9,7 +9,9 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"strings"
+	"syscall"
 
 	"github.com/hashicorp/cli"
 	"github.com/hashicorp/consul/api"
@@ -49,7 +51,6 @@ func Std() Streams { return Streams{os.Stdin, os.Stdout, os.Stderr} }
 type Call struct {
 	Streams
 	Args []string // what is left after the flags
-	// Context ends when the process is asked to stop.
 	Context context.Context
 
 	verb *Verb
@@ -200,11 +201,14 @@ func (c *command) Help() string {
 	if c.Args != "" {
 		usage += " " + c.Args
 	}
+	if c.Setup == nil {
+		usage += " SUBCOMMAND"
+	}
 	text := c.Verb.Help
 	if text == "" {
 		text = c.Verb.Synopsis + "."
 	}
-	fmt.Fprintf(&b, "Usage: %s\n\n%s\n", usage, indent(strings.TrimSpace(text), "  "))
+	fmt.Fprintf(&b, "Usage: %s\n\n%s\n", usage, indent(paragraphs(text), "  "))
 	printFlags(&b, "Options", own)
 	printFlags(&b, "Options for reaching an agent", shared)
 	return strings.TrimRight(b.String(), "\n")
@@ -233,6 +237,15 @@ func printFlags(w io.Writer, title string, fs *flag.FlagSet) {
 		}
 		fmt.Fprintf(w, "\n%s\n%s\n", head, indent(wrap(usage, 72), "      "))
 	})
+}
+
+// paragraphs wraps each paragraph of a text.
+func paragraphs(s string) string {
+	var out []string
+	for p := range strings.SplitSeq(strings.TrimSpace(s), "\n\n") {
+		out = append(out, wrap(p, 76))
+	}
+	return strings.Join(out, "\n\n")
 }
 
 func indent(s, by string) string {
@@ -362,6 +375,12 @@ func (c *Call) Println(args ...any) { fmt.Fprintln(c.Out, args...) }
 
 // Warnf writes a line to standard error.
 func (c *Call) Warnf(format string, args ...any) { fmt.Fprintf(c.Err, format+"\n", args...) }
+
+// Interruptible makes an interrupt or termination signal end the returned context rather than the process, for commands
+// that wait and have something to tidy up.
+func (c *Call) Interruptible() (context.Context, context.CancelFunc) {
+	return signal.NotifyContext(c.Context, os.Interrupt, syscall.SIGTERM)
+}
 
 // NoArgs fails if there are arguments left after the flags.
 func (c *Call) NoArgs() error {

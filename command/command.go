@@ -1,0 +1,132 @@
+// Package command is the command line: it finds the command that the arguments name and runs it.
+package command
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/hashicorp/cli"
+
+	"github.com/sarnmesh/sarn/command/catalogcmd"
+	"github.com/sarnmesh/sarn/command/clustercmd"
+	"github.com/sarnmesh/sarn/command/kvcmd"
+	"github.com/sarnmesh/sarn/command/validatecmd"
+	"github.com/sarnmesh/sarn/command/verb"
+	"github.com/sarnmesh/sarn/command/versioncmd"
+	"github.com/sarnmesh/sarn/internal/spelling"
+)
+
+// name is what the binary is called in help and completion. A link under another name works the same.
+const name = "sarn"
+
+// Main runs the command line and returns the exit code of the process.
+func Main(args []string) int {
+	adoptEnvironment()
+	return Run(context.Background(), args, verb.Std())
+}
+
+// Run runs the command that args name with the given streams and returns its exit code. Commands that wait end with ctx.
+func Run(ctx context.Context, args []string, s verb.Streams) int {
+	commands := all(ctx, s)
+	c := cli.NewCLI(name, strings.TrimSuffix(versioncmd.Text(), "\n"))
+	c.Args = args
+	c.Commands = commands
+	c.HelpFunc = help
+	c.HelpWriter, c.ErrorWriter = s.Out, s.Err
+	code, err := c.Run()
+	if err != nil {
+		fmt.Fprintf(s.Err, "Error executing command: %v\n", err)
+		return 1
+	}
+	if code == 127 && c.Subcommand() != "" {
+		suggest(s, c.Subcommand(), commands)
+	}
+	return code
+}
+
+// all are the commands by name.
+func all(ctx context.Context, s verb.Streams) map[string]cli.CommandFactory {
+	commands := map[string]cli.CommandFactory{}
+	for _, verbs := range [][]verb.Verb{
+		catalogcmd.Verbs(), clustercmd.Verbs(), kvcmd.Verbs(), validatecmd.Verbs(), versioncmd.Verbs(),
+	} {
+		for _, v := range verbs {
+			commands[v.Path] = v.Factory(ctx, s)
+		}
+	}
+	return commands
+}
+
+// suggest names the command that was probably meant.
+func suggest(s verb.Streams, word string, commands map[string]cli.CommandFactory) {
+	var names []string
+	for path := range commands {
+		if !strings.Contains(path, " ") {
+			names = append(names, path)
+		}
+	}
+	fmt.Fprintf(s.Err, "There is no command %q.", word)
+	if near := spelling.Nearest(word, names); near != "" {
+		fmt.Fprintf(s.Err, " Did you mean %s?", near)
+	}
+	fmt.Fprintln(s.Err)
+}
+
+// groups order the commands in the help text.
+var groups = []struct{ title, names string }{
+	{"Run", "agent validate reload leave maint"},
+	{"Services", "services catalog config event"},
+	{"Mesh", "connect intention"},
+	{"Data", "kv lock watch snapshot"},
+	{"Cluster", "members join force-leave operator info monitor rtt"},
+	{"Keys", "acl keygen keyring tls"},
+}
+
+// help lists the commands by group.
+func help(commands map[string]cli.CommandFactory) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "Usage: %s [--version] [--help] COMMAND [options] [arguments]\n", name)
+	left := maps.Clone(commands)
+	section := func(title string, names []string) {
+		began := false
+		for _, n := range names {
+			factory, ok := left[n]
+			if !ok {
+				continue
+			}
+			delete(left, n)
+			c, err := factory()
+			if err != nil {
+				continue
+			}
+			if !began {
+				fmt.Fprintf(&b, "\n%s:\n", title)
+				began = true
+			}
+			fmt.Fprintf(&b, "  %-12s  %s\n", n, c.Synopsis())
+		}
+	}
+	for _, g := range groups {
+		section(g.title, strings.Fields(g.names))
+	}
+	section("Other", slices.Sorted(maps.Keys(left)))
+	fmt.Fprintf(&b, "\n%s COMMAND -h tells more about a command.", name)
+	return b.String()
+}
+
+// adoptEnvironment lets variables under this product's own name win over those of the reference product, which the client
+// library reads.
+func adoptEnvironment() {
+	for _, pair := range os.Environ() {
+		key, value, _ := strings.Cut(pair, "=")
+		if rest, ok := strings.CutPrefix(key, "SARN_"); ok {
+			if err := os.Setenv("CONSUL_"+rest, value); err != nil {
+				fmt.Fprintf(os.Stderr, "set CONSUL_%s: %v\n", rest, err)
+			}
+		}
+	}
+}
