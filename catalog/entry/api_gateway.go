@@ -1,6 +1,11 @@
 package entry
 
-import "time"
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+)
 
 // An APIGateway lets callers outside the mesh in, by routes that bind to its listeners (spec/connect.md section 8.11).
 type APIGateway struct {
@@ -60,4 +65,85 @@ type BoundAPIGatewayListener struct {
 	Name         string
 	Routes       []ResourceReference
 	Certificates []ResourceReference
+}
+
+// Normalize fills in defaults.
+func (e *APIGateway) Normalize() {
+	for i := range e.Listeners {
+		l := &e.Listeners[i]
+		l.Protocol = lower(l.Protocol)
+		for j := range l.TLS.Certificates {
+			if c := &l.TLS.Certificates[j]; c.Kind == "" {
+				c.Kind = KindInlineCertificate
+			}
+		}
+	}
+}
+
+// Validate checks the entry.
+func (e *APIGateway) Validate() error {
+	if e.Name == "" {
+		return errName
+	}
+	if len(e.Listeners) == 0 {
+		return errors.New("api gateway must have at least one listener")
+	}
+	names := map[string]bool{}
+	ports := map[int]*APIGatewayListener{}
+	for i := range e.Listeners {
+		l := &e.Listeners[i]
+		if !validListener(l.Name) {
+			return fmt.Errorf("listener name %q is invalid, must be at least 1 character and contain only letters, numbers, or dashes", l.Name)
+		}
+		if names[l.Name] {
+			return fmt.Errorf("found multiple listeners with the name %q", l.Name)
+		}
+		names[l.Name] = true
+		if other := ports[l.Port]; other != nil && (other.Hostname != l.Hostname || other.Protocol != l.Protocol) {
+			return fmt.Errorf("listeners %q and %q cannot be merged", other.Name, l.Name)
+		}
+		ports[l.Port] = l
+		if err := l.check(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func validListener(name string) bool {
+	for part := range strings.SplitSeq(name, ".") {
+		if part == "" || !validSubset(part) {
+			return false
+		}
+	}
+	return true
+}
+
+func (l *APIGatewayListener) check() error {
+	switch {
+	case l.Protocol != TCP && l.Protocol != HTTP:
+		return fmt.Errorf("unsupported listener protocol %q, must be one of 'tcp', or 'http'", l.Protocol)
+	case l.Protocol == TCP && l.Hostname != "":
+		return errors.New("hostname specification is not supported when using TCP")
+	case l.Port < 1 || l.Port > 65535:
+		return fmt.Errorf("listener port %d not in the range 1-65535", l.Port)
+	}
+	if h := l.Hostname; h != "" && h != Wildcard {
+		rest, _ := strings.CutPrefix(h, "*.")
+		if strings.Contains(rest, Wildcard) {
+			return fmt.Errorf("host %q is not valid, a wildcard specifier is only allowed as the left-most label", h)
+		}
+		if !isHostname(rest) {
+			return fmt.Errorf("host %q must be a valid DNS hostname", h)
+		}
+	}
+	for _, c := range l.TLS.Certificates {
+		if c.Kind != KindInlineCertificate && c.Kind != KindFileSystemCertificate {
+			return fmt.Errorf("unsupported certificate kind: %q, must be 'file-system-certificate' or 'inline-certificate'", c.Kind)
+		}
+		if c.Name == "" {
+			return errors.New("certificate reference must have a name")
+		}
+	}
+	return checkTLS(l.TLS.MinVersion, l.TLS.MaxVersion, l.TLS.CipherSuites)
 }

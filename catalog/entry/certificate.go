@@ -1,5 +1,15 @@
 package entry
 
+import (
+	"crypto/rsa"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"strings"
+)
+
 // An InlineCertificate is a certificate for gateways, kept in the entry (spec/connect.md section 8.15).
 type InlineCertificate struct {
 	Header
@@ -12,4 +22,46 @@ type FileSystemCertificate struct {
 	Header
 	Certificate string // path
 	PrivateKey  string // path
+}
+
+// minRSABits is the least size of an RSA key.
+const minRSABits = 2048
+
+// Validate checks that the certificate and the key can be used, and belong together. Its errors never contain the key.
+func (e *InlineCertificate) Validate() error {
+	if e.Name == "" {
+		return errName
+	}
+	key, _ := pem.Decode([]byte(e.PrivateKey))
+	if key == nil {
+		return errors.New("failed to parse private key PEM")
+	}
+	block, _ := pem.Decode([]byte(e.Certificate))
+	if block == nil {
+		return errors.New("failed to parse certificate PEM")
+	}
+	cert, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		return fmt.Errorf("failed to parse certificate: %w", err)
+	}
+	if rsaKey, ok := cert.PublicKey.(*rsa.PublicKey); ok && rsaKey.N.BitLen() < minRSABits {
+		return fmt.Errorf("key length must be at least %d bits", minRSABits)
+	}
+	for _, name := range cert.DNSNames {
+		if plain, _ := strings.CutPrefix(name, "*."); !isHostname(plain) {
+			return fmt.Errorf("host %q must be a valid DNS hostname", name)
+		}
+	}
+	if _, err := tls.X509KeyPair([]byte(e.Certificate), []byte(e.PrivateKey)); err != nil {
+		return errors.New("the private key does not belong to the certificate")
+	}
+	return nil
+}
+
+// Validate checks the entry; the files are the gateway's.
+func (e *FileSystemCertificate) Validate() error {
+	if e.Name == "" {
+		return errName
+	}
+	return nil
 }

@@ -1,5 +1,9 @@
 package entry
 
+import (
+	"fmt"
+)
+
 // ExportedServices say which peers see which services (spec/connect.md section 8.10). There is one entry, "default".
 type ExportedServices struct {
 	Header
@@ -17,4 +21,36 @@ type ServiceConsumer struct {
 	Peer          string `json:",omitempty" alias:"peername"`
 	Partition     string `json:",omitempty"` // only "default"
 	SamenessGroup string `json:",omitempty"` // always refused
+}
+
+// Validate checks the entry.
+func (e *ExportedServices) Validate() error {
+	if e.Name != ExportedServicesName {
+		return fmt.Errorf("exported-services Name must be %q", ExportedServicesName)
+	}
+	for i, s := range e.Services {
+		if s.Name == "" {
+			return fmt.Errorf("Services[%d]: service name cannot be empty", i)
+		}
+		if len(s.Consumers) == 0 {
+			return fmt.Errorf("Services[%d]: must have at least one consumer", i)
+		}
+		for j, c := range s.Consumers {
+			var problem string
+			switch {
+			case count(c.Peer != "", c.Partition != "", c.SamenessGroup != "") > 1:
+				problem = "must define at most one of Peer, Partition, or SamenessGroup"
+			case c.SamenessGroup != "":
+				problem = "sameness groups are a consul enterprise feature"
+			case c.Partition != "" && c.Partition != "default":
+				problem = "partitions are a consul enterprise feature"
+			case c.Peer == Wildcard:
+				problem = "exporting to all peers (wildcard) is not supported"
+			default:
+				continue
+			}
+			return fmt.Errorf("Services[%d].Consumers[%d]: %s", i, j, problem)
+		}
+	}
+	return nil
 }

@@ -1,6 +1,8 @@
 package entry
 
 import (
+	"errors"
+	"net/netip"
 	"time"
 
 	"github.com/sarnmesh/sarn/catalog"
@@ -67,4 +69,143 @@ type PassiveHealthCheck struct {
 type Destination struct {
 	Addresses []string `json:",omitempty"`
 	Port      int      `json:",omitempty"`
+}
+
+// Normalize fills in defaults.
+func (e *ServiceDefaults) Normalize() {
+	e.Protocol = lower(e.Protocol)
+	normalizeExpose(&e.Expose)
+	if e.UpstreamConfig != nil {
+		for _, o := range e.UpstreamConfig.Overrides {
+			o.normalize()
+		}
+		if e.UpstreamConfig.Defaults != nil {
+			e.UpstreamConfig.Defaults.normalize()
+		}
+	}
+}
+
+func (u *UpstreamSettings) normalize() {
+	u.Protocol = lower(u.Protocol)
+	u.ConnectTimeoutMs = max(u.ConnectTimeoutMs, 0)
+}
+
+// Validate checks the entry.
+func (e *ServiceDefaults) Validate() error {
+	switch {
+	case e.Name == "":
+		return errName
+	case e.Name == Wildcard:
+		return errors.New("service-defaults name must be the name of a service, and not a wildcard")
+	case len(e.RateLimits) != 0:
+		return errors.New("invalid rate_limits config. Rate limiting is a consul enterprise feature")
+	}
+	if err := checkMutualTLS(e.MutualTLSMode); err != nil {
+		return err
+	}
+	var problems errorList
+	problems.add(checkProtocol(e.Protocol))
+	problems.add(checkMode(e.Mode))
+	problems.add(checkMeshGateway(e.MeshGateway))
+	if !validBalance(e.BalanceInboundConnections) {
+		problems.addf("invalid value for balance_inbound_connections: %s", e.BalanceInboundConnections)
+	}
+	if e.UpstreamConfig != nil {
+		if e.Destination != nil {
+			problems.addf("UpstreamConfig and Destination are mutually exclusive for service defaults")
+		}
+		for _, o := range e.UpstreamConfig.Overrides {
+			for _, err := range o.problems(true) {
+				problems.addf("error in upstream override for %s: %w", o.Name, err)
+			}
+		}
+		if d := e.UpstreamConfig.Defaults; d != nil {
+			for _, err := range d.problems(false) {
+				problems.addf("error in upstream defaults: %w", err)
+			}
+		}
+	}
+	if e.Destination != nil {
+		problems = append(problems, e.Destination.problems()...)
+	}
+	if err := checkExpose(e.Expose); err != nil {
+		problems.add(err)
+	}
+	if err := checkExtensions(e.EnvoyExtensions); err != nil {
+		problems = append(problems, err.(errorList)...)
+	}
+	return problems.err()
+}
+
+func validBalance(s string) bool { return s == "" || s == "exact_balance" }
+
+// problems checks the settings of one upstream (override) or of all.
+func (u *UpstreamSettings) problems(override bool) (list errorList) {
+	switch {
+	case override && u.Name == "":
+		list.add(errName)
+	case override && u.Name == Wildcard:
+		list.addf("Wildcard name is not supported")
+	case !override && u.Name != "":
+		list.addf("Name must be empty")
+	}
+	if !override && u.Peer != "" {
+		list.addf("Peer must be empty")
+	}
+	list.add(checkProtocol(u.Protocol))
+	list.add(checkMeshGateway(u.MeshGateway))
+	if l := u.Limits; l != nil {
+		for _, limit := range []struct {
+			name string
+			n    *int
+		}{
+			{"max connections", l.MaxConnections}, {"max pending requests", l.MaxPendingRequests},
+			{"max concurrent requests", l.MaxConcurrentRequests},
+		} {
+			if limit.n != nil && *limit.n < 0 {
+				list.addf("%s cannot be negative", limit.name)
+			}
+		}
+	}
+	if u.PassiveHealthCheck != nil {
+		list.add(u.PassiveHealthCheck.check())
+	}
+	if !validBalance(u.BalanceOutboundConnections) {
+		list.addf("invalid value for balance_outbound_connections: %s", u.BalanceOutboundConnections)
+	}
+	return list
+}
+
+func (c *PassiveHealthCheck) check() error {
+	switch {
+	case c.Interval < 0:
+		return errors.New("passive health check interval cannot be negative")
+	case c.EnforcingConsecutive5xx != nil && *c.EnforcingConsecutive5xx > 100:
+		return errors.New("passive health check enforcing_consecutive_5xx must be a percentage between 0 and 100")
+	case c.MaxEjectionPercent != nil && *c.MaxEjectionPercent > 100:
+		return errors.New("passive health check max_ejection_percent must be a percentage between 0 and 100")
+	case c.BaseEjectionTime != nil && *c.BaseEjectionTime < 0:
+		return errors.New("passive health check base_ejection_time cannot be negative")
+	}
+	return nil
+}
+
+func (d *Destination) problems() (list errorList) {
+	if len(d.Addresses) == 0 {
+		list.addf("Destination must contain at least one valid address")
+	}
+	seen := map[string]bool{}
+	for _, a := range d.Addresses {
+		if seen[a] {
+			list.addf("Duplicate address '%s' is not allowed", a)
+		}
+		seen[a] = true
+		if _, err := netip.ParseAddr(a); err != nil && !isHostname(a) {
+			list.addf("Destination address '%s' is invalid Could not validate address %s as an IP or Hostname", a, a)
+		}
+	}
+	if d.Port < 1 || d.Port > 65535 {
+		list.addf("Invalid Port number %d", d.Port)
+	}
+	return list
 }
