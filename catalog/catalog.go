@@ -6,7 +6,9 @@ package catalog
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"math"
 	"time"
 )
 
@@ -279,6 +281,33 @@ type Coordinate struct {
 	Error      float64
 	Adjustment float64
 	Height     float64
+}
+
+// Validate checks the dimensions and numbers of a coordinate.
+func (c *Coordinate) Validate() error {
+	if len(c.Vec) != 8 {
+		return errors.New("incompatible coordinate")
+	}
+	for _, x := range append([]float64{c.Error, c.Adjustment, c.Height}, c.Vec...) {
+		if math.IsNaN(x) || math.IsInf(x, 0) {
+			return errors.New("invalid coordinate")
+		}
+	}
+	return nil
+}
+
+// Distance estimates the round-trip time between two coordinates of the same dimension, in seconds.
+func (c *Coordinate) Distance(other *Coordinate) float64 {
+	sum := 0.0
+	for i, x := range c.Vec {
+		d := x - other.Vec[i]
+		sum += d * d
+	}
+	rtt := math.Sqrt(sum) + c.Height + other.Height
+	if adjusted := rtt + c.Adjustment + other.Adjustment; adjusted > 0 {
+		return adjusted
+	}
+	return rtt
 }
 
 // A NodeCoordinate is the coordinate of one node.

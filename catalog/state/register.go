@@ -66,3 +66,20 @@ func (t *Tx) Deregister(r *catalog.DeregisterRequest) {
 		t.DeleteNode(r.Node)
 	}
 }
+
+// NodeChanges reports whether storing a node would add or change one, and returns the name of the node that it would
+// rename, empty if none.
+func (v *View) NodeChanges(n *catalog.Node) (changes bool, renamed string) {
+	if n.ID != "" {
+		if known := v.nodeByID(n.ID); known != nil && !strings.EqualFold(known.Node, n.Node) {
+			return true, known.Node
+		}
+	}
+	old, ok := nodes.Peek(v.tx, "id", nameKey(n.Node))
+	if !ok {
+		return true, ""
+	}
+	next := *n
+	next.ID = strings.ToLower(n.ID)
+	return !sameNode(&next, old), ""
+}

@@ -1,0 +1,224 @@
+// Package catalogrpc answers the calls on nodes, instances, checks and coordinates (package catalog): it asks what the
+// token may do, checks registrations before they enter the log, applies them to the state when they leave it, and
+// selects and sorts what is read.
+package catalogrpc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/sarnmesh/sarn/acl"
+	"github.com/sarnmesh/sarn/catalog"
+	"github.com/sarnmesh/sarn/catalog/entry"
+	"github.com/sarnmesh/sarn/catalog/read"
+	"github.com/sarnmesh/sarn/catalog/state"
+	"github.com/sarnmesh/sarn/server/fsm"
+	"github.com/sarnmesh/sarn/server/transport"
+)
+
+// Config tunes the handlers. A zero field takes its default.
+type Config struct {
+	// Resolve returns the central settings of a service and their index, for reads that merge them into proxies and
+	// gateways. The default merges nothing.
+	Resolve func(v *state.View, req *entry.ResolvedRequest) (uint64, *entry.Resolved)
+	// LinkedGateways returns the names of the gateways of a kind that a service is linked to by configuration, and the
+	// index of that. The default knows none.
+	LinkedGateways func(v *state.View, kind, service string) (uint64, []string)
+}
+
+// handlers has the methods that answer calls.
+type handlers struct{ cfg Config }
+
+// Register adds the handlers and appliers.
+func Register(r *transport.Registry, a *fsm.Appliers, cfg Config) {
+	h := &handlers{cfg}
+	fsm.Handle(a, fsm.Register, func(tx *state.Tx, req *catalog.RegisterRequest) (*struct{}, error) {
+		return nil, tx.Register(req)
+	})
+	fsm.Handle(a, fsm.Deregister, func(tx *state.Tx, req *catalog.DeregisterRequest) (*struct{}, error) {
+		tx.Deregister(req)
+		return nil, nil
+	})
+	fsm.Handle(a, fsm.UpdateCoordinates, func(tx *state.Tx, req *catalog.CoordinateUpdate) (*struct{}, error) {
+		tx.SetCoordinates(req.Updates)
+		return nil, nil
+	})
+	transport.Handle(r, catalog.RegisterCall, h.register)
+	transport.Handle(r, catalog.DeregisterCall, h.deregister)
+	transport.Handle(r, catalog.UpdateCoordinateCall, h.updateCoordinates)
+	transport.HandleRead(r, catalog.NodesCall, h.nodes)
+	transport.HandleRead(r, catalog.ServicesCall, h.services)
+	transport.HandleRead(r, catalog.NodeServicesCall, h.nodeServices)
+	transport.HandleRead(r, catalog.InstancesCall, h.instances)
+	transport.HandleRead(r, catalog.ChecksCall, h.checks)
+	transport.HandleRead(r, catalog.CoordinatesCall, h.coordinates)
+}
+
+var done = &struct{}{}
+
+func (h *handlers) register(ctx context.Context, c *transport.Call, req *catalog.RegisterRequest) (*struct{}, error) {
+	command, err := Prepare(req, c.Datacenter)
+	if err != nil {
+		return nil, err
+	}
+	if err := vetRegister(NewVetter(c.Authorizer, c.Store.View()), command); err != nil {
+		return nil, err
+	}
+	if _, err := c.Apply(ctx, fsm.Register, command); err != nil {
+		return nil, err
+	}
+	return done, nil
+}
+
+// Prepare checks a registration as far as that needs no state, and returns a copy with its defaults, ready for the log
+// (spec/registry.md section 8.1).
+func Prepare(req *catalog.RegisterRequest, datacenter string) (*catalog.RegisterRequest, error) {
+	r := *req
+	r.Target = read.Target{Datacenter: datacenter}
+	r.Check, r.Checks = nil, make([]*catalog.Check, 0, len(req.Checks)+1)
+	for _, c := range append([]*catalog.Check{req.Check}, req.Checks...) {
+		if c != nil {
+			own := *c
+			r.Checks = append(r.Checks, &own)
+		}
+	}
+	imported := r.PeerName != "" || r.Service != nil && r.Service.PeerName != ""
+	for _, c := range r.Checks {
+		imported = imported || c.PeerName != ""
+	}
+	switch {
+	case imported:
+		return nil, errors.New("cannot register requests with PeerName in them")
+	case r.Node == "":
+		return nil, errNoNode
+	case r.Address == "" && !r.SkipNodeUpdate:
+		return nil, errors.New("Must provide address if SkipNodeUpdate is not set")
+	}
+	if r.ID != "" {
+		if err := catalog.CheckUUID(r.ID); err != nil {
+			return nil, fmt.Errorf("Bad node ID: %w", err)
+		}
+	}
+	if r.Service != nil {
+		own := *r.Service
+		r.Service = &own
+		if err := PrepareService(r.Service); err != nil {
+			return nil, err
+		}
+	}
+	for _, c := range r.Checks {
+		if c.Node == "" {
+			c.Node = r.Node
+		}
+		PrepareCheck(c)
+		if !strings.EqualFold(c.Node, r.Node) {
+			return nil, fmt.Errorf("Node '%s' for check '%s' doesn't match register request node '%s'", c.Node, c.CheckID, r.Node)
+		}
+	}
+	return &r, nil
+}
+
+var errNoNode = errors.New("Must provide node")
+
+// PrepareService checks an instance as far as that needs no state, and gives it its defaults.
+func PrepareService(s *catalog.Service) error {
+	switch {
+	case s.ID == "" && s.Service == "":
+		return errors.New("Must provide service name (Service.Service)")
+	case s.Service == "":
+		return errors.New("Must provide service name (Service.Service) when service ID is provided")
+	case s.ID == "":
+		s.ID = s.Service
+	}
+	if catalog.AnyAddress(s.Address) {
+		return errors.New("Invalid service address")
+	}
+	return s.Validate()
+}
+
+// PrepareCheck gives a check its defaults.
+func PrepareCheck(c *catalog.Check) {
+	if c.CheckID == "" {
+		c.CheckID = c.Name
+	}
+	if c.Type == "" {
+		c.Type = c.Definition.CheckType()
+	}
+	if c.Status == "" {
+		c.Status = catalog.Critical
+	}
+}
+
+func vetRegister(t *Vetter, r *catalog.RegisterRequest) error {
+	if !r.SkipNodeUpdate || t.view.Node(r.Node) == nil {
+		if err := t.SetNode(&catalog.Node{
+			ID: r.ID, Node: r.Node, Address: r.Address, Datacenter: r.Datacenter, TaggedAddresses: r.TaggedAddresses,
+			Meta: r.NodeMeta, Locality: r.Locality,
+		}); err != nil {
+			return err
+		}
+	}
+	if r.Service != nil {
+		if err := t.SetService(r.Node, r.Service); err != nil {
+			return err
+		}
+	}
+	for _, c := range r.Checks {
+		if err := t.SetCheck(c); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (h *handlers) deregister(ctx context.Context, c *transport.Call, req *catalog.DeregisterRequest) (*struct{}, error) {
+	if req.Node == "" {
+		return nil, errNoNode
+	}
+	t := NewVetter(c.Authorizer, c.Store.View())
+	var err error
+	switch {
+	case req.ServiceID != "":
+		err = t.DeleteService(req.Node, req.ServiceID)
+	case req.CheckID != "":
+		err = t.DeleteCheck(req.Node, req.CheckID)
+	default:
+		err = t.DeleteNode(req.Node)
+	}
+	if err != nil {
+		return nil, err
+	}
+	command := &catalog.DeregisterRequest{Node: req.Node, ServiceID: req.ServiceID, CheckID: req.CheckID}
+	if _, err := c.Apply(ctx, fsm.Deregister, command); err != nil {
+		return nil, err
+	}
+	return done, nil
+}
+
+func (h *handlers) updateCoordinates(ctx context.Context, c *transport.Call, req *catalog.CoordinateUpdate) (*struct{}, error) {
+	command := &catalog.CoordinateUpdate{}
+	view := c.Store.View()
+	for _, u := range req.Updates {
+		if u == nil || u.Coord == nil {
+			return nil, errors.New("invalid coordinate")
+		}
+		if err := u.Coord.Validate(); err != nil {
+			return nil, err
+		}
+		if err := c.Authorizer.Require(acl.Node, acl.Write, u.Node); err != nil {
+			return nil, err
+		}
+		if view.Node(u.Node) != nil {
+			command.Updates = append(command.Updates, u)
+		}
+	}
+	if len(command.Updates) == 0 {
+		return done, nil
+	}
+	if _, err := c.Apply(ctx, fsm.UpdateCoordinates, command); err != nil {
+		return nil, err
+	}
+	return done, nil
+}

@@ -1,0 +1,364 @@
+package catalogrpc
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/sarnmesh/sarn/acl"
+	"github.com/sarnmesh/sarn/catalog"
+	"github.com/sarnmesh/sarn/catalog/definition"
+	"github.com/sarnmesh/sarn/catalog/filter"
+	"github.com/sarnmesh/sarn/catalog/read"
+	"github.com/sarnmesh/sarn/catalog/state"
+	"github.com/sarnmesh/sarn/internal/wireerr"
+	"github.com/sarnmesh/sarn/server/transport"
+)
+
+// keep returns the elements that the token may see and that have the node meta asked for, in a slice of its own, and
+// sets Filtered where the token hid any.
+func keep[T any](c *transport.Call, meta *read.Meta, all []T, may func(z *acl.Authorizer, e T) bool) []T {
+	kept := make([]T, 0, len(all))
+	for _, e := range all {
+		if may(c.Authorizer, e) {
+			kept = append(kept, e)
+		}
+	}
+	if len(kept) < len(all) && !c.Authorizer.Anonymous() {
+		meta.Filtered = true
+	}
+	return kept
+}
+
+// hasMeta reports whether a node has all the pairs.
+func hasMeta(n *catalog.Node, pairs map[string]string) bool {
+	for k, want := range pairs {
+		// A key that is asked for without a value must be there, with an empty one.
+		if got, ok := n.Meta[k]; !ok || got != want {
+			return false
+		}
+	}
+	return true
+}
+
+// sortNear sorts by the estimated round-trip time from a node, unless its coordinate is not known. What has no
+// coordinate comes last; what is equally far keeps its order.
+func sortNear[T any](v *state.View, near string, list []T, node func(T) string) {
+	if near == "" {
+		return
+	}
+	from := v.Coordinate(near)
+	if from == nil {
+		return
+	}
+	type placed struct {
+		at     float64
+		placed bool
+	}
+	known := map[string]placed{}
+	place := func(name string) placed {
+		p, ok := known[name]
+		if !ok {
+			if c := v.Coordinate(name); c != nil && len(c.Vec) == len(from.Vec) {
+				p = placed{from.Distance(c), true}
+			}
+			known[name] = p
+		}
+		return p
+	}
+	slices.SortStableFunc(list, func(a, b T) int {
+		x, y := place(node(a)), place(node(b))
+		switch {
+		case x.placed != y.placed:
+			if x.placed {
+				return -1
+			}
+			return 1
+		case x.at < y.at:
+			return -1
+		case x.at > y.at:
+			return 1
+		}
+		return 0
+	})
+}
+
+func mayReadInstance(z *acl.Authorizer, i *catalog.Instance) bool {
+	return z.May(acl.Node, acl.Read, i.Node.Node) && z.May(acl.Service, acl.Read, i.Service.Service)
+}
+
+// MayReadCheck reports whether a token may see a check.
+func MayReadCheck(z *acl.Authorizer, c *catalog.Check) bool {
+	return z.May(acl.Node, acl.Read, c.Node) && (c.ServiceID == "" || z.May(acl.Service, acl.Read, c.ServiceName))
+}
+
+func (h *handlers) nodes(c *transport.Call, v *state.View, req *catalog.NodesRequest) (*catalog.NodesReply, error) {
+	f, err := filter.Compile[*catalog.Node](req.Filter)
+	if err != nil {
+		return nil, err
+	}
+	resp := &catalog.NodesReply{}
+	index, all := v.Nodes()
+	resp.Index = index
+	resp.Nodes = keep(c, &resp.Meta, all, func(z *acl.Authorizer, n *catalog.Node) bool { return z.May(acl.Node, acl.Read, n.Node) })
+	resp.Nodes = slices.DeleteFunc(resp.Nodes, func(n *catalog.Node) bool { return !hasMeta(n, req.NodeMeta) })
+	resp.Nodes = f.Select(resp.Nodes)
+	sortNear(v, req.Near, resp.Nodes, func(n *catalog.Node) string { return n.Node })
+	return resp, nil
+}
+
+func (h *handlers) services(c *transport.Call, v *state.View, req *catalog.ServicesRequest) (*catalog.ServicesReply, error) {
+	f, err := filter.Compile[filter.ServiceNode](req.Filter)
+	if err != nil {
+		return nil, err
+	}
+	resp := &catalog.ServicesReply{Services: map[string][]string{}}
+	index, all := v.AllInstances()
+	resp.Index = index
+	for i := range all {
+		if !mayReadInstance(c.Authorizer, i) {
+			resp.Filtered = !c.Authorizer.Anonymous()
+			continue
+		}
+		if req.Kind != "" && i.Service.Kind != req.Kind || !hasMeta(i.Node, req.NodeMeta) {
+			continue
+		}
+		if f != nil {
+			node := i.Node
+			if len(req.NodeMeta) > 0 {
+				node = nil
+			}
+			if !f.Match(filter.Flatten(node, i.Service)) {
+				continue
+			}
+		}
+		tags, ok := resp.Services[i.Service.Service]
+		if !ok {
+			tags = []string{}
+		}
+		for _, tag := range i.Service.Tags {
+			if !slices.Contains(tags, tag) {
+				tags = append(tags, tag)
+			}
+		}
+		resp.Services[i.Service.Service] = tags
+	}
+	return resp, nil
+}
+
+func (h *handlers) nodeServices(c *transport.Call, v *state.View, req *catalog.NodeServicesRequest) (*catalog.NodeServicesReply, error) {
+	f, err := filter.Compile[*catalog.Service](req.Filter)
+	if err != nil {
+		return nil, err
+	}
+	resp := &catalog.NodeServicesReply{}
+	index, node, services := v.NodeServices(req.Node)
+	resp.Index = index
+	if node == nil {
+		return resp, nil
+	}
+	if !c.Authorizer.May(acl.Node, acl.Read, node.Node) {
+		resp.Filtered = !c.Authorizer.Anonymous()
+		return resp, nil
+	}
+	resp.Node = node
+	resp.Services = keep(c, &resp.Meta, services, func(z *acl.Authorizer, s *catalog.Service) bool {
+		return z.May(acl.Service, acl.Read, s.Service)
+	})
+	if req.MergeCentralConfig {
+		for i, s := range resp.Services {
+			resp.Services[i] = h.merge(v, &resp.Meta, s)
+		}
+	}
+	resp.Services = f.Select(resp.Services)
+	if req.WithChecks {
+		_, all := v.NodeChecks(node.Node)
+		resp.Checks = keep(c, &resp.Meta, all, MayReadCheck)
+		for _, k := range all {
+			resp.Index = max(resp.Index, k.ModifyIndex)
+		}
+	}
+	return resp, nil
+}
+
+// merge returns an instance with its central settings.
+func (h *handlers) merge(v *state.View, meta *read.Meta, s *catalog.Service) *catalog.Service {
+	if h.cfg.Resolve == nil || !definition.Central(s.Kind) {
+		return s
+	}
+	index, resolved := h.cfg.Resolve(v, definition.CentralRequest(s))
+	meta.Index = max(meta.Index, index)
+	return definition.MergeCentral(s, resolved)
+}
+
+func (h *handlers) instances(c *transport.Call, v *state.View, req *catalog.InstancesRequest) (*catalog.InstancesReply, error) {
+	byCheck, byNode, err := instanceFilters(req)
+	if err != nil {
+		return nil, err
+	}
+	resp := &catalog.InstancesReply{Instances: []*catalog.Instance{}}
+	if (req.Connect || req.Ingress) && !c.Authorizer.May(acl.Service, acl.Read, req.Service) {
+		if !req.CatalogOnly {
+			return nil, wireerr.ErrPermissionDenied
+		}
+		resp.Index, _ = v.MeshInstances(req.Service, true)
+		return resp, nil
+	}
+	if req.Peer != "" {
+		// Nothing is imported from peers yet.
+		resp.Index, _ = v.Instances(req.Service, req.CatalogOnly)
+		return resp, nil
+	}
+	index, all := h.candidates(v, req)
+	resp.Index = index
+	for _, i := range all {
+		if !mayReadInstance(c.Authorizer, i) {
+			resp.Filtered = !c.Authorizer.Anonymous()
+			continue
+		}
+		if !hasTags(i.Service, req.Tags) || !hasMeta(i.Node, req.NodeMeta) || req.PassingOnly && !passing(i) {
+			continue
+		}
+		if req.MergeCentralConfig {
+			if merged := h.merge(v, &resp.Meta, i.Service); merged != i.Service {
+				i = &catalog.Instance{Node: i.Node, Service: merged, Checks: i.Checks}
+			}
+		}
+		if !byCheck.Match(i) || byNode != nil && !byNode.Match(filter.Flatten(i.Node, i.Service)) {
+			continue
+		}
+		if req.CatalogOnly {
+			i = &catalog.Instance{Node: i.Node, Service: i.Service}
+		}
+		if len(resp.Instances) == 0 {
+			resp.Instances = make([]*catalog.Instance, 0, len(all))
+		}
+		resp.Instances = append(resp.Instances, i)
+	}
+	sortNear(v, req.Near, resp.Instances, func(i *catalog.Instance) string { return i.Node.Node })
+	return resp, nil
+}
+
+// instanceFilters compiles the filter for the form that the answer has: that of health, or of the catalog.
+func instanceFilters(req *catalog.InstancesRequest) (health *filter.Filter[*catalog.Instance], flat *filter.Filter[filter.ServiceNode], err error) {
+	if req.CatalogOnly {
+		flat, err = filter.Compile[filter.ServiceNode](req.Filter)
+	} else {
+		health, err = filter.Compile[*catalog.Instance](req.Filter)
+	}
+	return health, flat, err
+}
+
+// candidates returns the instances a request is about, before anything is left out.
+func (h *handlers) candidates(v *state.View, req *catalog.InstancesRequest) (uint64, []*catalog.Instance) {
+	kind := ""
+	switch {
+	case req.Ingress:
+		kind = catalog.KindIngressGateway
+	case req.Connect:
+		kind = catalog.KindTerminatingGateway
+	default:
+		return v.Instances(req.Service, req.CatalogOnly)
+	}
+	var index uint64
+	var all []*catalog.Instance
+	if req.Connect {
+		index, all = v.MeshInstances(req.Service, req.CatalogOnly)
+	}
+	if h.cfg.LinkedGateways == nil {
+		if req.Ingress {
+			index, _ = v.InstancesOfKind(kind)
+		}
+		return index, all
+	}
+	linked, gateways := h.cfg.LinkedGateways(v, kind, req.Service)
+	index = max(index, linked)
+	for _, g := range gateways {
+		at, instances := v.Instances(g, req.CatalogOnly)
+		index = max(index, at)
+		for _, i := range instances {
+			if i.Service.Kind == kind {
+				all = append(all, i)
+			}
+		}
+	}
+	if len(gateways) > 0 {
+		slices.SortStableFunc(all, func(a, b *catalog.Instance) int {
+			return strings.Compare(strings.ToLower(a.Node.Node), strings.ToLower(b.Node.Node))
+		})
+	}
+	return index, all
+}
+
+// hasTags reports whether an instance has all the tags, compared without regard to case.
+func hasTags(s *catalog.Service, tags []string) bool {
+	for _, want := range tags {
+		if !slices.ContainsFunc(s.Tags, func(tag string) bool { return strings.EqualFold(tag, want) }) {
+			return false
+		}
+	}
+	return true
+}
+
+func passing(i *catalog.Instance) bool {
+	for _, c := range i.Checks {
+		if c.Status != catalog.Passing {
+			return false
+		}
+	}
+	return true
+}
+
+func (h *handlers) checks(c *transport.Call, v *state.View, req *catalog.ChecksRequest) (*catalog.ChecksReply, error) {
+	f, err := filter.Compile[*catalog.Check](req.Filter)
+	if err != nil {
+		return nil, err
+	}
+	resp := &catalog.ChecksReply{}
+	var all []*catalog.Check
+	switch {
+	case req.Node != "":
+		resp.Index, all = v.NodeChecks(req.Node)
+	case req.Service != "":
+		resp.Index, all = v.ServiceChecks(req.Service)
+	default:
+		switch strings.ToLower(req.State) {
+		case "any", catalog.Passing, catalog.Warning, catalog.Critical:
+			resp.Index, all = v.ChecksInState(req.State)
+		default:
+			resp.Index, _ = v.ChecksInState("any")
+		}
+	}
+	resp.Checks = keep(c, &resp.Meta, all, MayReadCheck)
+	if len(req.NodeMeta) > 0 {
+		nodes := map[string]bool{}
+		resp.Checks = slices.DeleteFunc(resp.Checks, func(k *catalog.Check) bool {
+			has, ok := nodes[k.Node]
+			if !ok {
+				n := v.Node(k.Node)
+				has = n != nil && hasMeta(n, req.NodeMeta)
+				nodes[k.Node] = has
+			}
+			return !has
+		})
+	}
+	resp.Checks = f.Select(resp.Checks)
+	sortNear(v, req.Near, resp.Checks, func(k *catalog.Check) string { return k.Node })
+	return resp, nil
+}
+
+func (h *handlers) coordinates(c *transport.Call, v *state.View, req *catalog.CoordinatesRequest) (*catalog.CoordinatesReply, error) {
+	resp := &catalog.CoordinatesReply{}
+	var all []*catalog.NodeCoordinate
+	if req.Node != "" {
+		if err := c.Authorizer.Require(acl.Node, acl.Read, req.Node); err != nil {
+			return nil, err
+		}
+		resp.Index, all = v.NodeCoordinates(req.Node)
+	} else {
+		resp.Index, all = v.Coordinates()
+	}
+	resp.Coordinates = keep(c, &resp.Meta, all, func(z *acl.Authorizer, n *catalog.NodeCoordinate) bool {
+		return z.May(acl.Node, acl.Read, n.Node)
+	})
+	return resp, nil
+}
