@@ -51,9 +51,7 @@ func (v *View) EntryIndex(kind entry.Kind, e entry.Entry) uint64 {
 // read has used, it makes the index of that read. It records no wish to be woken.
 func (v *View) EntriesGone(kinds ...entry.Kind) (index uint64) {
 	for _, k := range kinds {
-		if m, ok := indexes.Longest(v.tx, "id", mvcc.String(nil, entryGone(k))); ok && m.Name == entryGone(k) {
-			index = max(index, m.Value)
-		}
+		index = max(index, v.peeked(entryGone(k)))
 	}
 	return index
 }
