@@ -6,6 +6,7 @@ package transport
 import (
 	"context"
 	"fmt"
+	"io"
 
 	"github.com/sarnmesh/sarn/acl"
 	"github.com/sarnmesh/sarn/catalog/read"
@@ -35,11 +36,26 @@ type Registry struct{ routes map[string]*route }
 type route struct {
 	rpc.Descriptor
 	newRequest, newReply func() any
-	// Exactly one of the two is set.
+	// Exactly one of these and stream is set.
 	view func(c *Call, v *state.View, req any) (any, error)
 	call func(ctx context.Context, c *Call, req any) (any, error)
+	// stream is set for calls with a stream of bytes on either side, and only it.
+	stream func(ctx context.Context, c *Call, req any, in io.Reader, reply func(any) error, out io.Writer) error
 	// copyReply sets *dst = *src.
 	copyReply func(dst, src any)
+	// copyRequest returns a shallow copy.
+	copyRequest func(req any) any
+	// serversOnly keeps agents out where certificates tell servers apart.
+	serversOnly bool
+}
+
+// newRoute fills in what every kind of handler has.
+func newRoute[Req, Resp any](m rpc.Method[Req, Resp]) *route {
+	return &route{
+		Descriptor: m.Descriptor, newRequest: func() any { return new(Req) }, newReply: func() any { return new(Resp) },
+		copyReply:   func(dst, src any) { *dst.(*Resp) = *src.(*Resp) },
+		copyRequest: func(req any) any { c := *req.(*Req); return &c },
+	}
 }
 
 // HandleRead registers the handler of a read. It sets Index (and Filtered, NotFound) of the reply's Meta; it is called
@@ -48,11 +64,15 @@ func HandleRead[Req, Resp any](r *Registry, m rpc.Method[Req, Resp], f func(c *C
 	if m.Kind != rpc.KindRead {
 		panic(fmt.Sprintf("transport: %s is not a read", m.Name))
 	}
-	r.add(&route{
-		Descriptor: m.Descriptor, newRequest: func() any { return new(Req) }, newReply: func() any { return new(Resp) },
-		view:      func(c *Call, v *state.View, req any) (any, error) { return f(c, v, req.(*Req)) },
-		copyReply: func(dst, src any) { *dst.(*Resp) = *src.(*Resp) },
-	})
+	rt := newRoute(m)
+	rt.view = func(c *Call, v *state.View, req any) (any, error) {
+		resp, err := f(c, v, req.(*Req))
+		if err != nil {
+			return nil, err
+		}
+		return resp, nil
+	}
+	r.add(rt)
 	// Both sides of a read must carry what the dispatcher needs.
 	if _, ok := any(new(Req)).(interface{ ReadOptions() *read.Options }); !ok {
 		panic(fmt.Sprintf("transport: the request of %s embeds no read.Options", m.Name))
@@ -67,11 +87,34 @@ func Handle[Req, Resp any](r *Registry, m rpc.Method[Req, Resp], f func(ctx cont
 	if m.Kind == rpc.KindRead {
 		panic(fmt.Sprintf("transport: %s is a read", m.Name))
 	}
-	r.add(&route{
-		Descriptor: m.Descriptor, newRequest: func() any { return new(Req) }, newReply: func() any { return new(Resp) },
-		call:      func(ctx context.Context, c *Call, req any) (any, error) { return f(ctx, c, req.(*Req)) },
-		copyReply: func(dst, src any) { *dst.(*Resp) = *src.(*Resp) },
-	})
+	rt := newRoute(m)
+	rt.call = func(ctx context.Context, c *Call, req any) (any, error) {
+		resp, err := f(ctx, c, req.(*Req))
+		if err != nil {
+			return nil, err
+		}
+		if resp == nil {
+			resp = new(Resp)
+		}
+		return resp, nil
+	}
+	r.add(rt)
+}
+
+// HandleServers is Handle for calls that only servers may make of one another.
+func HandleServers[Req, Resp any](r *Registry, m rpc.Method[Req, Resp], f func(ctx context.Context, c *Call, req *Req) (*Resp, error)) {
+	Handle(r, m, f)
+	r.routes[m.Name].serversOnly = true
+}
+
+// HandleStream registers the handler of a call that takes or gives a stream of bytes: it reads what follows the request
+// from in, replies once, and then writes what follows the reply to out.
+func HandleStream[Req, Resp any](r *Registry, m rpc.Method[Req, Resp], f func(ctx context.Context, c *Call, req *Req, in io.Reader, reply func(*Resp) error, out io.Writer) error) {
+	rt := newRoute(m)
+	rt.stream = func(ctx context.Context, c *Call, req any, in io.Reader, reply func(any) error, out io.Writer) error {
+		return f(ctx, c, req.(*Req), in, func(resp *Resp) error { return reply(resp) }, out)
+	}
+	r.add(rt)
 }
 
 func (r *Registry) add(rt *route) {

@@ -1,0 +1,509 @@
+package transport
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/sarnmesh/sarn/acl"
+	"github.com/sarnmesh/sarn/catalog/read"
+	"github.com/sarnmesh/sarn/catalog/state"
+	"github.com/sarnmesh/sarn/internal/rpc"
+	"github.com/sarnmesh/sarn/internal/rpcwire"
+	"github.com/sarnmesh/sarn/internal/wireerr"
+	"github.com/sarnmesh/sarn/server/consensus"
+	"github.com/sarnmesh/sarn/server/fsm"
+)
+
+// A Resolver finds what a token may do.
+type Resolver interface {
+	// Resolve returns the authorizer for a token's secret, empty for the anonymous token.
+	Resolve(ctx context.Context, token string) (*acl.Authorizer, error)
+}
+
+// A Log is what a Dispatcher asks of the replicated log: a *consensus.Raft.
+type Log interface {
+	Status() (consensus.Status, <-chan struct{})
+	Leadership() context.Context
+	LastContact() (time.Duration, bool)
+	Verify(ctx context.Context) error
+	Apply(ctx context.Context, kind fsm.Kind, req any) (any, error)
+}
+
+// A Config tunes a Dispatcher. A zero field takes its default.
+type Config struct {
+	Datacenter string
+	Registry   *Registry
+	Store      *state.Store
+	Log        Log
+	// AddressOf returns the address of a server's port by node ID.
+	AddressOf func(id string) (string, bool)
+	// Remote reaches other servers.
+	Remote *rpcwire.Client
+	// Security tells servers from agents.
+	Security *rpcwire.Security
+	Resolver Resolver // default grants everything
+
+	HoldTimeout      time.Duration // how long a call waits for a leader; default 7s
+	DefaultQueryTime time.Duration // how long a read blocks that does not say; default 300s
+	MaxQueryTime     time.Duration // default 600s
+	ClientTimeout    time.Duration // of a call to another server that does not block; default 60s
+
+	Logger hclog.Logger // default discards
+}
+
+// A Dispatcher answers calls here or has them answered by the leader. It implements rpc.Streamer for callers in this
+// process, and gives the methods that serve others over the network.
+type Dispatcher struct {
+	cfg Config
+	log hclog.Logger
+
+	refused context.Context // ends with Refuse
+	refuse  context.CancelFunc
+}
+
+var _ rpc.Streamer = (*Dispatcher)(nil)
+
+// NewDispatcher returns a dispatcher. The registry must be complete.
+func NewDispatcher(cfg Config) *Dispatcher {
+	if cfg.Resolver == nil {
+		cfg.Resolver = everything{}
+	}
+	if cfg.Security == nil {
+		cfg.Security = &rpcwire.Security{}
+	}
+	if cfg.AddressOf == nil {
+		cfg.AddressOf = func(string) (string, bool) { return "", false }
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = hclog.NewNullLogger()
+	}
+	for _, d := range []struct {
+		field *time.Duration
+		value time.Duration
+	}{
+		{&cfg.HoldTimeout, 7 * time.Second}, {&cfg.DefaultQueryTime, 300 * time.Second},
+		{&cfg.MaxQueryTime, 600 * time.Second}, {&cfg.ClientTimeout, 60 * time.Second},
+	} {
+		if *d.field <= 0 {
+			*d.field = d.value
+		}
+	}
+	d := &Dispatcher{cfg: cfg, log: cfg.Logger.Named("rpc")}
+	d.refused, d.refuse = context.WithCancel(context.Background())
+	return d
+}
+
+type everything struct{}
+
+func (everything) Resolve(context.Context, string) (*acl.Authorizer, error) {
+	return acl.Everything(), nil
+}
+
+// Refuse makes every call fail from now on, as when there is no leader; blocked reads end with what they have. A
+// leaving server calls it.
+func (d *Dispatcher) Refuse() { d.refuse() }
+
+// Call performs a call for this process.
+func (d *Dispatcher) Call(ctx context.Context, m rpc.Descriptor, req, resp any) error {
+	rt, err := d.route(m.Name)
+	if err != nil {
+		return err
+	}
+	reply, err := d.perform(ctx, request{rt: rt, req: req})
+	if err != nil {
+		return err
+	}
+	rt.copyReply(resp, reply)
+	return nil
+}
+
+func (d *Dispatcher) route(name string) (*route, error) {
+	rt, ok := d.cfg.Registry.routes[name]
+	if !ok {
+		return nil, fmt.Errorf("unknown call %q", name)
+	}
+	return rt, nil
+}
+
+// Internal returns a caller for this server's own work: it has every right and is answered from here alone, so that a
+// write fails when this server does not lead.
+func (d *Dispatcher) Internal() rpc.Caller { return internal{d} }
+
+type internal struct{ d *Dispatcher }
+
+func (i internal) Call(ctx context.Context, m rpc.Descriptor, req, resp any) error {
+	rt, err := i.d.route(m.Name)
+	if err != nil {
+		return err
+	}
+	var reply any
+	if rt.view != nil {
+		o := req.(interface{ ReadOptions() *read.Options }).ReadOptions()
+		reply, err = i.d.read(ctx, request{rt: rt, req: req, authorizer: acl.Everything()}, i.d.limit(o), true)
+	} else {
+		if s, _ := i.d.cfg.Log.Status(); !s.Leading && rt.Kind != rpc.KindLocal {
+			return consensus.ErrNotLeader
+		}
+		reply, err = i.d.run(ctx, request{rt: rt, req: req, authorizer: acl.Everything()})
+	}
+	if err != nil {
+		return err
+	}
+	rt.copyReply(resp, reply)
+	return nil
+}
+
+// A request is one call on its way.
+type request struct {
+	rt  *route
+	req any
+	// forwarded calls come from a server that took this one for the leader: they go no further.
+	forwarded bool
+	// authorizer is set when the rights are known already.
+	authorizer *acl.Authorizer
+}
+
+// target returns where the call is to go, nil when that is not part of the request.
+func (r request) target() *read.Target {
+	if t, ok := r.req.(interface{ RequestTarget() *read.Target }); ok {
+		return t.RequestTarget()
+	}
+	return nil
+}
+
+func (r request) options() *read.Options {
+	if o, ok := r.req.(interface{ ReadOptions() *read.Options }); ok {
+		return o.ReadOptions()
+	}
+	return nil
+}
+
+// perform has a call answered by whoever must, and returns a pointer to its reply.
+func (d *Dispatcher) perform(ctx context.Context, r request) (any, error) {
+	if d.refused.Err() != nil {
+		return nil, wireerr.ErrNoLeader
+	}
+	if err := d.checkDatacenter(r); err != nil {
+		return nil, err
+	}
+	switch {
+	case r.rt.Kind == rpc.KindLocal:
+		return d.run(ctx, r)
+	case r.rt.Kind == rpc.KindRead && d.mayAnswerStale(r.options()):
+		return d.read(ctx, r, d.limit(r.options()), true)
+	}
+	until := time.Time{}
+	if r.rt.Kind == rpc.KindRead {
+		until = d.limit(r.options())
+	}
+	return hold(ctx, d, r, until,
+		func() (any, error) {
+			if r.rt.Kind == rpc.KindRead {
+				return d.read(ctx, r, until, false)
+			}
+			return d.run(ctx, r)
+		},
+		func(address string) (any, error) { return d.forward(ctx, r, address, until) })
+}
+
+func (d *Dispatcher) checkDatacenter(r request) error {
+	if t := r.target(); t != nil && t.Datacenter != "" && t.Datacenter != d.cfg.Datacenter {
+		return wireerr.ErrNoDatacenter
+	}
+	return nil
+}
+
+// mayAnswerStale reports whether this server answers a read from what it has: it was asked to, and it leads or has
+// heard from a leader.
+func (d *Dispatcher) mayAnswerStale(o *read.Options) bool {
+	if o == nil || o.Mode != read.Stale {
+		return false
+	}
+	_, heard := d.cfg.Log.LastContact()
+	return heard
+}
+
+// limit returns when a blocking read ends, the zero time for one that does not block.
+func (d *Dispatcher) limit(o *read.Options) time.Time {
+	if o == nil || o.MinIndex == 0 {
+		return time.Time{}
+	}
+	wait := o.MaxWait
+	if wait <= 0 {
+		wait = d.cfg.DefaultQueryTime
+	}
+	wait = min(wait, d.cfg.MaxQueryTime)
+	// Those that began together do not end together.
+	return time.Now().Add(wait + time.Duration(rand.Int64N(int64(wait/16)+1)))
+}
+
+// hold has a call answered by the leader: here, or there. While there is none it waits, up to the hold timeout after
+// the call, or after a blocking read's own limit, has begun. What may have been done is not tried again.
+func hold[T any](ctx context.Context, d *Dispatcher, r request, until time.Time, here func() (T, error), there func(address string) (T, error)) (none T, err error) {
+	deadline := time.Now()
+	if !until.IsZero() {
+		deadline = until
+	}
+	deadline = deadline.Add(d.cfg.HoldTimeout)
+	for {
+		s, changed := d.cfg.Log.Status()
+		var reply T
+		switch {
+		case s.Leading:
+			reply, err = here()
+		case s.Elected:
+			err = errNotCaughtUp
+		case r.forwarded:
+			return none, wireerr.ErrNoLeader
+		case s.Known():
+			address := s.LeaderAddress
+			if a, ok := d.cfg.AddressOf(s.LeaderID); ok {
+				address = a
+			}
+			if address == "" {
+				err = errLeaderAddress
+			} else {
+				reply, err = there(address)
+			}
+		default:
+			err = wireerr.ErrNoLeader
+		}
+		if err == nil || !retriable(r.rt.Kind, err) {
+			return reply, err
+		}
+		wait := min(time.Until(deadline), time.Duration(rand.Int64N(int64(d.cfg.HoldTimeout/16)+1)))
+		if wait <= 0 {
+			return none, d.gaveUp(r, err)
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-changed:
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return none, ctx.Err()
+		case <-d.refused.Done():
+			timer.Stop()
+			return none, wireerr.ErrNoLeader
+		}
+		timer.Stop()
+	}
+}
+
+var (
+	errNotCaughtUp   = errors.New("elected, but not caught up")
+	errLeaderAddress = errors.New("Raft leader not found in server lookup mapping")
+	errLedNoMore     = errors.New("no longer the leader")
+)
+
+// gaveUp is the error of a call that found no leader in time.
+func (d *Dispatcher) gaveUp(r request, err error) error {
+	switch {
+	case errors.Is(err, errNotCaughtUp):
+		if o := r.options(); o != nil && o.Mode == read.Consistent {
+			return wireerr.ErrNotReady
+		}
+		return wireerr.ErrNoLeader
+	case errors.Is(err, errLedNoMore), isNotLeader(err):
+		return wireerr.ErrNoLeader
+	}
+	return err
+}
+
+// isNotLeader recognises the error of a write that was not made, also when it comes from another server.
+func isNotLeader(err error) bool {
+	return errors.Is(err, consensus.ErrNotLeader) || strings.Contains(err.Error(), "node is not the leader")
+}
+
+// retriable reports whether a call that failed so has certainly not been done, or may be done twice.
+func retriable(kind rpc.Kind, err error) bool {
+	if _, final := errors.AsType[*finalError](err); final {
+		return false
+	}
+	if errors.Is(err, wireerr.ErrNoLeader) || errors.Is(err, errNotCaughtUp) || errors.Is(err, errLedNoMore) ||
+		errors.Is(err, errLeaderAddress) || isNotLeader(err) {
+		return true
+	}
+	if dial, ok := errors.AsType[*rpcwire.DialError](err); ok {
+		return !errors.Is(dial, rpcwire.ErrClosed)
+	}
+	_, lost := errors.AsType[*rpcwire.LostError](err)
+	return lost && kind == rpc.KindRead
+}
+
+// forwardedPrefix begins the names under which servers call each other on behalf of a caller.
+const forwardedPrefix = "Forwarded."
+
+// forward has the leader at the address answer.
+func (d *Dispatcher) forward(ctx context.Context, r request, address string, until time.Time) (any, error) {
+	timeout := d.cfg.ClientTimeout
+	req := r.req
+	if !until.IsZero() {
+		left := max(time.Until(until), time.Millisecond)
+		timeout = left + left/16 + d.cfg.HoldTimeout
+		req = r.rt.copyRequest(r.req)
+		req.(interface{ ReadOptions() *read.Options }).ReadOptions().MaxWait = left
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	if r.rt.Kind == rpc.KindRead {
+		// A leader that is cut off does not answer: ask the next one when there is one.
+		stop := d.cancelWhenLeaderChanges(ctx, cancel)
+		defer stop()
+	}
+	reply := r.rt.newReply()
+	err := d.cfg.Remote.Call(ctx, address, forwardedPrefix+r.rt.Name, req, reply)
+	if err != nil && errors.Is(context.Cause(ctx), context.Canceled) && r.rt.Kind == rpc.KindRead {
+		return nil, errLedNoMore
+	}
+	if err != nil {
+		return nil, err
+	}
+	return reply, nil
+}
+
+// cancelWhenLeaderChanges calls cancel when another server has become the leader.
+func (d *Dispatcher) cancelWhenLeaderChanges(ctx context.Context, cancel func()) (stop func()) {
+	first, changed := d.cfg.Log.Status()
+	done := make(chan struct{})
+	go func() {
+		for {
+			select {
+			case <-done:
+				return
+			case <-ctx.Done():
+				return
+			case <-changed:
+			}
+			var s consensus.Status
+			if s, changed = d.cfg.Log.Status(); s.Known() && s.LeaderID != first.LeaderID {
+				cancel()
+				return
+			}
+		}
+	}()
+	return func() { close(done) }
+}
+
+// call makes what a handler is given.
+func (d *Dispatcher) call(ctx context.Context, r request) (*Call, error) {
+	z := r.authorizer
+	if z == nil {
+		token := ""
+		if t := r.target(); t != nil {
+			token = t.Token
+		}
+		var err error
+		if z, err = d.cfg.Resolver.Resolve(ctx, token); err != nil {
+			return nil, err
+		}
+	}
+	return &Call{Authorizer: z, Store: d.cfg.Store, Datacenter: d.cfg.Datacenter}, nil
+}
+
+// run answers a call that is no read, here.
+func (d *Dispatcher) run(ctx context.Context, r request) (any, error) {
+	c, err := d.call(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	c.Apply = d.cfg.Log.Apply
+	return r.rt.call(ctx, c, r.req)
+}
+
+// read answers a read from the local state; stale ones whoever leads, others only while this server does. It blocks
+// until the given time by the rules of spec/state.md section 1.3.
+func (d *Dispatcher) read(ctx context.Context, r request, until time.Time, stale bool) (any, error) {
+	c, err := d.call(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	o := r.options()
+	var lead context.Context
+	if !stale {
+		lead = d.cfg.Log.Leadership()
+	}
+	if until.IsZero() {
+		return d.readOnce(ctx, r, c, o, d.cfg.Store.View(), lead)
+	}
+
+	wait, cancel := context.WithDeadline(ctx, until)
+	defer cancel()
+	if lead != nil {
+		defer context.AfterFunc(lead, cancel)()
+	}
+	defer context.AfterFunc(d.refused, cancel)()
+	minIndex, missing := o.MinIndex, false
+	for {
+		v := d.cfg.Store.WatchView()
+		reply, err := d.readOnce(ctx, r, c, o, v, lead)
+		if err != nil {
+			return nil, err
+		}
+		meta := reply.(interface{ ReadMeta() *read.Meta }).ReadMeta()
+		if meta.NotFound {
+			if missing { // other objects changed; this one is still not there
+				minIndex = max(minIndex, meta.Index)
+			}
+			missing = true
+		}
+		if meta.Index > minIndex || v.Replaced() {
+			return reply, nil
+		}
+		werr := v.Wait(wait)
+		switch {
+		case ctx.Err() != nil:
+			return nil, ctx.Err()
+		case lead != nil && lead.Err() != nil:
+			return nil, errLedNoMore
+		case werr != nil || v.Replaced(): // the limit, or another state
+			d.finish(meta, lead != nil)
+			return reply, nil
+		}
+	}
+}
+
+// readOnce runs a read on a view. Leadership is confirmed after the view was opened: who leads now led then, and had
+// everything in its state that was answered to anybody before.
+func (d *Dispatcher) readOnce(ctx context.Context, r request, c *Call, o *read.Options, v *state.View, lead context.Context) (any, error) {
+	if lead != nil && o.Mode == read.Consistent {
+		vctx, cancel := context.WithTimeout(ctx, d.cfg.HoldTimeout)
+		err := d.cfg.Log.Verify(vctx)
+		cancel()
+		switch {
+		case ctx.Err() != nil:
+			return nil, ctx.Err()
+		case errors.Is(err, context.DeadlineExceeded):
+			return nil, wireerr.ErrNotReady
+		case err != nil:
+			return nil, err
+		}
+	}
+	if lead != nil && lead.Err() != nil {
+		return nil, errLedNoMore
+	}
+	reply, err := r.rt.view(c, v, r.req)
+	if err != nil {
+		return nil, err
+	}
+	d.finish(reply.(interface{ ReadMeta() *read.Meta }).ReadMeta(), lead != nil)
+	return reply, nil
+}
+
+// finish sets what the handler of a read leaves to the dispatcher.
+func (d *Dispatcher) finish(m *read.Meta, leading bool) {
+	m.Index = max(m.Index, 1)
+	if leading {
+		m.KnownLeader, m.LastContact = true, 0
+		return
+	}
+	s, _ := d.cfg.Log.Status()
+	m.KnownLeader = s.Known()
+	m.LastContact, _ = d.cfg.Log.LastContact()
+}
