@@ -50,7 +50,7 @@ func Std() Streams { return Streams{os.Stdin, os.Stdout, os.Stderr} }
 // A Call is one run of a command.
 type Call struct {
 	Streams
-	Args []string // what is left after the flags
+	Args    []string // what is left after the flags
 	Context context.Context
 
 	verb *Verb
