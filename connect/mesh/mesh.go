@@ -126,6 +126,9 @@ func (s *Snapshot) Complete() bool {
 	return false
 }
 
+// Has reports whether the answer to a need is known.
+func (s *Snapshot) Has(n Need) bool { _, ok := s.answers[n]; return ok }
+
 // Roots returns the trusted roots, empty while they are not known.
 func (s *Snapshot) Roots() *ca.RootsReply {
 	if r, ok := s.answers[Need{Kind: NeedRoots}].(*ca.RootsReply); ok {

@@ -30,6 +30,17 @@ type Need struct {
 	Overrides  chain.Overrides
 }
 
+// String tells what the need is about, for logs.
+func (n Need) String() string {
+	what := [...]string{"nothing", "roots", "leaf", "mesh entry", "intentions", "chain", "instances"}[n.Kind]
+	for _, detail := range []string{n.Service, n.Datacenter, n.Filter} {
+		if detail != "" {
+			what += " " + detail
+		}
+	}
+	return what
+}
+
 // Needs returns what the proxy needs, as far as the answers so far tell: each chain that arrives adds the instances of
 // its targets.
 func (s *Snapshot) Needs() []Need {

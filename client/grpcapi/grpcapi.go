@@ -1,0 +1,135 @@
+// Package grpcapi is the public gRPC interface of an agent: configuration for proxies (xDS) and the health of the
+// server itself. It serves on listeners it is given, in plaintext or over TLS.
+package grpcapi
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/health"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
+)
+
+// A Service adds itself to a gRPC server.
+type Service interface {
+	Register(grpc.ServiceRegistrar)
+}
+
+// A Listener is a place to serve on.
+type Listener struct {
+	net.Listener
+	TLS *tls.Config // nil serves in plaintext
+}
+
+// Config tunes a Server. A zero field takes its default.
+type Config struct {
+	MaxRequest    int           // bytes of one message of a client; default 4 MiB
+	MaxConcurrent uint32        // streams on one connection; default 1024
+	Grace         time.Duration // open calls may finish in this time once Run is to end; default none
+	KeepAlive     time.Duration // silent clients are pinged this often; default 30s
+	Logger        hclog.Logger  // default discards
+}
+
+// A Server serves gRPC. Make one with New; nothing happens until Run.
+type Server struct {
+	cfg       Config
+	listeners []Listener
+	services  []Service
+}
+
+// New returns a server of the services, and of gRPC health, on the listeners.
+func New(listeners []Listener, services []Service, cfg Config) *Server {
+	if cfg.MaxRequest <= 0 {
+		cfg.MaxRequest = 4 << 20
+	}
+	if cfg.MaxConcurrent == 0 {
+		cfg.MaxConcurrent = 1024
+	}
+	if cfg.KeepAlive <= 0 {
+		cfg.KeepAlive = 30 * time.Second
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = hclog.NewNullLogger()
+	}
+	return &Server{cfg: cfg, listeners: listeners, services: services}
+}
+
+// Run serves until ctx ends, then closes the listeners and returns nil; or until a listener fails. Every call has ended
+// by then.
+func (s *Server) Run(ctx context.Context) error {
+	status := health.NewServer()
+	servers := make([]*grpc.Server, len(s.listeners))
+	for i, l := range s.listeners {
+		servers[i] = s.server(l.TLS)
+		healthv1.RegisterHealthServer(servers[i], status)
+		for _, svc := range s.services {
+			svc.Register(servers[i])
+		}
+	}
+	failed := make(chan error, len(servers))
+	var serving sync.WaitGroup
+	for i, g := range servers {
+		serving.Go(func() {
+			if err := g.Serve(s.listeners[i].Listener); err != nil && !errors.Is(err, grpc.ErrServerStopped) {
+				failed <- err
+			}
+		})
+	}
+	var err error
+	select {
+	case <-ctx.Done():
+	case err = <-failed:
+	}
+	status.Shutdown()
+	s.stop(servers)
+	serving.Wait()
+	return err
+}
+
+// stop ends the servers, leaving open calls the grace.
+func (s *Server) stop(servers []*grpc.Server) {
+	if s.cfg.Grace > 0 {
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			var all sync.WaitGroup
+			for _, g := range servers {
+				all.Go(g.GracefulStop)
+			}
+			all.Wait()
+		}()
+		grace := time.NewTimer(s.cfg.Grace)
+		defer grace.Stop()
+		select {
+		case <-done:
+			return
+		case <-grace.C:
+		}
+		defer func() { <-done }()
+	}
+	for _, g := range servers {
+		g.Stop()
+	}
+}
+
+func (s *Server) server(t *tls.Config) *grpc.Server {
+	options := []grpc.ServerOption{
+		grpc.MaxRecvMsgSize(s.cfg.MaxRequest),
+		grpc.MaxConcurrentStreams(s.cfg.MaxConcurrent),
+		grpc.ConnectionTimeout(20 * time.Second), // for a client to say hello
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 15 * time.Second, PermitWithoutStream: true}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: s.cfg.KeepAlive, Timeout: 20 * time.Second}),
+	}
+	if t != nil {
+		options = append(options, grpc.Creds(credentials.NewTLS(t)))
+	}
+	return grpc.NewServer(options...)
+}

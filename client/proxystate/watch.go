@@ -1,0 +1,151 @@
+package proxystate
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/sarnmesh/sarn/catalog"
+	"github.com/sarnmesh/sarn/catalog/entry"
+	"github.com/sarnmesh/sarn/catalog/read"
+	"github.com/sarnmesh/sarn/client/cache"
+	"github.com/sarnmesh/sarn/client/leaf"
+	"github.com/sarnmesh/sarn/connect/ca"
+	"github.com/sarnmesh/sarn/connect/chain"
+	"github.com/sarnmesh/sarn/connect/intention"
+	"github.com/sarnmesh/sarn/connect/mesh"
+	"github.com/sarnmesh/sarn/internal/rpc"
+)
+
+// watches are those of one proxy, by what they are about. Only the proxy's goroutine uses them.
+type watches struct {
+	p       *proxy
+	token   string
+	cancels map[mesh.Need]func()
+	leaves  sync.WaitGroup
+}
+
+// restart ends all watches and voids their answers. Those that reconcile then begins use the token.
+func (w *watches) restart(token string) {
+	for n, cancel := range w.cancels {
+		cancel()
+		delete(w.cancels, n)
+	}
+	w.token = token
+	w.p.mu.Lock()
+	defer w.p.mu.Unlock()
+	w.p.period++
+	clear(w.p.answers)
+	clear(w.p.known)
+}
+
+// end ends all watches and waits for them.
+func (w *watches) end() {
+	w.restart("")
+	w.leaves.Wait()
+}
+
+// reconcile makes the watches those that are wanted.
+func (w *watches) reconcile(ctx context.Context, wanted []mesh.Need) {
+	want := make(map[mesh.Need]bool, len(wanted))
+	for _, n := range wanted {
+		want[n] = true
+	}
+	for n, cancel := range w.cancels {
+		if !want[n] {
+			cancel()
+			delete(w.cancels, n)
+			w.p.forget(n)
+		}
+	}
+	for _, n := range wanted {
+		if w.cancels[n] == nil {
+			w.cancels[n] = w.begin(ctx, n)
+		}
+	}
+}
+
+// begin watches one thing.
+func (w *watches) begin(ctx context.Context, n mesh.Need) (cancel func()) {
+	options := read.Options{Target: read.Target{Datacenter: n.Datacenter, Token: w.token}}
+	switch n.Kind {
+	case mesh.NeedRoots:
+		return follow(w, n, ca.RootsCall, &ca.RootsRequest{})
+	case mesh.NeedLeaf:
+		return w.leaf(ctx, n)
+	case mesh.NeedMesh:
+		return follow(w, n, entry.GetCall, &entry.GetRequest{Options: options, Kind: entry.KindMesh, Name: entry.MeshName})
+	case mesh.NeedIntentions:
+		return follow(w, n, intention.MatchCall, &intention.MatchRequest{
+			Options: options, By: intention.ByDestination, Names: []string{n.Service},
+		})
+	case mesh.NeedChain:
+		options.Datacenter = "" // evaluated here, for there
+		return follow(w, n, chain.GetCall, &chain.GetRequest{
+			Options: options, Service: n.Service, EvaluateDatacenter: n.Datacenter, Overrides: n.Overrides,
+		})
+	case mesh.NeedInstances:
+		options.Filter = n.Filter
+		return follow(w, n, catalog.InstancesCall, &catalog.InstancesRequest{Options: options, Service: n.Service, Connect: true})
+	}
+	return func() {}
+}
+
+// follow watches the answer of a call.
+func follow[Req, Resp any](w *watches, n mesh.Need, m rpc.Method[Req, Resp], req *Req) (cancel func()) {
+	p, period := w.p, w.period()
+	return cache.Watch(p.s.cfg.Cache, m, req, func(r *Resp, err error) {
+		if err != nil {
+			p.fail(period, n, err)
+			return
+		}
+		p.answer(period, n, r)
+	})
+}
+
+func (w *watches) period() int {
+	w.p.mu.Lock()
+	defer w.p.mu.Unlock()
+	return w.p.period
+}
+
+// Pauses after failures to get a certificate.
+const (
+	minLeafRetry = time.Second
+	maxLeafRetry = time.Minute
+)
+
+// leaf watches a certificate.
+func (w *watches) leaf(ctx context.Context, n mesh.Need) (cancel func()) {
+	p, period, token := w.p, w.period(), w.token
+	ctx, cancel = context.WithCancel(ctx)
+	w.leaves.Go(func() {
+		request := leaf.Request{Service: n.Service, Token: token}
+		retry := minLeafRetry
+		for {
+			r, err := p.s.cfg.Leaves.Get(ctx, request)
+			if ctx.Err() != nil {
+				return
+			}
+			if err != nil {
+				p.fail(period, n, err)
+				t := time.NewTimer(retry)
+				select {
+				case <-t.C:
+				case <-ctx.Done():
+					t.Stop()
+					return
+				}
+				retry = min(2*retry, maxLeafRetry)
+				request.MinIndex = 0
+				continue
+			}
+			retry = minLeafRetry
+			if r.Index != request.MinIndex {
+				p.answer(period, n, r.Leaf)
+			}
+			request.MinIndex = r.Index
+		}
+	})
+	return cancel
+}
