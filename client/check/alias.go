@@ -64,7 +64,7 @@ type nodeAlias struct {
 	id      string
 	node    string
 	service string // empty for the node itself
-	token   string
+	token   func(id string) string
 }
 
 // Probe is not used: a nodeAlias watches.
@@ -79,7 +79,7 @@ func (a *nodeAlias) watch(ctx context.Context, report func(Result)) {
 	var index uint64
 	for failures := 0; ctx.Err() == nil; {
 		began := time.Now()
-		opts := read.Options{Target: read.Target{Token: a.token}, Mode: read.Stale, MaxStale: aliasMaxStale, MinIndex: index, MaxWait: aliasInterval}
+		opts := read.Options{Target: read.Target{Token: a.token(a.id)}, Mode: read.Stale, MaxStale: aliasMaxStale, MinIndex: index, MaxWait: aliasInterval}
 		reply, err := catalog.ChecksCall.Call(ctx, a.caller, &catalog.ChecksRequest{Options: opts, Node: a.node})
 		if err != nil {
 			if failures++; failures > 1 && ctx.Err() == nil {
@@ -117,7 +117,7 @@ func (a *nodeAlias) exists(ctx context.Context) bool {
 	if a.service == "" {
 		return true
 	}
-	opts := read.Options{Target: read.Target{Token: a.token}, Mode: read.Stale, MaxStale: aliasMaxStale}
+	opts := read.Options{Target: read.Target{Token: a.token(a.id)}, Mode: read.Stale, MaxStale: aliasMaxStale}
 	reply, err := catalog.NodeServicesCall.Call(ctx, a.caller, &catalog.NodeServicesRequest{Options: opts, Node: a.node})
 	if err != nil || reply.Node == nil || !strings.EqualFold(reply.Node.Node, a.node) {
 		return err != nil

@@ -78,6 +78,8 @@ type Config struct {
 	Aliases Aliases
 	// Caller reaches the servers, for alias checks that name a node. Required for those.
 	Caller rpc.Caller
+	// Token returns the secret with which the check with this ID asks the servers. Nil means the anonymous token.
+	Token func(id string) string
 	// TLS returns what the TLS configuration of a probe begins with, such as the agent's certificate. It is asked for
 	// each probe. Nil means an empty configuration.
 	TLS func() *tls.Config
@@ -136,6 +138,9 @@ func New(cfg Config) (*Scheduler, error) {
 	}
 	if cfg.Jitter == nil {
 		cfg.Jitter = func(max time.Duration) time.Duration { return rand.N(max) }
+	}
+	if cfg.Token == nil {
+		cfg.Token = func(string) string { return "" }
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = hclog.NewNullLogger()

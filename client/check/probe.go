@@ -52,7 +52,7 @@ func (s *Scheduler) newProbe(c *scheduled) Probe {
 		return dockerProbe{s.cfg.DialDocker, d.DockerContainerID, d.ScriptArgs, c.limit}
 	case definition.TypeAlias:
 		if d.AliasNode != "" {
-			return &nodeAlias{caller: s.cfg.Caller, id: c.id, node: d.AliasNode, service: d.AliasService, token: d.Token}
+			return &nodeAlias{caller: s.cfg.Caller, id: c.id, node: d.AliasNode, service: d.AliasService, token: s.cfg.Token}
 		}
 		return localAlias{s.cfg.Aliases, c.id, d.AliasService}
 	}
