@@ -1,123 +1,158 @@
-// Package mvcc gives typed tables over an immutable, multi-version in-memory database (go-memdb). Readers see a
-// snapshot and never block writers; each read can be watched for change; a write transaction can be rolled back to a
-// savepoint, which lets many writes share one transaction while each keeps its own result.
+// Package mvcc gives typed tables over an immutable, multi-version in-memory database: a radix tree for each index.
+// Readers see a snapshot and never block or are blocked; each read can be watched for change; a write transaction can
+// be rolled back to a savepoint, which lets many writes share one transaction while each keeps its own result.
+//
+// Compared with go-memdb, of which it has the model, objects are typed, a watch costs nothing until somebody waits for
+// it, and an entry of an index takes about a third of the memory.
 //
 // Objects in a table are shared and immutable: copy one before changing it.
 package mvcc
 
 import (
 	"context"
-	"errors"
+	"fmt"
 	"iter"
-
-	"github.com/hashicorp/go-memdb"
+	"reflect"
+	"slices"
+	"sync"
+	"sync/atomic"
 )
 
 // An Index finds objects by a key made of them.
 type Index[T any] struct {
 	Name   string
 	Unique bool
-	// Key appends the key of obj to buf, and returns false when obj is not in this index. Make keys with String and
-	// Uint64 so that no key is a prefix of another's.
+	// Key appends the key of obj to buf, and returns false when obj is not in this index. Make keys of indexes that are
+	// not unique with String, so that no key is a prefix of another's.
 	Key func(buf []byte, obj T) ([]byte, bool)
 }
 
 // String appends s to a key, ended by a zero byte.
 func String(buf []byte, s string) []byte { return append(append(buf, s...), 0) }
 
-// A Table is one table of objects of pointer type T. Its first index is unique and called "id".
+// A Table describes a table of objects of pointer type T. Its first index is unique and called "id".
 type Table[T any] struct {
 	name    string
+	id      int64
 	indexes []Index[T]
 }
 
+var lastTable atomic.Int64
+
 // NewTable describes a table; id is the key of its unique primary index.
 func NewTable[T any](name string, id func(buf []byte, obj T) ([]byte, bool), more ...Index[T]) *Table[T] {
-	return &Table[T]{name, append([]Index[T]{{Name: "id", Unique: true, Key: id}}, more...)}
+	return &Table[T]{name, lastTable.Add(1), append([]Index[T]{{Name: "id", Unique: true, Key: id}}, more...)}
 }
 
 // Name returns the table's name.
 func (t *Table[T]) Name() string { return t.name }
 
 // A Schema is anything NewDB can make a table of: a *Table.
-type Schema interface{ schema() *memdb.TableSchema }
-
-func (t *Table[T]) schema() *memdb.TableSchema {
-	s := &memdb.TableSchema{Name: t.name, Indexes: map[string]*memdb.IndexSchema{}}
-	for _, ix := range t.indexes {
-		s.Indexes[ix.Name] = &memdb.IndexSchema{
-			Name: ix.Name, Unique: ix.Unique, AllowMissing: ix.Name != "id", Indexer: indexer[T]{ix.Key},
-		}
-	}
-	return s
+type Schema interface {
+	schema() (name string, id int64, indexes int)
 }
 
-type indexer[T any] struct {
-	key func([]byte, T) ([]byte, bool)
-}
-
-func (x indexer[T]) FromObject(raw any) (bool, []byte, error) {
-	key, ok := x.key(nil, raw.(T))
-	return ok, key, nil
-}
-
-var errKeyType = errors.New("mvcc: a key is []byte")
-
-func (indexer[T]) FromArgs(args ...any) ([]byte, error) {
-	if key, ok := args[0].([]byte); ok {
-		return key, nil
-	}
-	return nil, errKeyType
-}
-
-func (x indexer[T]) PrefixFromArgs(args ...any) ([]byte, error) { return x.FromArgs(args...) }
+func (t *Table[T]) schema() (string, int64, int) { return t.name, t.id, len(t.indexes) }
 
 // A DB is a set of tables.
-type DB struct{ db *memdb.MemDB }
+type DB struct {
+	roots atomic.Pointer[[]*node] // of the trees of all indexes of all tables
+	first map[int64]int           // position of the root of each table's first index
 
-// NewDB makes an empty database. It panics on an invalid schema, which is a programming error.
+	writing sync.Mutex // held by the write transaction
+	lastTx  uint64     // guarded by writing
+}
+
+// NewDB makes an empty database. It panics when a table is listed twice, which is a programming error.
 func NewDB(tables ...Schema) *DB {
-	s := &memdb.DBSchema{Tables: map[string]*memdb.TableSchema{}}
+	db := &DB{first: make(map[int64]int, len(tables))}
+	var roots []*node
+	names := map[string]bool{}
 	for _, t := range tables {
-		ts := t.schema()
-		s.Tables[ts.Name] = ts
+		name, id, indexes := t.schema()
+		if names[name] {
+			panic("mvcc: table " + name + " is listed twice")
+		}
+		names[name] = true
+		db.first[id] = len(roots)
+		for range indexes {
+			roots = append(roots, &node{})
+		}
 	}
-	db, err := memdb.NewMemDB(s)
-	if err != nil {
-		panic(err)
-	}
-	return &DB{db}
+	db.roots.Store(&roots)
+	return db
 }
 
 // A Txn is a snapshot that reads, or the one open transaction that writes. It is not safe for concurrent use, except
 // that any number of goroutines may read from one read-only Txn that records no watches.
 type Txn struct {
-	txn  *memdb.Txn
-	ws   memdb.WatchSet // nil unless watching
-	undo []func()
-	skip bool // while rolling back or loading: changes are not recorded
+	db    *DB
+	roots []*node
+
+	watching bool
+	watched  []<-chan struct{}
+	seen     map[<-chan struct{}]struct{} // what is in watched, once that is long
+
+	// Only of a transaction that writes.
+	write bool // until Commit or Abort
+	edits edits
+	undo  []change
+	skip  bool // while rolling back or loading: changes are not recorded
+	keys  [2][]byte
+}
+
+// A change can be undone.
+type change struct {
+	table undoer
+	obj   any
+	was   bool // obj was there before, as opposed to added
+}
+
+type undoer interface {
+	undo(tx *Txn, obj any, was bool)
 }
 
 // Read opens a snapshot. With watch set, what is read through it can be waited for with Wait.
 func (db *DB) Read(watch bool) *Txn {
-	t := &Txn{txn: db.db.Txn(false)}
-	if watch {
-		t.ws = memdb.NewWatchSet()
-	}
-	return t
+	return &Txn{db: db, roots: *db.roots.Load(), watching: watch}
 }
 
 // Write opens the write transaction; it blocks while another is open.
-func (db *DB) Write() *Txn { return &Txn{txn: db.db.Txn(true)} }
+func (db *DB) Write() *Txn {
+	db.writing.Lock()
+	db.lastTx++
+	return &Txn{db: db, roots: slices.Clone(*db.roots.Load()), write: true, edits: edits{id: db.lastTx}}
+}
 
 // Load opens a write transaction that has no savepoints: for filling a database nobody else uses yet.
-func (db *DB) Load() *Txn { return &Txn{txn: db.db.Txn(true), skip: true} }
+func (db *DB) Load() *Txn {
+	t := db.Write()
+	t.skip = true
+	return t
+}
 
 // Commit makes the transaction's changes visible and wakes those who watch them.
-func (t *Txn) Commit() { t.txn.Commit() }
+func (t *Txn) Commit() {
+	if !t.write {
+		return
+	}
+	t.write = false
+	roots := t.roots
+	t.db.roots.Store(&roots)
+	t.db.writing.Unlock()
+	t.edits.fire()
+	t.undo = nil
+}
 
 // Abort gives up the transaction; after Commit it does nothing.
-func (t *Txn) Abort() { t.txn.Abort() }
+func (t *Txn) Abort() {
+	if !t.write {
+		return
+	}
+	t.write = false
+	t.roots, t.undo, t.edits = nil, nil, edits{}
+	t.db.writing.Unlock()
+}
 
 // Savepoint returns a mark for RollbackTo.
 func (t *Txn) Savepoint() int { return len(t.undo) }
@@ -126,145 +161,269 @@ func (t *Txn) Savepoint() int { return len(t.undo) }
 func (t *Txn) RollbackTo(savepoint int) {
 	t.skip = true
 	for i := len(t.undo) - 1; i >= savepoint; i-- {
-		t.undo[i]()
+		c := t.undo[i]
+		c.table.undo(t, c.obj, c.was)
 	}
 	t.skip = false
+	clear(t.undo[savepoint:])
 	t.undo = t.undo[:savepoint]
 }
 
+// manyWatched is the number of channels from which on a set finds those it has.
+const manyWatched = 16
+
 // Watch adds a channel whose closing ends Wait.
 func (t *Txn) Watch(ch <-chan struct{}) {
-	if t.ws != nil {
-		t.ws.Add(ch)
+	if !t.watching {
+		return
+	}
+	if t.seen == nil && len(t.watched) < manyWatched {
+		if !slices.Contains(t.watched, ch) {
+			t.watched = append(t.watched, ch)
+		}
+		return
+	}
+	if t.seen == nil {
+		t.seen = map[<-chan struct{}]struct{}{}
+		for _, c := range t.watched {
+			t.seen[c] = struct{}{}
+		}
+	}
+	if _, ok := t.seen[ch]; !ok {
+		t.seen[ch] = struct{}{}
+		t.watched = append(t.watched, ch)
 	}
 }
 
 // Wait blocks until something read through t has changed and returns nil, or until ctx ends and returns its error.
-func (t *Txn) Wait(ctx context.Context) error { return t.ws.WatchCtx(ctx) }
+func (t *Txn) Wait(ctx context.Context) error {
+	// A nil channel never fires.
+	var few [4]<-chan struct{}
+	if copy(few[:], t.watched) == len(t.watched) {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-few[0]:
+		case <-few[1]:
+		case <-few[2]:
+		case <-few[3]:
+		}
+		return nil
+	}
+	cases := make([]reflect.SelectCase, 0, len(t.watched)+1)
+	cases = append(cases, reflect.SelectCase{Dir: reflect.SelectRecv, Chan: reflect.ValueOf(ctx.Done())})
+	for _, ch := range t.watched {
+		cases = append(cases, reflect.SelectCase{Dir: reflect.SelectRecv, Chan: reflect.ValueOf(ch)})
+	}
+	// More than the runtime can wait for at once: waking for any change would do.
+	if len(cases) > 1<<16 {
+		return fmt.Errorf("mvcc: a read watches %d places", len(t.watched))
+	}
+	if i, _, _ := reflect.Select(cases); i == 0 {
+		return ctx.Err()
+	}
+	return nil
+}
+
+// slot returns the position of the root of an index.
+func (t *Table[T]) slot(tx *Txn, index string) (slot int, unique bool) {
+	first, ok := tx.db.first[t.id]
+	if !ok {
+		panic("mvcc: no table " + t.name)
+	}
+	for i := range t.indexes {
+		if t.indexes[i].Name == index {
+			return first + i, t.indexes[i].Unique
+		}
+	}
+	panic("mvcc: table " + t.name + " has no index " + index)
+}
+
+// find returns the first leaf with this key, and what to watch.
+func (t *Table[T]) find(tx *Txn, index string, key []byte) (*leaf, *watch) {
+	slot, unique := t.slot(tx, index)
+	if unique {
+		l, n := tx.roots[slot].get(key)
+		if l != nil {
+			return l, &l.watch
+		}
+		return nil, &n.watch
+	}
+	n, watched := tx.roots[slot].under(key)
+	if n == nil {
+		return nil, &watched.watch
+	}
+	return n.first(), &watched.watch
+}
 
 // First returns the object with exactly this key, the first if the index is not unique.
 func (t *Table[T]) First(tx *Txn, index string, key []byte) (obj T, ok bool) {
-	ch, raw, err := tx.txn.FirstWatch(t.name, index, key)
-	if err != nil {
-		panic(err)
+	l, w := t.find(tx, index, key)
+	if tx.watching {
+		tx.Watch(w.channel())
 	}
-	tx.Watch(ch)
-	if raw == nil {
+	if l == nil {
 		return obj, false
 	}
-	return raw.(T), true
+	return l.value.(T), true
 }
 
 // Peek is First without recording a watch.
 func (t *Table[T]) Peek(tx *Txn, index string, key []byte) (obj T, ok bool) {
-	raw, err := tx.txn.First(t.name, index, key)
-	if err != nil {
-		panic(err)
-	}
-	if raw == nil {
+	l, _ := t.find(tx, index, key)
+	if l == nil {
 		return obj, false
 	}
-	return raw.(T), true
+	return l.value.(T), true
 }
 
 // Longest returns the object whose key is the longest prefix of the given one. It records no watch.
 func (t *Table[T]) Longest(tx *Txn, index string, key []byte) (obj T, ok bool) {
-	raw, err := tx.txn.LongestPrefix(t.name, index+"_prefix", key)
-	if err != nil {
-		panic(err)
-	}
-	if raw == nil {
+	slot, _ := t.slot(tx, index)
+	l := tx.roots[slot].longest(key)
+	if l == nil {
 		return obj, false
 	}
-	return raw.(T), true
+	return l.value.(T), true
 }
 
 // All returns every object in the order of the index.
 func (t *Table[T]) All(tx *Txn, index string) iter.Seq[T] { return t.Prefix(tx, index, nil) }
 
-// Get returns the objects with exactly this key.
+// Get returns the objects with exactly this key. The watch is set when Get is called, the objects are read as the
+// sequence is used.
 func (t *Table[T]) Get(tx *Txn, index string, key []byte) iter.Seq[T] {
-	return t.iterate(tx, index, key)
+	if tx.watching {
+		_, w := t.find(tx, index, key)
+		tx.Watch(w.channel())
+	}
+	return t.PeekGet(tx, index, key)
+}
+
+// PeekGet is Get without recording a watch.
+func (t *Table[T]) PeekGet(tx *Txn, index string, key []byte) iter.Seq[T] {
+	if _, unique := t.slot(tx, index); !unique {
+		return t.PeekPrefix(tx, index, key)
+	}
+	return func(yield func(T) bool) {
+		if obj, ok := t.Peek(tx, index, key); ok {
+			yield(obj)
+		}
+	}
 }
 
 // Prefix returns the objects whose key begins with prefix, in the order of the index. The watch is set when Prefix is
 // called, the objects are read as the sequence is used.
 func (t *Table[T]) Prefix(tx *Txn, index string, prefix []byte) iter.Seq[T] {
-	if prefix == nil {
-		prefix = []byte{}
+	if tx.watching {
+		slot, _ := t.slot(tx, index)
+		_, watched := tx.roots[slot].under(prefix)
+		tx.Watch(watched.watch.channel())
 	}
-	return t.iterate(tx, index+"_prefix", prefix)
-}
-
-func (t *Table[T]) iterate(tx *Txn, index string, key []byte) iter.Seq[T] {
-	it, err := tx.txn.Get(t.name, index, key)
-	if err != nil {
-		panic(err)
-	}
-	tx.Watch(it.WatchCh())
-	return t.walk(tx, index, key)
-}
-
-// PeekGet is Get without recording a watch.
-func (t *Table[T]) PeekGet(tx *Txn, index string, key []byte) iter.Seq[T] {
-	return t.walk(tx, index, key)
+	return t.PeekPrefix(tx, index, prefix)
 }
 
 // PeekPrefix is Prefix without recording a watch.
 func (t *Table[T]) PeekPrefix(tx *Txn, index string, prefix []byte) iter.Seq[T] {
-	if prefix == nil {
-		prefix = []byte{}
-	}
-	return t.walk(tx, index+"_prefix", prefix)
-}
-
-func (t *Table[T]) walk(tx *Txn, index string, key []byte) iter.Seq[T] {
+	slot, _ := t.slot(tx, index)
 	return func(yield func(T) bool) {
-		it, err := tx.txn.Get(t.name, index, key)
-		if err != nil {
-			panic(err)
-		}
-		for raw := it.Next(); raw != nil; raw = it.Next() {
-			if !yield(raw.(T)) {
-				return
-			}
+		if n, _ := tx.roots[slot].under(prefix); n != nil {
+			walk(n, yield)
 		}
 	}
 }
 
-// Insert adds obj or replaces the object with its primary key.
+// Insert adds obj or replaces the object with its primary key. Never insert into a table while iterating over it in the
+// same transaction: collect first.
 func (t *Table[T]) Insert(tx *Txn, obj T) {
-	t.record(tx, obj)
-	if err := tx.txn.Insert(t.name, obj); err != nil {
-		panic(err)
+	old, was := t.put(tx, obj)
+	if tx.skip {
+		return
+	}
+	if was {
+		tx.undo = append(tx.undo, change{t, old, true})
+	} else {
+		tx.undo = append(tx.undo, change{t, obj, false})
 	}
 }
 
 // Delete removes the object with obj's primary key and reports whether there was one. Never delete from a table while
 // iterating over it in the same transaction: collect first.
 func (t *Table[T]) Delete(tx *Txn, obj T) bool {
-	if !t.record(tx, obj) {
-		return false
+	old, was := t.remove(tx, obj)
+	if was && !tx.skip {
+		tx.undo = append(tx.undo, change{t, old, true})
 	}
-	if err := tx.txn.Delete(t.name, obj); err != nil {
-		panic(err)
-	}
-	return true
+	return was
 }
 
-// record notes how to undo a change of the object with obj's key; it reports whether there is such an object.
-func (t *Table[T]) record(tx *Txn, obj T) bool {
-	key, _ := t.indexes[0].Key(nil, obj)
-	raw, err := tx.txn.First(t.name, "id", key)
-	if err != nil {
-		panic(err)
+func (t *Table[T]) undo(tx *Txn, obj any, was bool) {
+	if was {
+		t.put(tx, obj.(T))
+	} else {
+		t.remove(tx, obj.(T))
 	}
-	if !tx.skip {
-		if raw != nil {
-			tx.undo = append(tx.undo, func() { t.Insert(tx, raw.(T)) })
-		} else {
-			tx.undo = append(tx.undo, func() { t.Delete(tx, obj) })
+}
+
+func (tx *Txn) mustWrite() {
+	if !tx.write {
+		panic("mvcc: change outside of an open write transaction")
+	}
+}
+
+// keyOf returns the key that an index has for obj in its tree; that of an index that is not unique ends with the
+// primary key. The key is valid until the next call with the same buffer.
+func (t *Table[T]) keyOf(tx *Txn, buffer, i int, obj T) ([]byte, bool) {
+	ix := &t.indexes[i]
+	key, ok := ix.Key(tx.keys[buffer][:0], obj)
+	if ok && !ix.Unique {
+		key, ok = t.indexes[0].Key(key, obj)
+	}
+	tx.keys[buffer] = key
+	return key, ok
+}
+
+// put sets obj in all indexes and returns the object it replaces.
+func (t *Table[T]) put(tx *Txn, obj T) (old T, was bool) {
+	tx.mustWrite()
+	first, _ := t.slot(tx, "id")
+	key, ok := t.keyOf(tx, 0, 0, obj)
+	if !ok {
+		panic("mvcc: object without a primary key in table " + t.name)
+	}
+	var value any
+	tx.roots[first], value = tx.edits.insert(tx.roots[first], key, obj)
+	old, was = value.(T)
+	for i := 1; i < len(t.indexes); i++ {
+		slot := first + i
+		key, in := t.keyOf(tx, 0, i, obj)
+		if was {
+			oldKey, wasIn := t.keyOf(tx, 1, i, old)
+			if wasIn && (!in || string(oldKey) != string(key)) {
+				tx.roots[slot], _ = tx.edits.remove(tx.roots[slot], oldKey, true)
+			}
+		}
+		if in {
+			tx.roots[slot], _ = tx.edits.insert(tx.roots[slot], key, obj)
 		}
 	}
-	return raw != nil
+	return old, was
+}
+
+// remove removes the object with obj's primary key from all indexes.
+func (t *Table[T]) remove(tx *Txn, obj T) (old T, was bool) {
+	tx.mustWrite()
+	first, _ := t.slot(tx, "id")
+	key, _ := t.keyOf(tx, 0, 0, obj)
+	var value any
+	tx.roots[first], value = tx.edits.remove(tx.roots[first], key, true)
+	if old, was = value.(T); !was {
+		return old, false
+	}
+	for i := 1; i < len(t.indexes); i++ {
+		if key, in := t.keyOf(tx, 0, i, old); in {
+			tx.roots[first+i], _ = tx.edits.remove(tx.roots[first+i], key, true)
+		}
+	}
+	return old, true
 }

@@ -1,0 +1,387 @@
+package mvcc_test
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/sarnmesh/sarn/internal/mvcc"
+)
+
+// A row is kept by its raw key, as one of a group, and by its rank if that is not zero.
+type row struct {
+	key   string
+	group string
+	value int
+}
+
+func newTable() *mvcc.Table[*row] {
+	return mvcc.NewTable("row",
+		func(buf []byte, r *row) ([]byte, bool) { return append(buf, r.key...), true },
+		mvcc.Index[*row]{Name: "group", Key: func(buf []byte, r *row) ([]byte, bool) {
+			return mvcc.String(buf, r.group), r.group != ""
+		}})
+}
+
+func keysOf(rows []*row) (all []string) {
+	for _, r := range rows {
+		all = append(all, r.key)
+	}
+	return all
+}
+
+// A model is the naive form of the table.
+type model map[string]row
+
+func (m model) prefix(p string) (all []string) {
+	for _, k := range slices.Sorted(maps.Keys(m)) {
+		if strings.HasPrefix(k, p) {
+			all = append(all, k)
+		}
+	}
+	return all
+}
+
+func (m model) group(g string) (all []string) {
+	for _, k := range slices.Sorted(maps.Keys(m)) {
+		if m[k].group == g {
+			all = append(all, k)
+		}
+	}
+	return all
+}
+
+func randomKey(r *rand.Rand) string {
+	// Few bytes and short: keys that are prefixes of others, and nodes that are split and joined, are frequent.
+	b := make([]byte, r.IntN(7))
+	for i := range b {
+		b[i] = "abc"[r.IntN(3)]
+	}
+	if r.IntN(8) == 0 {
+		return string(b) + string([]byte{byte(r.IntN(256)), byte(r.IntN(256))})
+	}
+	return string(b)
+}
+
+func check(t *testing.T, table *mvcc.Table[*row], tx *mvcc.Txn, m model, probe []string) {
+	t.Helper()
+	for _, p := range probe {
+		got, ok := table.Peek(tx, "id", []byte(p))
+		want, exists := m[p]
+		if ok != exists || ok && *got != want {
+			t.Fatalf("%q: got %v %v, want %v %v", p, got, ok, want, exists)
+		}
+		if got, want := keysOf(slices.Collect(table.PeekPrefix(tx, "id", []byte(p)))), m.prefix(p); !slices.Equal(got, want) {
+			t.Fatalf("prefix %q: got %q, want %q", p, got, want)
+		}
+		longest, found := "", false
+		for k := range m {
+			if strings.HasPrefix(p, k) && (!found || len(k) > len(longest)) {
+				longest, found = k, true
+			}
+		}
+		l, ok := table.Longest(tx, "id", []byte(p))
+		if ok != found || ok && l.key != longest {
+			t.Fatalf("longest prefix of %q: got %v, want %q %v", p, l, longest, found)
+		}
+	}
+	for _, g := range []string{"x", "y", "z"} {
+		if got, want := keysOf(slices.Collect(table.PeekGet(tx, "group", mvcc.String(nil, g)))), m.group(g); !slices.Equal(got, want) {
+			t.Fatalf("group %q: got %q, want %q", g, got, want)
+		}
+	}
+}
+
+// TestTableAgreesWithModel does random transactions with savepoints, and checks that tables hold what a map would, that
+// old snapshots never change, and that watches fire for exactly the changes they must not miss.
+func TestTableAgreesWithModel(t *testing.T) {
+	seed := rand.Uint64()
+	for round := range uint64(60) {
+		r := rand.New(rand.NewPCG(seed, round))
+		table := newTable()
+		db := mvcc.NewDB(table)
+		m := model{}
+		type old struct {
+			tx *mvcc.Txn
+			m  model
+		}
+		var snapshots []old
+		for range 40 {
+			// Watches of the state before.
+			type watch struct {
+				what string
+				tx   *mvcc.Txn
+				read func(m model) string // what the watch is about
+				must string
+			}
+			var watches []watch
+			for range 6 {
+				k := randomKey(r)
+				w := watch{tx: db.Read(true)}
+				switch r.IntN(3) {
+				case 0:
+					w.what = fmt.Sprintf("key %q", k)
+					table.First(w.tx, "id", []byte(k))
+					w.read = func(m model) string { return fmt.Sprint(m[k]) }
+				case 1:
+					w.what = fmt.Sprintf("prefix %q", k)
+					table.Prefix(w.tx, "id", []byte(k))
+					w.read = func(m model) string {
+						s := ""
+						for _, p := range m.prefix(k) {
+							s += fmt.Sprint(m[p])
+						}
+						return s
+					}
+				default:
+					g := "xyz"[r.IntN(3):][:1]
+					w.what = "group " + g
+					table.Get(w.tx, "group", mvcc.String(nil, g))
+					w.read = func(m model) string {
+						s := ""
+						for _, p := range m.group(g) {
+							s += fmt.Sprint(m[p])
+						}
+						return s
+					}
+				}
+				w.must = w.read(m)
+				watches = append(watches, w)
+			}
+			tx := db.Write()
+			next := maps.Clone(m)
+			var marks []int
+			var saved []model
+			for range r.IntN(12) {
+				switch r.IntN(10) {
+				case 0:
+					marks, saved = append(marks, tx.Savepoint()), append(saved, maps.Clone(next))
+				case 1:
+					if n := len(marks); n > 0 {
+						tx.RollbackTo(marks[n-1])
+						next = saved[n-1]
+						marks, saved = marks[:n-1], saved[:n-1]
+					}
+				case 2, 3, 4:
+					k := randomKey(r)
+					_, was := next[k]
+					if table.Delete(tx, &row{key: k}) != was {
+						t.Fatalf("seed %d round %d: delete of %q", seed, round, k)
+					}
+					delete(next, k)
+				default:
+					o := row{key: randomKey(r), group: []string{"", "x", "y", "z"}[r.IntN(4)], value: r.Int()}
+					table.Insert(tx, &o)
+					next[o.key] = o
+				}
+			}
+			probe := []string{""}
+			for range 8 {
+				probe = append(probe, randomKey(r))
+			}
+			check(t, table, tx, next, probe)
+			if r.IntN(5) == 0 {
+				tx.Abort()
+			} else {
+				tx.Commit()
+				m = next
+			}
+			for _, w := range watches {
+				ctx, cancel := context.WithCancel(t.Context())
+				cancel()
+				// Both may be ready: ask more than once.
+				fired := false
+				for range 50 {
+					fired = fired || w.tx.Wait(ctx) == nil
+				}
+				if !fired && w.read(m) != w.must {
+					t.Fatalf("seed %d round %d: a change of %s woke nobody", seed, round, w.what)
+				}
+			}
+			snapshots = append(snapshots, old{db.Read(false), maps.Clone(m)})
+		}
+		for _, s := range snapshots {
+			check(t, table, s.tx, s.m, []string{"", "a", "ab", "abc", "b"})
+		}
+		if t.Failed() {
+			t.Fatalf("seed %d round %d", seed, round)
+		}
+	}
+}
+
+// waits reports whether the transaction's watches have not fired.
+func waits(tx *mvcc.Txn) bool {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	return tx.Wait(ctx) != nil
+}
+
+func TestWatchIsNarrow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		table := newTable()
+		db := mvcc.NewDB(table)
+		put := func(keys ...string) {
+			tx := db.Write()
+			for _, k := range keys {
+				table.Insert(tx, &row{key: k})
+			}
+			tx.Commit()
+		}
+		put("a", "a/b", "a/b/1", "a/b/2", "c")
+		watch := func(read func(tx *mvcc.Txn)) *mvcc.Txn {
+			tx := db.Read(true)
+			read(tx)
+			return tx
+		}
+		key := watch(func(tx *mvcc.Txn) { table.First(tx, "id", []byte("a/b")) })
+		prefix := watch(func(tx *mvcc.Txn) { table.Prefix(tx, "id", []byte("a/b/")) })
+		other := watch(func(tx *mvcc.Txn) { table.First(tx, "id", []byte("c")) })
+		peek := watch(func(tx *mvcc.Txn) { table.Peek(tx, "id", []byte("a/b/3")) })
+		put("a/b/3", "a/x", "a")
+		if !waits(key) || !waits(other) || !waits(peek) {
+			t.Error("woken by other keys")
+		}
+		if waits(prefix) {
+			t.Error("a new key under the prefix woke nobody")
+		}
+		put("a/b")
+		if waits(key) {
+			t.Error("a change of the key woke nobody")
+		}
+	})
+}
+
+func TestWaitEndsWithContext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		table := newTable()
+		db := mvcc.NewDB(table)
+		for _, places := range []int{0, 1, 4, 5, 100} {
+			tx := db.Write()
+			for i := range places {
+				table.Insert(tx, &row{key: fmt.Sprint("k", i)})
+			}
+			tx.Commit()
+			read := db.Read(true)
+			for i := range places {
+				table.First(read, "id", []byte(fmt.Sprint("k", i)))
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			if err := read.Wait(ctx); err != context.DeadlineExceeded {
+				t.Errorf("%d places: got %v", places, err)
+			}
+			cancel()
+			if places == 0 {
+				continue
+			}
+			woken := make(chan error)
+			go func() { woken <- read.Wait(t.Context()) }()
+			synctest.Wait()
+			tx = db.Write()
+			table.Insert(tx, &row{key: fmt.Sprint("k", places-1), value: 1})
+			tx.Commit()
+			if err := <-woken; err != nil {
+				t.Errorf("%d places: got %v", places, err)
+			}
+		}
+	})
+}
+
+func TestAbortedChangesAreGone(t *testing.T) {
+	table := newTable()
+	db := mvcc.NewDB(table)
+	tx := db.Write()
+	table.Insert(tx, &row{key: "a"})
+	tx.Abort()
+	tx.Commit() // does nothing
+	if _, ok := table.Peek(db.Read(false), "id", []byte("a")); ok {
+		t.Error("an aborted change can be read")
+	}
+	tx = db.Write() // is not blocked
+	tx.Commit()
+	tx.Abort()
+	defer func() {
+		if recover() == nil {
+			t.Error("a change after Commit did not panic")
+		}
+	}()
+	table.Insert(tx, &row{key: "a"})
+}
+
+func TestReadersBesideAWriter(t *testing.T) {
+	table := newTable()
+	db := mvcc.NewDB(table)
+	var wg sync.WaitGroup
+	done := make(chan struct{})
+	for range 3 {
+		wg.Go(func() {
+			for {
+				select {
+				case <-done:
+					return
+				default:
+				}
+				// Every transaction writes all keys with one value.
+				tx, first := db.Read(true), -1
+				for r := range table.All(tx, "id") {
+					if first >= 0 && r.value != first {
+						t.Errorf("one snapshot has %d and %d", first, r.value)
+						return
+					}
+					first = r.value
+				}
+			}
+		})
+	}
+	for i := range 300 {
+		tx := db.Write()
+		for k := range 20 {
+			table.Insert(tx, &row{key: fmt.Sprint(k), value: i})
+		}
+		tx.Commit()
+	}
+	close(done)
+	wg.Wait()
+}
+
+func BenchmarkInsert(b *testing.B) {
+	table := newTable()
+	db := mvcc.NewDB(table)
+	rows := make([]*row, 10000)
+	for i := range rows {
+		rows[i] = &row{key: fmt.Sprintf("some/key/%05d", i), group: fmt.Sprint("g", i%100)}
+	}
+	b.ReportAllocs()
+	for i := 0; b.Loop(); i++ {
+		tx := db.Write()
+		table.Insert(tx, rows[i%len(rows)])
+		tx.Commit()
+	}
+}
+
+func BenchmarkFirst(b *testing.B) {
+	table := newTable()
+	db := mvcc.NewDB(table)
+	tx := db.Write()
+	for i := range 10000 {
+		table.Insert(tx, &row{key: fmt.Sprintf("some/key/%05d", i)})
+	}
+	tx.Commit()
+	key := []byte("some/key/07777")
+	for _, watch := range []bool{false, true} {
+		b.Run(fmt.Sprint("watch=", watch), func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, ok := table.First(db.Read(watch), "id", key); !ok {
+					b.Fatal("missing")
+				}
+			}
+		})
+	}
+}
