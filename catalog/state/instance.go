@@ -295,8 +295,30 @@ func (t *Tx) reassemble(n *catalog.Node, what touch) {
 }
 
 func (t *Tx) reassembleOne(n *catalog.Node, s *catalog.Service, what touch) {
-	instances.Insert(t.tx, &catalog.Instance{Node: n, Service: s, Checks: t.countingChecks(n.Node, s.ID)})
+	if t.waiting {
+		t.stale = append(t.stale, catalog.Instance{Node: n, Service: s})
+	} else {
+		instances.Insert(t.tx, &catalog.Instance{Node: n, Service: s, Checks: t.countingChecks(n.Node, s.ID)})
+	}
 	t.touch(s, what)
+}
+
+// together runs f, which only sets checks, and reassembles each instance once after it however many of its checks f
+// sets. When f fails, its changes are to be undone.
+func (t *Tx) together(f func() error) error {
+	t.waiting = true
+	defer func() { t.waiting, t.stale = false, t.stale[:0] }()
+	if err := f(); err != nil {
+		return err
+	}
+	seen := make(map[*catalog.Service]bool, len(t.stale))
+	for _, i := range t.stale {
+		if !seen[i.Service] {
+			seen[i.Service] = true
+			instances.Insert(t.tx, &catalog.Instance{Node: i.Node, Service: i.Service, Checks: t.countingChecks(i.Node.Node, i.Service.ID)})
+		}
+	}
+	return nil
 }
 
 // countingChecks returns the checks that count for an instance: its node's, then its own.

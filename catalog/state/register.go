@@ -26,20 +26,22 @@ func (t *Tx) Register(r *catalog.RegisterRequest) error {
 			return fmt.Errorf("failed inserting service: %w", err)
 		}
 	}
-	if r.Check != nil {
-		if err := t.registerCheck(n, r.Check); err != nil {
-			return err
+	return t.together(func() error {
+		if r.Check != nil {
+			if err := t.registerCheck(n, r.Check); err != nil {
+				return err
+			}
 		}
-	}
-	for _, c := range r.Checks {
-		if c == nil {
-			continue
+		for _, c := range r.Checks {
+			if c == nil {
+				continue
+			}
+			if err := t.registerCheck(n, c); err != nil {
+				return err
+			}
 		}
-		if err := t.registerCheck(n, c); err != nil {
-			return err
-		}
-	}
-	return nil
+		return nil
+	})
 }
 
 func (t *Tx) registerCheck(n *catalog.Node, c *catalog.Check) error {

@@ -7,6 +7,7 @@ import (
 	"context"
 	"sync/atomic"
 
+	"github.com/sarnmesh/sarn/catalog"
 	"github.com/sarnmesh/sarn/catalog/kv"
 	"github.com/sarnmesh/sarn/internal/mvcc"
 )
@@ -72,6 +73,10 @@ type Tx struct {
 
 	// delays are of the keys whose holders' sessions ended in this transaction, in the order in which they ended.
 	delays []kv.Delay
+
+	// stale are instances that wait to be reassembled while waiting is set; see together.
+	waiting bool
+	stale   []catalog.Instance
 }
 
 // Write opens the write transaction for the log entry with this index.
