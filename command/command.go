@@ -13,7 +13,12 @@ import (
 
 	"github.com/sarnmesh/sarn/command/catalogcmd"
 	"github.com/sarnmesh/sarn/command/clustercmd"
+	"github.com/sarnmesh/sarn/command/configcmd"
+	"github.com/sarnmesh/sarn/command/intentioncmd"
 	"github.com/sarnmesh/sarn/command/kvcmd"
+	"github.com/sarnmesh/sarn/command/operatorcmd"
+	"github.com/sarnmesh/sarn/command/servicescmd"
+	"github.com/sarnmesh/sarn/command/snapshotcmd"
 	"github.com/sarnmesh/sarn/command/validatecmd"
 	"github.com/sarnmesh/sarn/command/verb"
 	"github.com/sarnmesh/sarn/command/versioncmd"
@@ -52,7 +57,8 @@ func Run(ctx context.Context, args []string, s verb.Streams) int {
 func all(ctx context.Context, s verb.Streams) map[string]cli.CommandFactory {
 	commands := map[string]cli.CommandFactory{}
 	for _, verbs := range [][]verb.Verb{
-		catalogcmd.Verbs(), clustercmd.Verbs(), kvcmd.Verbs(), validatecmd.Verbs(), versioncmd.Verbs(),
+		catalogcmd.Verbs(), clustercmd.Verbs(), configcmd.Verbs(), intentioncmd.Verbs(), kvcmd.Verbs(), operatorcmd.Verbs(),
+		servicescmd.Verbs(), snapshotcmd.Verbs(), validatecmd.Verbs(), versioncmd.Verbs(),
 	} {
 		for _, v := range verbs {
 			commands[v.Path] = v.Factory(ctx, s)

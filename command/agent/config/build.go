@@ -14,6 +14,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/sarnmesh/sarn/catalog/entry"
 )
 
 // build decodes the merged tree, completes the settings and checks them.
@@ -260,21 +262,17 @@ func (b *builder) checkConnect() {
 			b.fail("node_name", "'connect.enable_mesh_gateway_wan_federation = true' requires that 'node_name' not contain '/' characters")
 		}
 	}
-	kinds := "api-gateway bound-api-gateway exported-services file-system-certificate http-route ingress-gateway inline-certificate jwt-provider mesh " +
-		"proxy-defaults rate-limit sameness-group service-defaults service-intentions service-resolver service-router service-splitter tcp-route terminating-gateway control-plane-request-limit"
-	for i, e := range s.ConfigEntries {
-		var kind any
-		for k, v := range e {
-			if strings.EqualFold(k, "kind") {
-				kind = v
-			}
+	for i, doc := range b.doc.Written.ConfigEntries {
+		e, err := entry.Decode(doc)
+		if err == nil {
+			e.Normalize()
+			err = e.Validate()
 		}
-		switch kind, ok := kind.(string); {
-		case !ok:
-			b.fail("config_entries.bootstrap", "config_entries.bootstrap[%d]: Payload does not contain a kind/Kind key at the top level", i)
-		case !slices.Contains(strings.Fields(kinds), kind):
-			b.fail("config_entries.bootstrap", "config_entries.bootstrap[%d]: invalid config entry kind: %s", i, kind)
+		if err != nil {
+			b.fail("config_entries.bootstrap", "config_entries.bootstrap[%d]: %v", i, err)
+			continue
 		}
+		s.ConfigEntries = append(s.ConfigEntries, e)
 	}
 }
 

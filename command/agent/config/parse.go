@@ -31,6 +31,16 @@ func parse(file, format string, data []byte) (*node, error) {
 	return parseHCL(file, data)
 }
 
+// ParseDocument reads an HCL or JSON document that is not an agent's configuration, such as a configuration entry, into
+// maps, lists and plain values. name stands for it in errors. HCL blocks written several times become a list.
+func ParseDocument(name string, data []byte) (map[string]any, error) {
+	n, err := parse(name, "hcl", data)
+	if err != nil {
+		return nil, err
+	}
+	return freeForm(n).plain().(map[string]any), nil
+}
+
 // ---------------------------------------------------------------- JSON
 
 // A jsonReader turns JSON tokens into nodes.

@@ -3,6 +3,8 @@ package config
 import (
 	"net/netip"
 	"time"
+
+	"github.com/sarnmesh/sarn/catalog/entry"
 )
 
 // Settings is the whole configuration of an agent after defaults, files and flags were merged, addresses expanded and
@@ -65,8 +67,8 @@ type Settings struct {
 	Cache       Cache       `key:"cache"`
 	UnixSockets UnixSockets `key:"unix_sockets"`
 
-	// ConfigEntries are seeds the leader writes where absent, with their keys as they were written.
-	ConfigEntries []map[string]any `key:"config_entries.bootstrap" reload:"yes"`
+	// ConfigEntries are seeds the leader writes where absent, normalized and valid.
+	ConfigEntries []entry.Entry
 	// Watches are handlers the agent runs on changes; see CheckStart for what is verified about them.
 	Watches []map[string]any `key:"watches" reload:"yes"`
 

@@ -25,6 +25,8 @@ type written struct {
 	Checks   []*node `key:"checks" schema:"check" reload:"yes"`
 	Check    []*node `key:"check" schema:"check" reload:"yes"`
 
+	ConfigEntries []map[string]any `key:"config_entries.bootstrap" reload:"yes"`
+
 	BindAddr             *string  `key:"bind_addr"`
 	AdvertiseAddr        *string  `key:"advertise_addr"`
 	AdvertiseAddrIPv4    *string  `key:"advertise_addr_ipv4"`
