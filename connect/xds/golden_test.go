@@ -335,4 +335,3 @@ func TestCompileRefusesOtherKinds(t *testing.T) {
 		t.Errorf("Compile = %v, want ErrKind", err)
 	}
 }
-
