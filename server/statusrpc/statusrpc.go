@@ -1,0 +1,354 @@
+// Package statusrpc answers the calls of those who run a cluster (catalog/operator) and fires user events
+// (catalog/event): what is asked of the servers themselves rather than of the replicated state.
+package statusrpc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/sarnmesh/sarn/acl"
+	"github.com/sarnmesh/sarn/catalog"
+	"github.com/sarnmesh/sarn/catalog/event"
+	"github.com/sarnmesh/sarn/catalog/operator"
+	"github.com/sarnmesh/sarn/catalog/state"
+	"github.com/sarnmesh/sarn/internal/gossip"
+	"github.com/sarnmesh/sarn/internal/rpc"
+	"github.com/sarnmesh/sarn/internal/wireerr"
+	"github.com/sarnmesh/sarn/server/consensus"
+	"github.com/sarnmesh/sarn/server/fsm"
+	"github.com/sarnmesh/sarn/server/membership"
+	"github.com/sarnmesh/sarn/server/transport"
+)
+
+// StatsCall asks a server how far it is; only servers may.
+var StatsCall = rpc.Local[StatsRequest, membership.Stats]("Status.Stats")
+
+// A StatsRequest asks for Stats.
+type StatsRequest struct{}
+
+// A Config is what the handlers work with.
+type Config struct {
+	ID         string // node ID of this server
+	Raft       *consensus.Raft
+	Pool       *gossip.Pool
+	Membership func() *membership.Membership
+	// Autopilot is the configuration used until one is stored.
+	Autopilot operator.AutopilotConfig
+	// TempDir holds snapshots while they are checked; empty for the system's.
+	TempDir string
+	Logger  hclog.Logger
+}
+
+type handlers struct{ cfg Config }
+
+// Register adds the handlers and appliers.
+func Register(r *transport.Registry, a *fsm.Appliers, cfg Config) {
+	h := &handlers{cfg}
+	fsm.Handle(a, fsm.Autopilot, applyAutopilot)
+	transport.Handle(r, operator.LeaderCall, h.leader)
+	transport.Handle(r, operator.PeersCall, h.peers)
+	transport.HandleServers(r, StatsCall, h.stats)
+	transport.Handle(r, operator.RaftConfigurationCall, h.configuration)
+	transport.Handle(r, operator.RaftConfigurationStaleCall, h.configuration)
+	transport.Handle(r, operator.RemovePeerCall, h.removePeer)
+	transport.Handle(r, operator.TransferLeaderCall, h.transferLeader)
+	transport.HandleRead(r, operator.AutopilotConfigCall, h.autopilot)
+	transport.Handle(r, operator.SetAutopilotConfigCall, h.setAutopilot)
+	transport.Handle(r, operator.HealthCall, h.health)
+	transport.Handle(r, operator.StateCall, h.state)
+	transport.Handle(r, operator.KeyringCall, h.keyring)
+	transport.HandleRead(r, operator.UsageCall, h.usage)
+	transport.HandleStream(r, operator.SaveSnapshotCall, h.save)
+	transport.HandleStream(r, operator.RestoreSnapshotCall, h.restore)
+	transport.Handle(r, event.FireCall, h.fire)
+}
+
+func (h *handlers) leader(context.Context, *transport.Call, *operator.StatusRequest) (*operator.LeaderReply, error) {
+	s, _ := h.cfg.Raft.Status()
+	address := s.LeaderAddress
+	if a, ok := h.cfg.Membership().AddressOf(s.LeaderID); ok {
+		address = a
+	}
+	return &operator.LeaderReply{Address: address}, nil
+}
+
+func (h *handlers) peers(context.Context, *transport.Call, *operator.StatusRequest) (*operator.PeersReply, error) {
+	reply := &operator.PeersReply{Peers: []string{}}
+	members, _, err := h.cfg.Raft.Members()
+	if err != nil {
+		return reply, nil // not started yet: it has none
+	}
+	for _, p := range members {
+		reply.Peers = append(reply.Peers, h.addressOf(p))
+	}
+	return reply, nil
+}
+
+// addressOf returns where a member is now.
+func (h *handlers) addressOf(p consensus.Server) string {
+	if a, ok := h.cfg.Membership().AddressOf(p.ID); ok {
+		return a
+	}
+	return p.Address
+}
+
+func (h *handlers) stats(context.Context, *transport.Call, *StatsRequest) (*membership.Stats, error) {
+	p := h.cfg.Raft.Progress()
+	s := &membership.Stats{LastContact: -1, LastTerm: p.LastTerm, LastIndex: p.LastIndex}
+	if since, heard := h.cfg.Raft.LastContact(); heard {
+		s.LastContact = since
+	}
+	return s, nil
+}
+
+func (h *handlers) configuration(_ context.Context, c *transport.Call, _ *operator.StatusRequest) (*operator.RaftConfiguration, error) {
+	if err := c.Authorizer.Require(acl.Operator, acl.Read, ""); err != nil {
+		return nil, err
+	}
+	members, index, err := h.cfg.Raft.Members()
+	if err != nil {
+		return nil, err
+	}
+	known := map[string]gossip.Server{}
+	for _, o := range h.cfg.Pool.Members() {
+		if s, ok := gossip.ParseServer(o); ok && s.Datacenter == c.Datacenter {
+			known[s.ID] = s
+		}
+	}
+	status, _ := h.cfg.Raft.Status()
+	health, _ := h.cfg.Membership().Health()
+	reply := &operator.RaftConfiguration{Index: index, Servers: []*operator.RaftServer{}}
+	for _, p := range members {
+		s := &operator.RaftServer{
+			ID: p.ID, Node: "(unknown)", Address: h.addressOf(p), Leader: p.ID == status.LeaderID, ProtocolVersion: "unknown", Voter: p.Voter,
+		}
+		if g, ok := known[p.ID]; ok {
+			s.Node, s.ProtocolVersion = g.Name, strconv.Itoa(g.RaftVersion)
+		}
+		if seen := health.Servers[p.ID]; seen != nil {
+			s.LastIndex = seen.LastIndex
+		}
+		reply.Servers = append(reply.Servers, s)
+	}
+	return reply, nil
+}
+
+func (h *handlers) removePeer(_ context.Context, c *transport.Call, req *operator.RemovePeerRequest) (*struct{}, error) {
+	if err := c.Authorizer.Require(acl.Operator, acl.Write, ""); err != nil {
+		return nil, err
+	}
+	members, _, err := h.cfg.Raft.Members()
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range members {
+		if req.ID != "" && p.ID == req.ID || req.ID == "" && (p.Address == req.Address || h.addressOf(p) == req.Address) {
+			h.cfg.Logger.Warn("removing a Raft member by an operator's request", "id", p.ID, "address", p.Address)
+			return nil, h.cfg.Raft.Remove(p.ID)
+		}
+	}
+	if req.ID != "" {
+		return nil, fmt.Errorf("id %q was not found in the Raft configuration", req.ID)
+	}
+	return nil, fmt.Errorf("address %q was not found in the Raft configuration", req.Address)
+}
+
+func (h *handlers) transferLeader(_ context.Context, c *transport.Call, req *operator.TransferLeaderRequest) (*struct{}, error) {
+	if err := c.Authorizer.Require(acl.Operator, acl.Write, ""); err != nil {
+		return nil, err
+	}
+	if req.ID != "" {
+		members, _, err := h.cfg.Raft.Members()
+		if err != nil {
+			return nil, err
+		}
+		if !slices.ContainsFunc(members, func(p consensus.Server) bool { return p.ID == req.ID }) {
+			return nil, fmt.Errorf("Could not find address for server id %s", req.ID)
+		}
+		if req.ID == h.cfg.ID {
+			return nil, errors.New("cannot transfer leadership to itself")
+		}
+	}
+	return nil, h.cfg.Raft.Transfer(req.ID)
+}
+
+func (h *handlers) health(_ context.Context, c *transport.Call, _ *operator.StatusRequest) (*operator.Health, error) {
+	if err := c.Authorizer.Require(acl.Operator, acl.Read, ""); err != nil {
+		return nil, err
+	}
+	st, ok := h.cfg.Membership().Health()
+	if !ok {
+		return &operator.Health{}, nil
+	}
+	reply := &operator.Health{Healthy: st.Healthy, FailureTolerance: st.FailureTolerance}
+	for _, s := range h.withMeta(c, st.Servers) {
+		reply.Servers = append(reply.Servers, &s.ServerHealth)
+	}
+	return reply, nil
+}
+
+func (h *handlers) state(_ context.Context, c *transport.Call, _ *operator.StatusRequest) (*operator.State, error) {
+	if err := c.Authorizer.Require(acl.Operator, acl.Read, ""); err != nil {
+		return nil, err
+	}
+	st, _ := h.cfg.Membership().Health()
+	servers := map[string]*operator.ServerState{}
+	for _, s := range h.withMeta(c, st.Servers) {
+		servers[s.ID] = s
+	}
+	st.Servers = servers
+	return &st, nil
+}
+
+// withMeta returns copies of the servers with the meta of their nodes, ordered by name.
+func (h *handlers) withMeta(c *transport.Call, servers map[string]*operator.ServerState) []*operator.ServerState {
+	var all []*operator.ServerState
+	v := c.Store.View()
+	for _, s := range servers {
+		own := *s
+		if n := v.Node(s.Name); n != nil {
+			own.Meta = n.Meta
+		}
+		all = append(all, &own)
+	}
+	slices.SortFunc(all, func(a, b *operator.ServerState) int { return strings.Compare(a.Name, b.Name) })
+	return all
+}
+
+func (h *handlers) usage(c *transport.Call, v *state.View, _ *operator.UsageRequest) (*operator.UsageReply, error) {
+	if err := c.Authorizer.Require(acl.Operator, acl.Read, ""); err != nil {
+		return nil, err
+	}
+	index, u := v.Usage()
+	reply := &operator.UsageReply{Usage: map[string]operator.Usage{c.Datacenter: {
+		Nodes: u.Nodes, Services: u.Services, ServiceInstances: u.ServiceInstances, ConnectServiceInstances: u.MeshInstances,
+		BillableServiceInstances: u.BillableServiceInstance,
+	}}}
+	reply.Index = index
+	return reply, nil
+}
+
+func (h *handlers) fire(_ context.Context, c *transport.Call, req *event.FireRequest) (*struct{}, error) {
+	if err := c.Authorizer.Require(acl.Event, acl.Write, req.Event.Name); err != nil {
+		return nil, err
+	}
+	if err := req.Event.Check(); err != nil {
+		return nil, err
+	}
+	name, payload, err := req.Event.Encode()
+	if err != nil {
+		return nil, err
+	}
+	if err := h.cfg.Pool.Fire(name, payload); err != nil {
+		return nil, fmt.Errorf("error broadcasting event: %w", err)
+	}
+	return nil, nil
+}
+
+var keyOps = map[operator.KeyringOp]gossip.KeyOp{
+	operator.KeyringList: gossip.ListKeys, operator.KeyringInstall: gossip.InstallKey,
+	operator.KeyringUse: gossip.UseKey, operator.KeyringRemove: gossip.RemoveKey,
+}
+
+func (h *handlers) keyring(_ context.Context, c *transport.Call, req *operator.KeyringRequest) (*operator.KeyringReply, error) {
+	access := acl.Write
+	if req.Op == operator.KeyringList {
+		access = acl.Read
+	}
+	if err := c.Authorizer.Require(acl.Keyring, access, ""); err != nil {
+		return nil, err
+	}
+	op, ok := keyOps[req.Op]
+	if !ok {
+		return nil, wireerr.BadRequest("unknown keyring operation %q", req.Op)
+	}
+	resp := &operator.KeyringResponse{Datacenter: c.Datacenter, Keys: map[string]int{}, PrimaryKeys: map[string]int{}}
+	report, err := h.cfg.Pool.Keys(op, req.Key, req.RelayFactor)
+	if report != nil {
+		resp.Messages, resp.NumNodes = report.Messages, report.Nodes
+		if report.Keys != nil {
+			resp.Keys = report.Keys
+		}
+		if report.PrimaryKeys != nil {
+			resp.PrimaryKeys = report.PrimaryKeys
+		}
+	}
+	if err != nil {
+		resp.Error = err.Error()
+	}
+	return &operator.KeyringReply{Responses: []*operator.KeyringResponse{resp}}, nil
+}
+
+// autopilotFact is the name under which the configuration is stored.
+const autopilotFact = "autopilot"
+
+// A setAutopilot command replaces the configuration; with CAS only at that index, where 0 matches no stored one.
+type setAutopilot struct {
+	Config operator.AutopilotConfig
+	CAS    bool
+	Index  uint64
+}
+
+func applyAutopilot(tx *state.Tx, cmd *setAutopilot) (*operator.SetAutopilotConfigReply, error) {
+	conf := cmd.Config
+	conf.Indexes = catalog.Indexes{}
+	data, err := rpc.Marshal(&conf)
+	if err != nil {
+		return nil, err
+	}
+	if cmd.CAS {
+		return &operator.SetAutopilotConfigReply{OK: tx.CompareAndSetFact(autopilotFact, data, cmd.Index)}, nil
+	}
+	tx.SetFact(autopilotFact, data)
+	return &operator.SetAutopilotConfigReply{OK: true}, nil
+}
+
+// StoredAutopilot returns the stored configuration, false when there is none.
+func StoredAutopilot(v *state.View) (conf operator.AutopilotConfig, ok bool) {
+	f := v.Fact(autopilotFact)
+	if f == nil || rpc.Unmarshal(f.Data, &conf) != nil {
+		return conf, false
+	}
+	conf.Indexes = f.Indexes
+	return conf, true
+}
+
+func (h *handlers) autopilot(c *transport.Call, v *state.View, _ *operator.AutopilotConfigRequest) (*operator.AutopilotConfigReply, error) {
+	if err := c.Authorizer.Require(acl.Operator, acl.Read, ""); err != nil {
+		return nil, err
+	}
+	conf, ok := StoredAutopilot(v)
+	if !ok {
+		conf = h.cfg.Autopilot
+	}
+	reply := &operator.AutopilotConfigReply{Config: conf}
+	reply.Index = conf.ModifyIndex
+	return reply, nil
+}
+
+func (h *handlers) setAutopilot(ctx context.Context, c *transport.Call, req *operator.SetAutopilotConfigRequest) (*operator.SetAutopilotConfigReply, error) {
+	if err := c.Authorizer.Require(acl.Operator, acl.Write, ""); err != nil {
+		return nil, err
+	}
+	value, err := c.Apply(ctx, fsm.Autopilot, &setAutopilot{Config: req.Config, CAS: req.CAS, Index: req.Config.ModifyIndex})
+	if err != nil {
+		return nil, err
+	}
+	return value.(*operator.SetAutopilotConfigReply), nil
+}
+
+// StoreAutopilot stores the first configuration of a cluster, unless there is one.
+func StoreAutopilot(ctx context.Context, store *state.Store, conf operator.AutopilotConfig,
+	apply func(ctx context.Context, k fsm.Kind, req any) (any, error)) error {
+	if _, ok := StoredAutopilot(store.View()); ok {
+		return nil
+	}
+	_, err := apply(ctx, fsm.Autopilot, &setAutopilot{Config: conf})
+	return err
+}
