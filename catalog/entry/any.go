@@ -55,3 +55,16 @@ func (a *Any) UnmarshalCBOR(data []byte) error {
 
 // MarshalJSON writes the entry.
 func (a Any) MarshalJSON() ([]byte, error) { return json.Marshal(a.Entry) }
+
+// Copy returns a deep copy of an entry.
+func Copy(e Entry) (Entry, error) {
+	data, err := rpc.Marshal(Any{e})
+	if err != nil {
+		return nil, err
+	}
+	var a Any
+	if err := rpc.Unmarshal(data, &a); err != nil {
+		return nil, err
+	}
+	return a.Entry, nil
+}

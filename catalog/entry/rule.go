@@ -239,3 +239,12 @@ func isLabel(s string) bool {
 	}
 	return true
 }
+
+// Problems returns texts as one error in the form clients know, nil when there are none.
+func Problems(texts []string) error {
+	var list errorList
+	for _, t := range texts {
+		list.addf("%s", t)
+	}
+	return list.err()
+}

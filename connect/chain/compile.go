@@ -122,7 +122,9 @@ func (c *compiler) compile() error {
 	if c.advanced && !entry.HTTPLike(c.chain.Protocol) {
 		return failf("discovery chain %q uses a protocol %q that does not permit advanced routing or splitting behavior", c.Service, c.chain.Protocol)
 	}
-	c.flatten()
+	if err := c.flatten(); err != nil {
+		return err
+	}
 	c.dropUnused()
 	c.balanceSplits()
 	node := c.chain.Nodes[start]
@@ -466,8 +468,11 @@ func (c *compiler) target(t target, r *entry.ServiceResolver) *Target {
 	return made
 }
 
+// maxSplits bounds a splitter after flattening: splitters of splitters grow fast.
+const maxSplits = 1024
+
 // flatten multiplies splitters that lead to splitters out.
-func (c *compiler) flatten() {
+func (c *compiler) flatten() error {
 	for again := true; again; {
 		again = false
 		for _, key := range slices.Sorted(maps.Keys(c.chain.Nodes)) {
@@ -484,9 +489,13 @@ func (c *compiler) flatten() {
 					out = append(out, nest(outer, inner))
 				}
 			}
+			if len(out) > maxSplits {
+				return failf("discovery chain %q splits into more than %d parts", c.Service, maxSplits)
+			}
 			node.Splits = out
 		}
 	}
+	return nil
 }
 
 // nest returns the split that goes through outer, then inner.

@@ -1,0 +1,288 @@
+package configrpc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/sarnmesh/sarn/acl"
+	"github.com/sarnmesh/sarn/catalog"
+	"github.com/sarnmesh/sarn/catalog/entry"
+	"github.com/sarnmesh/sarn/catalog/filter"
+	"github.com/sarnmesh/sarn/catalog/state"
+	"github.com/sarnmesh/sarn/connect/intention"
+	"github.com/sarnmesh/sarn/internal/wireerr"
+	"github.com/sarnmesh/sarn/server/transport"
+)
+
+// enabled returns the error for calls about the mesh when there is none.
+func (h *handlers) enabled() error {
+	if h.cfg.ConnectDisabled {
+		return wireerr.ErrConnectDisabled
+	}
+	return nil
+}
+
+func (h *handlers) intentions(c *transport.Call, v *state.View, req *intention.ListRequest) (*intention.ListReply, error) {
+	if err := h.enabled(); err != nil {
+		return nil, err
+	}
+	keep, err := filter.Compile[*intention.Intention](req.Filter)
+	if err != nil {
+		return nil, err
+	}
+	reply := &intention.ListReply{Intentions: []*intention.Intention{}}
+	index, entries := v.Intentions()
+	reply.Index = index
+	for _, e := range entries {
+		for _, n := range intention.FromEntry(e) {
+			if !mayRead(c.Authorizer, n) {
+				reply.Filtered = true
+				continue
+			}
+			if keep.Match(n) {
+				reply.Intentions = append(reply.Intentions, n)
+			}
+		}
+	}
+	intention.Sort(reply.Intentions)
+	return reply, nil
+}
+
+// mayRead reports whether a token may see an intention: it may read those of the source or of the destination.
+func mayRead(z *acl.Authorizer, n *intention.Intention) bool {
+	return z.May(acl.Inten, acl.Read, n.DestinationName) || n.SourcePeer == "" && z.May(acl.Inten, acl.Read, n.SourceName)
+}
+
+func (h *handlers) intention(c *transport.Call, v *state.View, req *intention.GetRequest) (*intention.GetReply, error) {
+	if err := h.enabled(); err != nil {
+		return nil, err
+	}
+	reply := &intention.GetReply{}
+	var e *entry.ServiceIntentions
+	fits := func(n *intention.Intention) bool { return n.SourceName == req.Source && n.SourcePeer == req.SourcePeer }
+	if req.ID != "" {
+		if err := catalog.CheckUUID(req.ID); err != nil {
+			return nil, wireerr.BadRequest("Failed intention lookup: index error: UUID: %v", err)
+		}
+		reply.Index, _ = v.Intentions()
+		e = legacyEntry(v, req.ID)
+		fits = func(n *intention.Intention) bool { return n.ID == req.ID }
+	} else {
+		e = state.EntryAs[entry.ServiceIntentions](v, entry.KindServiceIntentions, req.Destination)
+		reply.Index = v.EntriesGone(entry.KindServiceIntentions)
+		if e != nil {
+			reply.Index = max(reply.Index, e.ModifyIndex)
+		}
+	}
+	for _, n := range intention.FromEntry(e) {
+		if !fits(n) {
+			continue
+		}
+		if !mayRead(c.Authorizer, n) {
+			return nil, wireerr.ErrPermissionDenied
+		}
+		reply.Intention = n
+		return reply, nil
+	}
+	if req.ID == "" && !c.Authorizer.May(acl.Inten, acl.Read, req.Destination) && !c.Authorizer.May(acl.Inten, acl.Read, req.Source) {
+		return nil, wireerr.ErrPermissionDenied
+	}
+	reply.NotFound = true
+	return reply, nil
+}
+
+func (h *handlers) match(c *transport.Call, v *state.View, req *intention.MatchRequest) (*intention.MatchReply, error) {
+	if err := h.enabled(); err != nil {
+		return nil, err
+	}
+	for _, name := range req.Names {
+		if err := c.Authorizer.Require(acl.Inten, acl.Read, name); err != nil {
+			return nil, err
+		}
+	}
+	reply := &intention.MatchReply{Matches: [][]*intention.Intention{}}
+	for _, name := range req.Names {
+		if req.By == intention.BySource {
+			index, entries := v.Intentions()
+			reply.Index = max(reply.Index, index)
+			reply.Matches = append(reply.Matches, intention.From(name, entries))
+			continue
+		}
+		index, own, all := v.IntentionsTo(name)
+		reply.Index = max(reply.Index, index)
+		list := intention.To(own, all)
+		if list == nil {
+			list = []*intention.Intention{}
+		}
+		reply.Matches = append(reply.Matches, list)
+	}
+	return reply, nil
+}
+
+func (h *handlers) check(c *transport.Call, v *state.View, req *intention.CheckRequest) (*intention.CheckReply, error) {
+	if err := h.enabled(); err != nil {
+		return nil, err
+	}
+	if err := c.Authorizer.Require(acl.Service, acl.Read, req.Destination); err != nil {
+		return nil, err
+	}
+	def := intention.Default{Allow: !h.cfg.DefaultDeny}
+	policy := req.DefaultPolicy
+	if policy == "" {
+		policy = h.cfg.IntentionPolicy
+	}
+	if policy != "" {
+		def = intention.Default{Allow: policy == entry.Allow, Explicit: true}
+	}
+	index, own, all := v.IntentionsTo(req.Destination)
+	d := intention.Decide(intention.To(own, all), req.Source, req.SourcePeer, def)
+	reply := &intention.CheckReply{Allowed: d.Allowed, Reason: d.Reason}
+	reply.Index = index
+	return reply, nil
+}
+
+// mayWrite asks for the right to change the intentions of a destination; the refusal tells no more.
+func mayWrite(z *acl.Authorizer, destination string) error {
+	if !z.May(acl.Inten, acl.Write, destination) {
+		return wireerr.ErrPermissionDenied
+	}
+	return nil
+}
+
+func (h *handlers) upsert(ctx context.Context, c *transport.Call, req *intention.UpsertRequest) (*struct{}, error) {
+	if err := h.enabled(); err != nil {
+		return nil, err
+	}
+	if err := mayWrite(c.Authorizer, req.Destination); err != nil {
+		return nil, err
+	}
+	source := req.Source
+	source.LegacyID, source.LegacyMeta, source.LegacyCreateTime, source.LegacyUpdateTime = "", nil, nil, nil
+	// What is wrong with this source is told as if it were the only one.
+	alone := &entry.ServiceIntentions{}
+	alone.Kind, alone.Name, alone.Sources = entry.KindServiceIntentions, req.Destination, []*entry.IntentionSource{&source}
+	copied, err := entry.Copy(alone)
+	if err != nil {
+		return nil, err
+	}
+	copied.Normalize()
+	if err := copied.Validate(); err != nil {
+		return nil, err
+	}
+	_, err = h.commit(ctx, c, &command{
+		Op: opSetSource, Kind: entry.KindServiceIntentions, Name: req.Destination, Meta: req.Meta,
+		Source: copied.(*entry.ServiceIntentions).Sources[0],
+	})
+	return &struct{}{}, err
+}
+
+func (h *handlers) remove(ctx context.Context, c *transport.Call, req *intention.RemoveRequest) (*struct{}, error) {
+	if err := h.enabled(); err != nil {
+		return nil, err
+	}
+	if err := mayWrite(c.Authorizer, req.Destination); err != nil {
+		return nil, err
+	}
+	_, err := h.commit(ctx, c, &command{
+		Op: opDeleteSource, Kind: entry.KindServiceIntentions, Name: req.Destination,
+		Source: &entry.IntentionSource{Name: req.Source, Peer: req.SourcePeer},
+	})
+	return &struct{}{}, err
+}
+
+func (h *handlers) legacy(ctx context.Context, c *transport.Call, req *intention.LegacyRequest) (*intention.LegacyReply, error) {
+	if err := h.enabled(); err != nil {
+		return nil, err
+	}
+	n := req.Intention
+	now := time.Now().UTC()
+	switch req.Op {
+	case intention.LegacyCreate:
+		if n.ID != "" {
+			return nil, errors.New("ID must be empty when creating a new intention")
+		}
+		id, err := h.uuid()
+		if err != nil {
+			return nil, err
+		}
+		n.ID = id
+	case intention.LegacyUpdate, intention.LegacyDelete:
+		if err := catalog.CheckUUID(n.ID); err != nil {
+			return nil, wireerr.BadRequest("Failed intention lookup: index error: UUID: %v", err)
+		}
+		e := legacyEntry(c.Store.View(), n.ID)
+		switch {
+		case e == nil && req.Op == intention.LegacyUpdate:
+			return nil, fmt.Errorf("Cannot modify non-existent intention: '%s'", n.ID)
+		case e == nil:
+			return nil, fmt.Errorf("Cannot delete non-existent intention: '%s'", n.ID)
+		}
+		if err := mayWrite(c.Authorizer, e.Name); err != nil {
+			return nil, err
+		}
+	default:
+		return nil, fmt.Errorf("unknown intention operation %q", req.Op)
+	}
+	if req.Op != intention.LegacyDelete {
+		// Nothing to permit is nothing permitted.
+		if n.DestinationName == "" {
+			return nil, wireerr.ErrPermissionDenied
+		}
+		if err := mayWrite(c.Authorizer, n.DestinationName); err != nil {
+			return nil, err
+		}
+		if err := checkLegacy(&n); err != nil {
+			return nil, err
+		}
+	}
+	_, err := h.commit(ctx, c, &command{
+		Op: legacyOps[req.Op], Kind: entry.KindServiceIntentions, Name: n.DestinationName,
+		Source: &entry.IntentionSource{
+			Name: n.SourceName, Action: n.Action, Type: n.SourceType, Description: n.Description,
+			LegacyID: n.ID, LegacyMeta: n.Meta, LegacyCreateTime: &now, LegacyUpdateTime: &now,
+		},
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &intention.LegacyReply{ID: n.ID}, nil
+}
+
+// checkLegacy checks what the legacy API may write.
+func checkLegacy(n *intention.Intention) error {
+	if n.SourceType == "" {
+		n.SourceType = entry.SourceTypeConsul
+	}
+	var problems []string
+	if n.SourceName == "" {
+		problems = append(problems, "SourceName must be set")
+	}
+	for _, f := range []struct{ name, value string }{{"SourceName", n.SourceName}, {"DestinationName", n.DestinationName}} {
+		if f.value != entry.Wildcard && strings.Contains(f.value, entry.Wildcard) {
+			problems = append(problems, f.name+": wildcard character '*' cannot be used with partial values")
+		}
+	}
+	if n.Action != entry.Allow && n.Action != entry.Deny {
+		problems = append(problems, "Action must be set to 'allow' or 'deny'")
+	}
+	if len(n.Permissions) != 0 {
+		problems = append(problems, "Permissions must not be set when using the legacy APIs")
+	}
+	if n.SourceType != entry.SourceTypeConsul {
+		problems = append(problems, "SourceType must be set to 'consul'")
+	}
+	return entry.Problems(problems)
+}
+
+func (h *handlers) uuid() (string, error) {
+	var b [16]byte
+	if _, err := io.ReadFull(h.cfg.Random, b[:]); err != nil {
+		return "", err
+	}
+	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
+	return fmt.Sprintf("%x-%x-%x-%x-%x", b[0:4], b[4:6], b[6:8], b[8:10], b[10:16]), nil
+}
