@@ -1,0 +1,296 @@
+package httpapi
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"math/rand/v2"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/sarnmesh/sarn/acl"
+	"github.com/sarnmesh/sarn/catalog"
+	"github.com/sarnmesh/sarn/catalog/definition"
+	"github.com/sarnmesh/sarn/catalog/filter"
+	"github.com/sarnmesh/sarn/client/local"
+	"github.com/sarnmesh/sarn/internal/wireerr"
+)
+
+// Bounds of hash-blocking reads (spec/registry.md section 7).
+const (
+	defaultHashWait = 5 * time.Minute
+	maxHashWait     = 10 * time.Minute
+)
+
+// appendAgentService appends the form of the agent endpoints (spec/registry.md section 3.6). The hash is left out when
+// it is empty.
+func appendAgentService(dst []byte, v *catalog.Service, datacenter, hash string) []byte {
+	o := object{b: append(dst, '{')}
+	o.optStr("Kind", v.Kind)
+	o.str("ID", v.ID)
+	o.str("Service", v.Service)
+	o.strings("Tags", v.Tags)
+	o.name("Meta")
+	if v.Meta == nil {
+		o.b = append(o.b, '{', '}')
+	} else {
+		o.b = appendStringMap(o.b, v.Meta)
+	}
+	o.num("Port", v.Port)
+	o.str("Address", v.Address)
+	o.optStr("SocketPath", v.SocketPath)
+	if len(v.TaggedAddresses) != 0 {
+		o.name("TaggedAddresses")
+		o.b = appendAddresses(o.b, v.TaggedAddresses)
+	}
+	o.name("Weights")
+	o.b = appendWeights(o.b, v.Weights)
+	o.bool("EnableTagOverride", v.EnableTagOverride)
+	o.optStr("ContentHash", hash)
+	if definition.Central(v.Kind) {
+		o.name("Proxy")
+		o.b = appendProxy(o.b, &v.Proxy, true)
+	}
+	if v.Connect.Native {
+		o.name("Connect")
+		o.b = append(o.b, `{"Native":true}`...)
+	}
+	o.str("Datacenter", datacenter)
+	if v.Locality != nil {
+		o.name("Locality")
+		o.b = appendLocality(o.b, v.Locality)
+	}
+	return append(o.b, '}')
+}
+
+// contentHash is equal for equal definitions.
+func contentHash(v *catalog.Service) string {
+	sum := sha256.Sum256(appendAgentService(nil, v, "", ""))
+	return hex.EncodeToString(sum[:8])
+}
+
+// agentServiceMap is written as an object with a member for each service.
+type agentServiceMap struct {
+	datacenter string
+	services   []*catalog.Service
+}
+
+func (m agentServiceMap) appendJSON(dst []byte) []byte {
+	dst = append(dst, '{')
+	for i, v := range m.services {
+		if i > 0 {
+			dst = append(dst, ',')
+		}
+		dst = append(appendString(dst, v.ID), ':')
+		dst = appendAgentService(dst, v, m.datacenter, "")
+	}
+	return append(dst, '}')
+}
+
+func (s *Server) agentServices(w http.ResponseWriter, r *http.Request) (any, error) {
+	if err := s.checkTenancy(w, r); err != nil {
+		return nil, err
+	}
+	z, err := s.authorizer(w, r)
+	if err != nil {
+		return nil, err
+	}
+	f, err := filter.Compile[*catalog.Service](query(w).get("filter"))
+	if err != nil {
+		return nil, err
+	}
+	all := s.cfg.Agent.Local.Services()
+	seen := make([]*catalog.Service, 0, len(all))
+	for _, svc := range all {
+		if z.May(acl.Service, acl.Read, svc.Instance.Service) {
+			seen = append(seen, svc.Instance)
+		}
+	}
+	setFiltered(w, len(seen) < len(all))
+	return agentServiceMap{s.cfg.Datacenter, f.Select(seen)}, nil
+}
+
+// agentServiceValue is written as one service with its hash.
+type agentServiceValue struct {
+	service          *catalog.Service
+	datacenter, hash string
+}
+
+func (v agentServiceValue) appendJSON(dst []byte) []byte {
+	return appendAgentService(dst, v.service, v.datacenter, v.hash)
+}
+
+func (s *Server) agentService(w http.ResponseWriter, r *http.Request) (any, error) {
+	if err := s.checkTenancy(w, r); err != nil {
+		return nil, err
+	}
+	o, err := s.parseOptions(w, r)
+	if err != nil {
+		return nil, err
+	}
+	z, err := s.authorizer(w, r)
+	if err != nil {
+		return nil, err
+	}
+	id, hash := argument(w, r), query(w).get("hash")
+	wait := o.MaxWait
+	switch {
+	case wait <= 0:
+		wait = defaultHashWait
+	case wait > maxHashWait:
+		wait = maxHashWait
+	}
+	var limit *time.Timer
+	for {
+		svc, changed := s.cfg.Agent.Local.WatchService(id)
+		if svc == nil {
+			return nil, wireerr.NotFound("unknown service ID: %s", id)
+		}
+		if err := z.Require(acl.Service, acl.Read, svc.Instance.Service); err != nil {
+			return nil, err
+		}
+		now := contentHash(svc.Instance)
+		value := agentServiceValue{svc.Instance, s.cfg.Datacenter, now}
+		w.Header()["X-Consul-Contenthash"] = []string{now}
+		if hash != now {
+			return value, nil
+		}
+		if limit == nil {
+			limit = time.NewTimer(wait + rand.N(wait/16+1))
+			defer limit.Stop()
+		}
+		select {
+		case <-changed:
+		case <-limit.C:
+			return value, nil
+		case <-r.Context().Done():
+			return nil, r.Context().Err()
+		}
+	}
+}
+
+// mayWriteService asks for the rights that registering an instance needs.
+func (s *Server) mayWriteService(z *acl.Authorizer, v *catalog.Service) error {
+	if err := z.Require(acl.Service, acl.Write, v.Service); err != nil {
+		return err
+	}
+	if old := s.cfg.Agent.Local.Service(v.ID); old != nil {
+		if err := z.Require(acl.Service, acl.Write, old.Given.Service); err != nil {
+			return err
+		}
+	}
+	if v.Kind == catalog.KindConnectProxy {
+		return z.Require(acl.Service, acl.Write, v.Proxy.DestinationServiceName)
+	}
+	return nil
+}
+
+func (s *Server) agentRegisterService(w http.ResponseWriter, r *http.Request) (any, error) {
+	if err := s.checkTenancy(w, r); err != nil {
+		return nil, err
+	}
+	body, err := s.readBody(r, s.cfg.MaxBodySize)
+	if err != nil {
+		return nil, err
+	}
+	def, err := definition.DecodeService(bytes.NewReader(body.b))
+	putBuffer(body)
+	if err != nil {
+		return nil, decodeFailed(err)
+	}
+	def.Token = "" // the request's is used
+	if err := def.ValidateIdentity(); err != nil {
+		return nil, err
+	}
+	z, err := s.authorizer(w, r)
+	if err != nil {
+		return nil, err
+	}
+	if err := def.ValidateRegistration(); err != nil {
+		return nil, err
+	}
+	if err := s.mayWriteService(z, def.Instance()); err != nil {
+		return nil, err
+	}
+	side, err := def.ExpandSidecar()
+	if err != nil {
+		return nil, err
+	}
+	if side != nil {
+		if err := s.mayWriteService(z, side.Instance()); err != nil {
+			return nil, err
+		}
+	}
+	replace, given := query(w).lookup("replace-existing-checks")
+	return nil, s.cfg.Agent.Local.RegisterService(r.Context(), def, local.Options{
+		Token: requestToken(query(w), r.Header), ReplaceChecks: given && (replace == "" || replace == "true"),
+	})
+}
+
+// ownService returns a registered service that the request may change.
+func (s *Server) ownService(w http.ResponseWriter, r *http.Request, id string) error {
+	if err := s.checkTenancy(w, r); err != nil {
+		return err
+	}
+	z, err := s.authorizer(w, r)
+	if err != nil {
+		return err
+	}
+	svc := s.cfg.Agent.Local.Service(id)
+	if svc == nil {
+		return wireerr.NotFound("Unknown service ID %q. Ensure that the service ID is passed, not the service name.", id)
+	}
+	return z.Require(acl.Service, acl.Write, svc.Given.Service)
+}
+
+func (s *Server) agentDeregisterService(w http.ResponseWriter, r *http.Request) (any, error) {
+	id := argument(w, r)
+	if err := s.ownService(w, r, id); err != nil {
+		return nil, err
+	}
+	return nil, s.cfg.Agent.Local.DeregisterService(r.Context(), id)
+}
+
+// maintenanceParams reads enable and reason.
+func maintenanceParams(w http.ResponseWriter) (on bool, reason string, err error) {
+	q := query(w)
+	enable, given := q.lookup("enable")
+	if !given {
+		return false, "", wireerr.BadRequest("Missing value for enable")
+	}
+	if on, err = strconv.ParseBool(enable); err != nil {
+		return false, "", wireerr.BadRequest("Invalid value for enable: %q", enable)
+	}
+	return on, q.get("reason"), nil
+}
+
+func (s *Server) agentServiceMaintenance(w http.ResponseWriter, r *http.Request) (any, error) {
+	id := argument(w, r)
+	if id == "" {
+		return nil, wireerr.BadRequest("Missing service ID")
+	}
+	on, reason, err := maintenanceParams(w)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.ownService(w, r, id); err != nil {
+		return nil, err
+	}
+	return nil, s.cfg.Agent.Local.SetServiceMaintenance(r.Context(), id, on, reason, requestToken(query(w), r.Header))
+}
+
+func (s *Server) agentNodeMaintenance(w http.ResponseWriter, r *http.Request) (any, error) {
+	on, reason, err := maintenanceParams(w)
+	if err != nil {
+		return nil, err
+	}
+	z, err := s.authorizer(w, r)
+	if err != nil {
+		return nil, err
+	}
+	if err := z.Require(acl.Node, acl.Write, s.cfg.NodeName); err != nil {
+		return nil, err
+	}
+	return nil, s.cfg.Agent.Local.SetNodeMaintenance(r.Context(), on, reason, requestToken(query(w), r.Header))
+}
