@@ -1,0 +1,354 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"strconv"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/sarnmesh/sarn/catalog/operator"
+	"github.com/sarnmesh/sarn/catalog/state"
+	"github.com/sarnmesh/sarn/internal/gossip"
+	"github.com/sarnmesh/sarn/internal/rpc"
+	"github.com/sarnmesh/sarn/internal/rpcwire"
+	"github.com/sarnmesh/sarn/server/catalogrpc"
+	"github.com/sarnmesh/sarn/server/configrpc"
+	"github.com/sarnmesh/sarn/server/connectrpc"
+	"github.com/sarnmesh/sarn/server/consensus"
+	"github.com/sarnmesh/sarn/server/fsm"
+	"github.com/sarnmesh/sarn/server/kvrpc"
+	"github.com/sarnmesh/sarn/server/leader"
+	"github.com/sarnmesh/sarn/server/membership"
+	"github.com/sarnmesh/sarn/server/statusrpc"
+	"github.com/sarnmesh/sarn/server/transport"
+)
+
+// A Server is one member of the cluster. Make one with New.
+type Server struct {
+	cfg        Config
+	log        hclog.Logger
+	store      *state.Store
+	fsm        *fsm.FSM
+	pool       *gossip.Pool
+	port       *rpcwire.Port
+	remote     *rpcwire.Client
+	raft       *consensus.Raft
+	membership *membership.Membership
+	dispatcher *transport.Dispatcher
+	grpc       *rpcwire.Server
+	duties     []leader.Duty
+}
+
+// New prepares a server. Nothing starts until Run.
+func New(cfg Config) (*Server, error) {
+	if err := cfg.complete(); err != nil {
+		return nil, err
+	}
+	s := &Server{cfg: cfg, log: cfg.Logger.Named("server"), store: state.New()}
+
+	var registry transport.Registry
+	var appliers fsm.Appliers
+	s.fsm = fsm.New(s.store, &appliers)
+
+	if err := s.newPool(); err != nil {
+		return nil, err
+	}
+	s.port = rpcwire.NewPort(rpcwire.PortConfig{
+		Listener: cfg.Listener, Security: cfg.Security, HandshakeTimeout: cfg.HandshakeTimeout,
+		MaxConnsPerClient: cfg.MaxConnsPerIP, Logger: s.log,
+	})
+	s.remote = rpcwire.NewClient(func(ctx context.Context, address string) (net.Conn, error) {
+		return s.dial(ctx, address, rpcwire.ProtoRPC)
+	})
+	var err error
+	s.raft, err = consensus.New(consensus.Config{
+		ID: cfg.NodeID, Address: cfg.Advertise.String(), FSM: s.fsm, Storage: cfg.Storage,
+		Listener:  raftListener{s.port.Listener(rpcwire.ProtoRaft), s},
+		Dial:      func(ctx context.Context, address string) (net.Conn, error) { return s.dial(ctx, address, rpcwire.ProtoRaft) },
+		AddressOf: func(id string) (string, bool) { return s.membership.AddressOf(id) },
+		Lead:      s.lead, Multiplier: cfg.RaftMultiplier, SnapshotThreshold: cfg.RaftSnapshotEntries,
+		SnapshotInterval: cfg.RaftSnapshotEvery, TrailingLogs: cfg.RaftTrailingLogs, PreVoteDisabled: cfg.RaftPreVoteDisabled,
+		Logger: cfg.Logger,
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.membership = membership.New(membership.Config{
+		Datacenter: cfg.Datacenter, ID: cfg.NodeID, Name: cfg.NodeName, Address: cfg.Advertise.String(),
+		Bootstrap: cfg.Bootstrap, Expect: cfg.BootstrapExpect, Raft: s.raft,
+		Members: s.pool.Members, ForceLeave: s.pool.ForceLeave,
+		Peers: func(ctx context.Context, address string) ([]string, error) {
+			reply := new(operator.PeersReply)
+			err := s.remote.Call(ctx, address, operator.PeersCall.Name, &operator.StatusRequest{}, reply)
+			return reply.Peers, err
+		},
+		Stats: func(ctx context.Context, address string) (membership.Stats, error) {
+			var reply membership.Stats
+			err := s.remote.Call(ctx, address, statusrpc.StatsCall.Name, &statusrpc.StatsRequest{}, &reply)
+			return reply, err
+		},
+		Autopilot: s.autopilot, ConfirmFailure: cfg.ConfirmFailure, Logger: cfg.Logger,
+	})
+
+	sessions := leader.NewSessions()
+	authority := connectrpc.New(cfg.Connect)
+	catalogrpc.Register(&registry, &appliers, catalogrpc.Config{})
+	kvrpc.Register(&registry, &appliers, kvrpc.Config{TTL: sessions, MinTTL: cfg.SessionTTLMin, KeyListPolicy: cfg.KeyListPolicy})
+	authority.Register(&registry, &appliers)
+	configrpc.Register(&registry, &appliers, cfg.Entries)
+	statusrpc.Register(&registry, &appliers, statusrpc.Config{
+		ID: cfg.NodeID, Raft: s.raft, Pool: s.pool, Membership: func() *membership.Membership { return s.membership },
+		Autopilot: *cfg.Autopilot, TempDir: cfg.DataDir, Logger: s.log,
+	})
+	for _, add := range cfg.Handlers {
+		add(&registry, &appliers)
+	}
+	s.duties = append([]leader.Duty{
+		s.membership.Reconcile(), s.membership.Autopilot(), sessions.Duty(), leader.Tombstones(s.fsm.Applied, kvrpc.ReapRequest),
+		leader.CA(authority), s.firstAutopilot(),
+	}, cfg.Duties...)
+
+	s.dispatcher = transport.NewDispatcher(transport.Config{
+		Datacenter: cfg.Datacenter, Registry: &registry, Store: s.store, Log: s.raft, AddressOf: s.membership.AddressOf,
+		Remote: s.remote, Security: cfg.Security, Resolver: cfg.Resolver, HoldTimeout: cfg.HoldTimeout,
+		DefaultQueryTime: cfg.DefaultQueryTime, MaxQueryTime: cfg.MaxQueryTime, ClientTimeout: cfg.ClientTimeout, Logger: cfg.Logger,
+	})
+	methods, streams := s.dispatcher.Methods()
+	s.grpc = rpcwire.NewServer(methods, streams, 0)
+	return s, nil
+}
+
+// newPool prepares the gossip pool.
+func (s *Server) newPool() error {
+	cfg := s.cfg.Gossip
+	guard := gossip.NewGuard(s.cfg.Datacenter, s.cfg.NodeName, s.cfg.NodeID)
+	cfg.Name = s.cfg.NodeName
+	tags := gossip.Server{
+		ID: s.cfg.NodeID, Datacenter: s.cfg.Datacenter, Addr: s.cfg.Advertise, Bootstrap: s.cfg.Bootstrap, Expect: s.cfg.BootstrapExpect,
+		Build: s.cfg.Build, GRPCPort: s.cfg.GRPCPort, GRPCTLSPort: s.cfg.GRPCTLSPort, WANPort: s.cfg.WANPort,
+		UseTLS: s.cfg.Security.UsesTLS(),
+	}.Tags()
+	maps.Copy(tags, cfg.Tags)
+	cfg.Tags = tags
+	cfg.Refuse = guard.Refuse
+	cfg.OnEvent = func(e gossip.Event) {
+		guard.Observe(e)
+		s.membership.Observe(e)
+		if s.cfg.OnEvent != nil {
+			s.cfg.OnEvent(e)
+		}
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = s.cfg.Logger.Named("gossip")
+	}
+	var err error
+	s.pool, err = gossip.New(cfg)
+	return err
+}
+
+// dial opens a connection to another server's port.
+func (s *Server) dial(ctx context.Context, address, protocol string) (net.Conn, error) {
+	conn, err := s.cfg.Dial(ctx, address)
+	if err != nil {
+		return nil, err
+	}
+	return s.cfg.Security.Secure(ctx, conn, protocol, s.cfg.Datacenter)
+}
+
+// raftListener keeps everybody but servers out of the log, where certificates tell them apart.
+type raftListener struct {
+	net.Listener
+	s *Server
+}
+
+func (l raftListener) Accept() (net.Conn, error) {
+	for {
+		c, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		sec := l.s.cfg.Security
+		pc, ok := c.(*rpcwire.Conn)
+		if !sec.RestrictsServers() || ok && pc.Peer().Is(sec.ServerName(l.s.cfg.Datacenter)) {
+			return c, nil
+		}
+		l.s.log.Warn("refused Raft to a caller whose certificate is not a server's", "caller", c.RemoteAddr())
+		c.Close()
+	}
+}
+
+// Run serves until ctx ends or something fails that cannot be done without. It does not leave the cluster; see Leave.
+func (s *Server) Run(ctx context.Context) error {
+	seen, err := s.checkAge()
+	if err != nil {
+		s.cfg.Listener.Close()
+		return err
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return s.pool.Run(ctx) })
+	g.Go(func() error { return s.port.Run(ctx) })
+	g.Go(func() error { return s.raft.Run(ctx) })
+	g.Go(func() error { return s.grpc.Serve(s.port.Listener(rpcwire.ProtoRPC)) })
+	g.Go(func() error { return s.membership.RunBootstrap(ctx) })
+	g.Go(func() error { return seen(ctx) })
+	g.Go(func() error {
+		<-ctx.Done()
+		s.dispatcher.Refuse()
+		s.grpc.Stop()
+		return s.remote.Close()
+	})
+	return g.Wait()
+}
+
+// lead is what the leader does.
+func (s *Server) lead(ctx context.Context) {
+	leader.Run(ctx, &leader.Leader{
+		Calls: s.dispatcher.Internal(), Store: s.store, Apply: s.raft.Apply, Datacenter: s.cfg.Datacenter, Node: s.cfg.NodeName,
+		NodeID: s.cfg.NodeID, Log: s.cfg.Logger.Named("leader"),
+	}, s.duties)
+}
+
+// autopilot returns the configuration in use.
+func (s *Server) autopilot() operator.AutopilotConfig {
+	if conf, ok := statusrpc.StoredAutopilot(s.store.View()); ok {
+		return conf
+	}
+	return *s.cfg.Autopilot
+}
+
+// firstAutopilot stores the configuration that a new cluster starts with.
+func (s *Server) firstAutopilot() leader.Duty {
+	return leader.Duty{Name: "autopilot-config", Run: func(ctx context.Context, l *leader.Leader) error {
+		return statusrpc.StoreAutopilot(ctx, l.Store, *s.cfg.Autopilot, l.Apply)
+	}}
+}
+
+// Caller answers calls of this process.
+func (s *Server) Caller() rpc.Streamer { return s.dispatcher }
+
+// Internal answers calls of this process with every right, from this server alone.
+func (s *Server) Internal() rpc.Caller { return s.dispatcher.Internal() }
+
+// Gossip returns the LAN pool.
+func (s *Server) Gossip() *gossip.Pool { return s.pool }
+
+// Store returns the local state.
+func (s *Server) Store() *state.Store { return s.store }
+
+// Leadership returns what is known of the leader, and a channel that is closed when that changes.
+func (s *Server) Leadership() (consensus.Status, <-chan struct{}) { return s.raft.Status() }
+
+// Times of a graceful leave.
+const (
+	transferTime = 5 * time.Second
+	removalTime  = 5 * time.Second
+)
+
+// Leave takes this server out of the cluster: it hands leadership over, leaves gossip, waits until the leader has taken
+// it out of Raft, and goes on a while refusing calls, so that callers find another server. Then end Run.
+func (s *Server) Leave(ctx context.Context) error {
+	members, _, err := s.raft.Members()
+	if err != nil {
+		return err
+	}
+	others := 0
+	for _, m := range members {
+		if m.Voter && m.ID != s.cfg.NodeID {
+			others++
+		}
+	}
+	status, _ := s.raft.Status()
+	if status.Elected && others > 0 {
+		if err := s.raft.Transfer(""); err != nil {
+			s.log.Warn("cannot hand leadership over, leaving anyway", "error", err)
+		} else {
+			s.waitFor(ctx, transferTime, func() bool { st, _ := s.raft.Status(); return !st.Elected && st.Known() })
+		}
+	}
+	if err := s.pool.Leave(); err != nil {
+		s.log.Warn("cannot leave gossip", "error", err)
+	}
+	if others > 0 {
+		removed := s.waitFor(ctx, removalTime, func() bool {
+			members, _, err := s.raft.Members()
+			if err != nil {
+				return true
+			}
+			for _, m := range members {
+				if m.ID == s.cfg.NodeID {
+					return false
+				}
+			}
+			return true
+		})
+		if !removed {
+			s.log.Warn("the leader has not taken this server out of Raft in time")
+		}
+	}
+	s.dispatcher.Refuse()
+	s.waitFor(ctx, s.cfg.LeaveDrain, func() bool { return false })
+	return ctx.Err()
+}
+
+// waitFor waits until done holds, at most for this time.
+func (s *Server) waitFor(ctx context.Context, most time.Duration, done func() bool) bool {
+	ctx, cancel := context.WithTimeout(ctx, most)
+	defer cancel()
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for !done() {
+		select {
+		case <-ctx.Done():
+			return done()
+		case <-tick.C:
+		}
+	}
+	return true
+}
+
+// A Reload changes settings of a running server; a zero field leaves its setting as it is.
+type Reload struct {
+	MaxConnsPerIP       int
+	RaftMultiplier      int
+	RaftSnapshotEntries uint64
+	RaftSnapshotEvery   time.Duration
+	RaftTrailingLogs    uint64
+}
+
+// Reload changes settings while the server runs.
+func (s *Server) Reload(r Reload) error {
+	if r.MaxConnsPerIP != 0 {
+		s.port.SetMaxConnsPerClient(r.MaxConnsPerIP)
+	}
+	err := s.raft.Reload(r.RaftMultiplier, r.RaftSnapshotEntries, r.RaftSnapshotEvery, r.RaftTrailingLogs)
+	if errors.Is(err, consensus.ErrStopped) {
+		return nil
+	}
+	return err
+}
+
+// Stats returns figures for operators, by part.
+func (s *Server) Stats() map[string]map[string]string {
+	status, _ := s.raft.Status()
+	address := status.LeaderAddress
+	if a, ok := s.membership.AddressOf(status.LeaderID); ok {
+		address = a
+	}
+	return map[string]map[string]string{
+		"consul": {
+			"server": "true", "leader": strconv.FormatBool(status.Elected), "leader_addr": address,
+			"bootstrap": strconv.FormatBool(s.cfg.Bootstrap), "known_datacenters": "1",
+		},
+		"raft":     s.raft.Stats(),
+		"serf_lan": s.pool.Stats(),
+	}
+}
+
+// String names the server in logs.
+func (s *Server) String() string { return fmt.Sprintf("server %s (%s)", s.cfg.NodeName, s.cfg.Advertise) }
