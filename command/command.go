@@ -14,6 +14,7 @@ import (
 	"github.com/sarnmesh/sarn/command/catalogcmd"
 	"github.com/sarnmesh/sarn/command/clustercmd"
 	"github.com/sarnmesh/sarn/command/configcmd"
+	"github.com/sarnmesh/sarn/command/connectcmd"
 	"github.com/sarnmesh/sarn/command/intentioncmd"
 	"github.com/sarnmesh/sarn/command/kvcmd"
 	"github.com/sarnmesh/sarn/command/operatorcmd"
@@ -53,16 +54,39 @@ func Run(ctx context.Context, args []string, s verb.Streams) int {
 	return code
 }
 
+// assembled are the commands that run for long and make themselves; each takes what it needs from flags and configuration.
+var assembled = map[string]func(ui cli.Ui) cli.Command{
+	"agent": missing("agent"),
+}
+
+// missing stands for a command that this build does not have.
+func missing(path string) func(cli.Ui) cli.Command {
+	return func(ui cli.Ui) cli.Command { return absent{path, ui} }
+}
+
+type absent struct {
+	path string
+	ui   cli.Ui
+}
+
+func (a absent) Help() string     { return "This build has no command " + a.path + "." }
+func (a absent) Synopsis() string { return "Not in this build" }
+func (a absent) Run([]string) int { a.ui.Error(a.Help()); return 1 }
+
 // all are the commands by name.
 func all(ctx context.Context, s verb.Streams) map[string]cli.CommandFactory {
 	commands := map[string]cli.CommandFactory{}
 	for _, verbs := range [][]verb.Verb{
-		catalogcmd.Verbs(), clustercmd.Verbs(), configcmd.Verbs(), intentioncmd.Verbs(), kvcmd.Verbs(), operatorcmd.Verbs(),
-		servicescmd.Verbs(), snapshotcmd.Verbs(), validatecmd.Verbs(), versioncmd.Verbs(),
+		catalogcmd.Verbs(), clustercmd.Verbs(), configcmd.Verbs(), connectcmd.Verbs(), intentioncmd.Verbs(), kvcmd.Verbs(),
+		operatorcmd.Verbs(), servicescmd.Verbs(), snapshotcmd.Verbs(), validatecmd.Verbs(), versioncmd.Verbs(),
 	} {
 		for _, v := range verbs {
 			commands[v.Path] = v.Factory(ctx, s)
 		}
+	}
+	ui := &cli.BasicUi{Reader: s.In, Writer: s.Out, ErrorWriter: s.Err}
+	for path, factory := range assembled {
+		commands[path] = func() (cli.Command, error) { return factory(ui), nil }
 	}
 	return commands
 }
