@@ -162,3 +162,10 @@ func (s *State) subscribed(p *proxy) bool {
 	defer s.mu.Unlock()
 	return p.subscribers > 0
 }
+
+// Proxies returns how many proxies are followed.
+func (s *State) Proxies() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.proxies)
+}
