@@ -153,9 +153,10 @@ func (p *proxy) take() map[mesh.Need]any {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	a := p.answers
-	if len(a) > 0 {
-		p.answers = map[mesh.Need]any{}
+	if len(a) == 0 {
+		return nil
 	}
+	p.answers = map[mesh.Need]any{}
 	return a
 }
 
