@@ -69,8 +69,10 @@ func New(cfg Config) (*Server, error) {
 	var err error
 	s.raft, err = consensus.New(consensus.Config{
 		ID: cfg.NodeID, Address: cfg.Advertise.String(), FSM: s.fsm, Storage: cfg.Storage,
-		Listener:  raftListener{s.port.Listener(rpcwire.ProtoRaft), s},
-		Dial:      func(ctx context.Context, address string) (net.Conn, error) { return s.dial(ctx, address, rpcwire.ProtoRaft) },
+		Listener: raftListener{s.port.Listener(rpcwire.ProtoRaft), s},
+		Dial: func(ctx context.Context, address string) (net.Conn, error) {
+			return s.dial(ctx, address, rpcwire.ProtoRaft)
+		},
 		AddressOf: func(id string) (string, bool) { return s.membership.AddressOf(id) },
 		Lead:      s.lead, Multiplier: cfg.RaftMultiplier, SnapshotThreshold: cfg.RaftSnapshotEntries,
 		SnapshotInterval: cfg.RaftSnapshotEvery, TrailingLogs: cfg.RaftTrailingLogs, PreVoteDisabled: cfg.RaftPreVoteDisabled,
@@ -351,4 +353,6 @@ func (s *Server) Stats() map[string]map[string]string {
 }
 
 // String names the server in logs.
-func (s *Server) String() string { return fmt.Sprintf("server %s (%s)", s.cfg.NodeName, s.cfg.Advertise) }
+func (s *Server) String() string {
+	return fmt.Sprintf("server %s (%s)", s.cfg.NodeName, s.cfg.Advertise)
+}
