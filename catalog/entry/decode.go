@@ -426,3 +426,12 @@ func sortedKeys[V any](m map[string]V) []string {
 	slices.Sort(keys)
 	return keys
 }
+
+// Unmarshal decodes an untyped document into a struct by the rules of Decode.
+func Unmarshal(doc map[string]any, into any) error {
+	var d decoder
+	if err := d.structure("", reflect.ValueOf(into).Elem(), doc); err != nil {
+		return err
+	}
+	return d.unknownKeys()
+}
