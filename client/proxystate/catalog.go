@@ -42,20 +42,13 @@ func (n *nodeServices) set(r *catalog.NodeServicesReply, err error) {
 }
 
 // Proxy implements Registrations.
-func (n *nodeServices) Proxy(id string) (*catalog.Service, string, bool) {
+func (n *nodeServices) Proxy(id string) (*catalog.Service, string, <-chan struct{}) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for _, s := range n.services {
 		if s.ID == id {
-			return s, n.token, true
+			return s, n.token, n.changed
 		}
 	}
-	return nil, "", false
-}
-
-// Changed implements Registrations.
-func (n *nodeServices) Changed() <-chan struct{} {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return n.changed
+	return nil, "", n.changed
 }

@@ -87,10 +87,9 @@ func (p *proxy) run(ctx context.Context) {
 	defer waited.Stop()
 	overdue := false
 	for {
-		news := source.Changed()
-		svc, token, ok := source.Proxy(p.key.id)
+		svc, token, news := source.Proxy(p.key.id)
 		switch {
-		case !ok:
+		case svc == nil:
 			if snapshot != nil {
 				p.log.Debug("proxy deregistered")
 			}
@@ -203,7 +202,8 @@ func (p *proxy) settled(s *mesh.Snapshot) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, n := range s.Needs() {
-		if _, tried := p.known[n]; !tried && !s.Has(n) {
+		// What was answered but is not in the snapshot yet may bring further needs.
+		if answered, tried := p.known[n]; !s.Has(n) && (answered || !tried) {
 			return false
 		}
 	}

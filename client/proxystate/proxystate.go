@@ -21,13 +21,12 @@ import (
 	"github.com/sarnmesh/sarn/connect/ads"
 )
 
-// Registrations are the services registered on this agent.
+// Registrations are the proxies this package is to serve. Local makes them of those of an agent.
 type Registrations interface {
 	// Proxy returns the instance with this ID, merged with the central configuration of its service, and the token to
-	// act with on its behalf. The instance is not changed afterwards.
-	Proxy(id string) (svc *catalog.Service, token string, ok bool)
-	// Changed returns a channel that is closed when an answer of Proxy given after the call may no longer hold.
-	Changed() <-chan struct{}
+	// act with on its behalf; nil if there is none. The instance is never changed. The channel is closed when the answer
+	// may no longer hold.
+	Proxy(id string) (svc *catalog.Service, token string, changed <-chan struct{})
 }
 
 // Leaves are certificates, kept by client/leaf.

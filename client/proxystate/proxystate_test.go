@@ -183,17 +183,10 @@ type registrations struct {
 	changed chan struct{}
 }
 
-func (r *registrations) Proxy(id string) (*catalog.Service, string, bool) {
+func (r *registrations) Proxy(id string) (*catalog.Service, string, <-chan struct{}) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	s, ok := r.all[id]
-	return s, r.token, ok
-}
-
-func (r *registrations) Changed() <-chan struct{} {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.changed
+	return r.all[id], r.token, r.changed
 }
 
 func (r *registrations) set(f func()) {
