@@ -1,0 +1,467 @@
+// Package upstream connects to the hosts of clusters: it knows who they are,
+// chooses one, proves the proxy's identity to it and checks who it is, and
+// keeps away from those that fail.
+package upstream
+
+import (
+	"cmp"
+	"context"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"reflect"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/sarnmesh/sarn/connect/proxy/model"
+	"github.com/sarnmesh/sarn/connect/proxy/stats"
+	"github.com/sarnmesh/sarn/connect/proxy/tlscontext"
+)
+
+// Config tunes a Manager. A zero field takes its default.
+type Config struct {
+	// Dial connects to a host; default net.Dialer.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+	// Resolve looks a host name up; default the system's resolver.
+	Resolve func(ctx context.Context, name string) ([]netip.Addr, error)
+	Secrets *tlscontext.Secrets // default none
+	Stats   *stats.Store        // default a store of its own
+	Logger  hclog.Logger        // default discards
+	Rand    func() uint64       // default math/rand/v2
+	// Warm is called whenever a cluster becomes ready for use, without locks
+	// held. It must not block.
+	Warm func(name string)
+}
+
+// A Manager holds the clusters of a proxy.
+type Manager struct {
+	cfg    Config
+	scope  *stats.Scope
+	stats  *managerStats
+	active sync.Map // name to *Cluster
+
+	mu          sync.Mutex
+	warming     map[string]*Cluster
+	assignments map[string]*model.LoadAssignment // by the name that clusters ask for
+	lookups     []func(context.Context)          // wait for Run
+	ctx         context.Context                  // of Run; nil before it and after
+	running     sync.WaitGroup
+}
+
+// NewManager returns a manager without clusters.
+func NewManager(cfg Config) *Manager {
+	if cfg.Dial == nil {
+		cfg.Dial = (&net.Dialer{}).DialContext
+	}
+	if cfg.Resolve == nil {
+		cfg.Resolve = func(ctx context.Context, name string) ([]netip.Addr, error) {
+			return net.DefaultResolver.LookupNetIP(ctx, "ip", name)
+		}
+	}
+	if cfg.Secrets == nil {
+		cfg.Secrets = tlscontext.NewSecrets()
+	}
+	if cfg.Stats == nil {
+		cfg.Stats = stats.NewStore(nil)
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = hclog.NewNullLogger()
+	}
+	if cfg.Rand == nil {
+		cfg.Rand = rand.Uint64
+	}
+	if cfg.Warm == nil {
+		cfg.Warm = func(string) {}
+	}
+	m := &Manager{cfg: cfg, warming: map[string]*Cluster{}, assignments: map[string]*model.LoadAssignment{}}
+	m.scope = cfg.Stats.Scope(stats.Text("cluster_manager"))
+	m.stats = stats.Struct[managerStats](m.scope)
+	return m
+}
+
+// Get returns the cluster in use under the name, or nil if there is none.
+func (m *Manager) Get(name string) *Cluster {
+	if c, ok := m.active.Load(name); ok {
+		return c.(*Cluster)
+	}
+	return nil
+}
+
+// Warming reports whether a cluster with the name waits for its hosts and none
+// is in use.
+func (m *Manager) Warming(name string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.warming[name] != nil && m.Get(name) == nil
+}
+
+// Run looks names up until ctx ends.
+func (m *Manager) Run(ctx context.Context) error {
+	m.mu.Lock()
+	m.ctx = ctx
+	for _, f := range m.lookups {
+		m.running.Go(func() { f(ctx) })
+	}
+	m.lookups = nil
+	m.mu.Unlock()
+	<-ctx.Done()
+	m.mu.Lock()
+	m.ctx = nil
+	for _, c := range m.warming {
+		c.close()
+	}
+	m.mu.Unlock()
+	m.active.Range(func(_, c any) bool { c.(*Cluster).close(); return true })
+	m.running.Wait()
+	return nil
+}
+
+// Set adds a cluster, or replaces one once the new version knows its hosts.
+// Static says that it comes from the bootstrap.
+func (m *Manager) Set(conf *model.Cluster, static bool) {
+	if warmed := m.set(conf, static); warmed {
+		m.cfg.Warm(conf.Name)
+	}
+}
+
+func (m *Manager) set(conf *model.Cluster, static bool) (warmed bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	old := m.Get(conf.Name)
+	if w := m.warming[conf.Name]; w != nil {
+		if reflect.DeepEqual(w.conf, conf) {
+			return false // keeps warming
+		}
+		w.close()
+		delete(m.warming, conf.Name)
+	} else if old != nil && reflect.DeepEqual(old.conf, conf) {
+		return false
+	}
+	statName := conf.Name
+	if conf.AltStatName != "" {
+		statName = conf.AltStatName
+	}
+	c := &Cluster{m: m, conf: conf, static: static, shared: new(shared)}
+	c.scope = m.cfg.Stats.Scope(stats.Text("cluster"), stats.Label("envoy_cluster_name", statName))
+	c.stats = stats.Struct[Stats](c.scope)
+	c.hosts.Store(&hostSet{})
+	if old != nil {
+		c.shared = old.shared
+		m.stats.Modified.Inc()
+	} else {
+		m.stats.Added.Inc()
+	}
+	if conf.TLS != nil {
+		if old != nil && old.tls != nil && reflect.DeepEqual(old.tls.Model(), conf.TLS) {
+			c.tls = old.tls // with its sessions
+		} else {
+			c.tls = tlscontext.NewClient(conf.TLS, m.cfg.Secrets)
+		}
+	}
+	m.warming[conf.Name] = c
+	switch conf.Type {
+	case model.Static:
+		m.adopt(c, conf.Endpoints)
+		return m.promote(c)
+	case model.EDS:
+		if la := m.assignments[conf.EDSName]; la != nil {
+			// What is known of the hosts stays true while the cluster changes.
+			m.adopt(c, la)
+			return m.promote(c)
+		}
+		if conf.FetchTimeout > 0 {
+			c.fetch = time.AfterFunc(conf.FetchTimeout, func() {
+				m.cfg.Logger.Warn("no endpoints arrived in time, using the cluster without", "cluster", conf.Name, "waited", conf.FetchTimeout)
+				m.ready(c)
+			})
+		}
+	case model.StrictDNS, model.LogicalDNS:
+		m.lookup(c)
+	default:
+		return m.promote(c)
+	}
+	m.count()
+	return false
+}
+
+// adopt gives a version of a cluster hosts, known ones if there are. The caller
+// holds m.mu.
+func (m *Manager) adopt(c *Cluster, la *model.LoadAssignment) {
+	var hosts []*Host
+	old := m.Get(c.conf.Name)
+	if old != nil && old != c {
+		// Both versions share the hosts until the new one replaces the old,
+		// which is at once.
+		hosts = old.hosts.Load().hosts
+	} else {
+		hosts = c.hosts.Load().hosts
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.assignment = la
+	c.merge(hosts, la)
+	if o := c.conf.Outlier; o != nil {
+		for _, h := range c.hosts.Load().hosts {
+			if h.outlier.ejected || h.outlier.times > 0 {
+				c.armTick(o)
+				break
+			}
+		}
+	}
+}
+
+// promote puts a version into use. The caller holds m.mu.
+func (m *Manager) promote(c *Cluster) bool {
+	if m.warming[c.conf.Name] != c {
+		return false
+	}
+	delete(m.warming, c.conf.Name)
+	old, _ := m.active.Swap(c.conf.Name, c)
+	if c.fetch != nil {
+		c.fetch.Stop()
+	}
+	if o, ok := old.(*Cluster); ok {
+		o.close()
+	}
+	m.count()
+	return true
+}
+
+// count updates the gauges. The caller holds m.mu.
+func (m *Manager) count() {
+	n := 0
+	m.active.Range(func(_, _ any) bool { n++; return true })
+	m.stats.Active.Set(int64(n))
+	m.stats.Warming.Set(int64(len(m.warming)))
+}
+
+// ready puts a version into use that has warmed up by itself.
+func (m *Manager) ready(c *Cluster) {
+	m.mu.Lock()
+	ok := m.promote(c)
+	m.mu.Unlock()
+	if ok {
+		m.cfg.Warm(c.conf.Name)
+	}
+}
+
+// Remove drops a cluster. Its connections stay until they end.
+func (m *Manager) Remove(name string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if w := m.warming[name]; w != nil {
+		w.close()
+		delete(m.warming, name)
+	}
+	if c, ok := m.active.LoadAndDelete(name); ok {
+		c.(*Cluster).close()
+		m.stats.Removed.Inc()
+	}
+	m.count()
+}
+
+// SetEndpoints gives the clusters that ask for an assignment by its name their hosts.
+func (m *Manager) SetEndpoints(la *model.LoadAssignment) {
+	var warmed []string
+	m.mu.Lock()
+	m.assignments[la.Cluster] = la
+	m.active.Range(func(_, x any) bool {
+		if c := x.(*Cluster); c.conf.Type == model.EDS && c.conf.EDSName == la.Cluster {
+			c.setAssignment(la)
+		}
+		return true
+	})
+	for name, c := range m.warming {
+		if c.conf.Type == model.EDS && c.conf.EDSName == la.Cluster {
+			m.adopt(c, la)
+			if m.promote(c) {
+				warmed = append(warmed, name)
+			}
+		}
+	}
+	m.mu.Unlock()
+	for _, name := range warmed {
+		m.cfg.Warm(name)
+	}
+}
+
+// ForgetEndpoints drops assignments that no cluster asks for any more.
+func (m *Manager) ForgetEndpoints(keep func(name string) bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for name := range m.assignments {
+		if !keep(name) {
+			delete(m.assignments, name)
+		}
+	}
+}
+
+// lookup starts to look the names of a DNS cluster up. The caller holds m.mu.
+func (m *Manager) lookup(c *Cluster) {
+	f := func(ctx context.Context) { m.lookupLoop(ctx, c) }
+	if m.ctx == nil {
+		m.lookups = append(m.lookups, f)
+		return
+	}
+	ctx := m.ctx
+	m.running.Go(func() { f(ctx) })
+}
+
+// lookupTimeout bounds one lookup.
+const lookupTimeout = 5 * time.Second
+
+// lookupLoop keeps the hosts of a DNS cluster those that its names stand for.
+// A lookup that fails keeps the hosts of the last one that did not.
+func (m *Manager) lookupLoop(ctx context.Context, c *Cluster) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	c.mu.Lock()
+	if c.closed {
+		c.mu.Unlock()
+		return
+	}
+	c.stop = cancel
+	c.mu.Unlock()
+	known := make([][]netip.Addr, len(c.conf.Endpoints.Endpoints))
+	for first := true; ; first = false {
+		changed := first
+		for i, e := range c.conf.Endpoints.Endpoints {
+			if e.Address.Path != "" || e.Address.IP().IsValid() {
+				continue
+			}
+			c.stats.UpdateAttempt.Inc()
+			lctx, done := context.WithTimeout(ctx, lookupTimeout)
+			addrs, err := m.cfg.Resolve(lctx, e.Address.Host)
+			done()
+			if ctx.Err() != nil {
+				return
+			}
+			if err != nil {
+				c.stats.UpdateFailure.Inc()
+				m.cfg.Logger.Warn("host name not resolved, keeping what is known", "cluster", c.conf.Name, "name", e.Address.Host, "error", err)
+				continue
+			}
+			c.stats.UpdateSuccess.Inc()
+			if len(addrs) == 0 {
+				c.stats.UpdateEmpty.Inc()
+			}
+			addrs = family(addrs, c.conf.DNS.Family)
+			if c.conf.Type == model.LogicalDNS && len(addrs) > 1 {
+				addrs = addrs[:1]
+			}
+			if !slices.Equal(addrs, known[i]) {
+				known[i], changed = addrs, true
+			}
+		}
+		if changed {
+			la := *c.conf.Endpoints
+			la.Endpoints = nil
+			for i, e := range c.conf.Endpoints.Endpoints {
+				if e.Address.Path != "" || e.Address.IP().IsValid() {
+					la.Endpoints = append(la.Endpoints, e)
+					continue
+				}
+				for _, a := range known[i] {
+					x := e
+					x.Hostname = cmp.Or(e.Hostname, e.Address.Host)
+					x.Address = model.Address{Host: a.String(), Port: e.Address.Port}
+					la.Endpoints = append(la.Endpoints, x)
+				}
+			}
+			if first {
+				m.mu.Lock()
+				m.adopt(c, &la)
+				m.mu.Unlock()
+				m.ready(c)
+			} else {
+				c.setAssignment(&la)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(c.conf.DNS.Refresh):
+		}
+	}
+}
+
+// family returns the addresses that count, sorted so that order in answers
+// does not matter for equality.
+func family(addrs []netip.Addr, f model.LookupFamily) []netip.Addr {
+	var v4, v6 []netip.Addr
+	for _, a := range addrs {
+		if a = a.Unmap(); a.Is4() {
+			v4 = append(v4, a)
+		} else {
+			v6 = append(v6, a)
+		}
+	}
+	slices.SortFunc(v4, netip.Addr.Compare)
+	slices.SortFunc(v6, netip.Addr.Compare)
+	switch f {
+	case model.FamilyV4:
+		return v4
+	case model.FamilyV6:
+		return v6
+	case model.FamilyPreferV4:
+		if len(v4) > 0 {
+			return v4
+		}
+		return v6
+	case model.FamilyAll:
+		return slices.Concat(v6, v4)
+	}
+	if len(v6) > 0 {
+		return v6
+	}
+	return v4
+}
+
+// Info is the state of a cluster, for showing.
+type Info struct {
+	Conf    *model.Cluster
+	Static  bool
+	Warming bool
+	Hosts   []HostInfo
+	TLS     *tlscontext.Client // nil in plaintext
+}
+
+// HostInfo is the state of a host, for showing.
+type HostInfo struct {
+	Endpoint model.Endpoint
+	Locality model.Locality
+	Ejected  bool
+	Stats    *HostStats
+}
+
+// Clusters returns the state of all clusters, sorted by name.
+func (m *Manager) Clusters() []Info {
+	var list []*Cluster
+	warming := map[*Cluster]bool{}
+	m.active.Range(func(_, c any) bool { list = append(list, c.(*Cluster)); return true })
+	m.mu.Lock()
+	for _, c := range m.warming {
+		list = append(list, c)
+		warming[c] = true
+	}
+	m.mu.Unlock()
+	slices.SortFunc(list, func(a, b *Cluster) int { return cmp.Compare(a.conf.Name, b.conf.Name) })
+	var out []Info
+	for _, c := range list {
+		i := Info{Conf: c.conf, Static: c.static, Warming: warming[c], TLS: c.tls}
+		c.mu.Lock()
+		for _, h := range c.hosts.Load().hosts {
+			hi := HostInfo{Endpoint: *h.endpoint.Load(), Ejected: h.outlier.ejected, Stats: &h.Stats}
+			if la := c.assignment; la != nil && hi.Endpoint.Locality < len(la.Localities) {
+				hi.Locality = la.Localities[hi.Endpoint.Locality]
+			}
+			i.Hosts = append(i.Hosts, hi)
+		}
+		c.mu.Unlock()
+		out = append(out, i)
+	}
+	return out
+}
