@@ -18,7 +18,7 @@ type Server struct {
 	Registry transport.Registry
 	Appliers fsm.Appliers
 	Store    *state.Store
-	// Resolve finds what a token may do; nil grants everything.
+	// Resolve finds what a token may do; nil grants everything. Do not change it while calls run.
 	Resolve func(token string) (*acl.Authorizer, error)
 
 	once       sync.Once
@@ -34,9 +34,8 @@ func New() *Server { return &Server{Store: state.New()} }
 // Caller returns what calls the server.
 func (s *Server) Caller() *transport.Dispatcher {
 	s.once.Do(func() {
-		cfg := transport.Config{Datacenter: "dc1", Registry: &s.Registry, Store: s.Store, Log: (*log)(s)}
-		if s.Resolve != nil {
-			cfg.Resolver = resolver(s.Resolve)
+		cfg := transport.Config{
+			Datacenter: "dc1", Registry: &s.Registry, Store: s.Store, Log: (*log)(s), Resolver: resolver{s},
 		}
 		s.dispatcher = transport.NewDispatcher(cfg)
 	})
@@ -63,9 +62,14 @@ func (s *Server) Apply(_ context.Context, k fsm.Kind, req any) (any, error) {
 	return r.Value, r.Err
 }
 
-type resolver func(token string) (*acl.Authorizer, error)
+type resolver struct{ s *Server }
 
-func (r resolver) Resolve(_ context.Context, token string) (*acl.Authorizer, error) { return r(token) }
+func (r resolver) Resolve(_ context.Context, token string) (*acl.Authorizer, error) {
+	if r.s.Resolve == nil {
+		return acl.Everything(), nil
+	}
+	return r.s.Resolve(token)
+}
 
 // A log always leads.
 type log Server
