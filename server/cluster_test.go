@@ -227,4 +227,3 @@ func (o *node) members() (voters, all int) {
 	}
 	return voters, all
 }
-

@@ -275,14 +275,16 @@ func (a *autopilot) clean(conf operator.AutopilotConfig) {
 			voters--
 		}
 		a.log.Info("removing a dead server", "server", d.name, "id", d.id)
-		if d.name != "" {
-			if err := a.cfg.ForceLeave(d.name, false); err != nil {
-				a.log.Warn("cannot make a dead server leave, will retry", "server", d.name, "error", err)
-			}
-		}
+		// Raft first: forcing it to leave takes a while, in which it may come back and be added again.
 		if _, member := voter[d.id]; member {
 			if err := a.cfg.Raft.Remove(d.id); err != nil {
 				a.log.Warn("cannot remove a dead server, will retry", "id", d.id, "error", err)
+				continue
+			}
+		}
+		if d.name != "" {
+			if err := a.cfg.ForceLeave(d.name, false); err != nil {
+				a.log.Warn("cannot make a dead server leave, will retry", "server", d.name, "error", err)
 			}
 		}
 	}
