@@ -64,6 +64,19 @@ func (s *Settings) CheckStart() error {
 			p = append(p, err)
 		}
 	}
+	auto := s.AutoEncrypt.TLS || s.AutoConfig.Enabled // brings CA and certificate later
+	for _, t := range []TLSStanza{s.TLS.InternalRPC, s.TLS.HTTPS, s.TLS.GRPC} {
+		hasCA := t.CAFile != "" || t.CAPath != ""
+		switch {
+		case auto:
+		case t.VerifyOutgoing && !hasCA:
+			add("VerifyOutgoing set but no CA certificates were provided")
+		case t.VerifyIncoming && !hasCA:
+			add("VerifyIncoming set but no CA certificates were provided")
+		case t.VerifyIncoming && (t.CertFile == "" || t.KeyFile == ""):
+			add("VerifyIncoming requires either a Cert and Key pair in the configuration file, or auto_encrypt/auto_config be enabled")
+		}
+	}
 	if m := s.UnixSockets.Mode; m != "" {
 		if _, err := strconv.ParseUint(m, 8, 32); err != nil {
 			add("unix_sockets.mode: invalid mode: %q", m)

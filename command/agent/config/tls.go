@@ -82,7 +82,6 @@ func (b *builder) checkTLS() {
 		t.InternalRPC.VerifyOutgoing = true
 	}
 
-	auto := b.doc.Settings.AutoEncrypt.TLS || b.doc.Settings.AutoConfig.Enabled
 	for _, st := range []struct {
 		name string
 		*TLSStanza
@@ -103,15 +102,6 @@ func (b *builder) checkTLS() {
 				b.fail(key, "%s: TLS 1.3 cipher suites are not configurable", key)
 			} else if _, unknown := cipherSuites(st.CipherSuites); len(unknown) > 0 {
 				b.fail(key, "%s: invalid TLS cipher suites: %s", key, strings.Join(unknown, ", "))
-			}
-		}
-		if st.name != "internal_rpc" {
-			continue
-		}
-		hasCA := st.CAFile != "" || st.CAPath != ""
-		if st.VerifyIncoming && !auto {
-			if hasCA && (st.CertFile == "" || st.KeyFile == "") && b.doc.Settings.Server {
-				b.fail(prefix+"verify_incoming", "VerifyIncoming requires either a Cert and Key pair in the configuration file, or auto_encrypt/auto_config be enabled")
 			}
 		}
 	}

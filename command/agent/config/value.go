@@ -142,6 +142,9 @@ func (n *node) String() string {
 
 // plain converts the value to what encoding/json would make of it, with whole numbers as int.
 func (n *node) plain() any {
+	if n == nil {
+		return nil
+	}
 	switch n.shape {
 	case text:
 		return n.text
@@ -223,7 +226,7 @@ func bullets(errs []error) string {
 	}
 	fmt.Fprintf(&b, "%d %s occurred:\n", len(errs), word)
 	for _, err := range errs {
-		fmt.Fprintf(&b, "\t* %s\n", strings.ReplaceAll(err.Error(), "\n", "\n\t  "))
+		fmt.Fprintf(&b, "\t* %s\n", strings.ReplaceAll(strings.TrimSpace(err.Error()), "\n", "\n\t  "))
 	}
 	return b.String()
 }

@@ -1,0 +1,555 @@
+package agent
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/sarnmesh/sarn/catalog"
+	"github.com/sarnmesh/sarn/catalog/definition"
+	"github.com/sarnmesh/sarn/catalog/event"
+	"github.com/sarnmesh/sarn/catalog/operator"
+	"github.com/sarnmesh/sarn/catalog/read"
+	"github.com/sarnmesh/sarn/client/cache"
+	"github.com/sarnmesh/sarn/client/check"
+	"github.com/sarnmesh/sarn/client/dns"
+	"github.com/sarnmesh/sarn/client/grpcapi"
+	"github.com/sarnmesh/sarn/client/httpapi"
+	"github.com/sarnmesh/sarn/client/leaf"
+	"github.com/sarnmesh/sarn/client/local"
+	"github.com/sarnmesh/sarn/client/proxystate"
+	"github.com/sarnmesh/sarn/client/router"
+	"github.com/sarnmesh/sarn/command/agent/config"
+	"github.com/sarnmesh/sarn/connect/ads"
+	"github.com/sarnmesh/sarn/internal/gossip"
+	"github.com/sarnmesh/sarn/internal/rpc"
+	"github.com/sarnmesh/sarn/internal/version"
+	"github.com/sarnmesh/sarn/server"
+	"github.com/sarnmesh/sarn/server/configrpc"
+	"github.com/sarnmesh/sarn/server/connectrpc"
+)
+
+// An Agent is one running agent: what every node runs and, on a server, the server.
+type Agent struct {
+	sources config.Sources
+	log     hclog.InterceptLogger
+	node    catalog.Node
+	tokens  *tokens
+	sockets *sockets
+	started time.Time
+
+	server *server.Server // nil on clients
+	router *router.Router // nil on servers
+	caller rpc.Streamer
+	pool   *gossip.Pool
+
+	local   *local.State
+	cache   *cache.Cache
+	leaves  *leaf.Keeper
+	proxies *proxystate.State
+	dns     *dns.Server
+	http    *httpapi.Server
+	grpc    *grpcapi.Server
+	events  event.Log
+	conns   httpapi.ConnLimit
+	metrics *telemetry
+	rpcTLS  material
+	httpTLS material
+	grpcTLS material
+
+	mu       sync.Mutex
+	settings *config.Settings // in force; replaced by Reload
+
+	stop chan stopReason // receives why the agent is to end
+}
+
+// A stopReason says how an agent ends.
+type stopReason int
+
+const (
+	stopNow   stopReason = iota // without a word to the others
+	leftByAPI                   // it has left already
+)
+
+// unsupported lists what a configuration may ask for and this version does not do. To go on without it would do less
+// than was asked for, most of all about security.
+func unsupported(s *config.Settings) error {
+	var errs []error
+	refuse := func(on bool, what string) {
+		if on {
+			errs = append(errs, fmt.Errorf("%s is not supported by this version", what))
+		}
+	}
+	refuse(s.ACL.Enabled, "acl.enabled = true")
+	refuse(s.AutoEncrypt.TLS, "auto_encrypt.tls = true")
+	refuse(s.AutoEncrypt.AllowTLS, "auto_encrypt.allow_tls = true")
+	refuse(s.AutoConfig.Enabled || s.AutoConfig.Authorization, "auto_config")
+	refuse(s.Log.Syslog, "enable_syslog = true")
+	refuse(len(s.Join.WAN) > 0, "retry_join_wan")
+	for _, addr := range s.Join.LAN {
+		refuse(strings.Contains(addr, "provider="), "retry_join with "+strings.Fields(addr)[0])
+	}
+	return errors.Join(errs...)
+}
+
+// newAgent opens the sockets and puts the parts together. Nothing runs before Run.
+func newAgent(src config.Sources, s *config.Settings, log hclog.InterceptLogger) (_ *Agent, err error) {
+	if err := unsupported(s); err != nil {
+		return nil, err
+	}
+	id, err := nodeID(s)
+	if err != nil {
+		return nil, err
+	}
+	a := &Agent{sources: src, log: log, settings: s, node: node(s, id), stop: make(chan stopReason, 1)}
+	if a.tokens, err = newTokens(s); err != nil {
+		return nil, err
+	}
+	if err := a.loadTLS(s); err != nil {
+		return nil, err
+	}
+	if a.metrics, err = newTelemetry(s); err != nil {
+		return nil, err
+	}
+	if s.TLS.GRPC.CertFile == "" {
+		s.Addresses.GRPCTLS = nil // without a certificate there is nothing to serve TLS with
+	}
+	if a.sockets, err = listen(s); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			a.sockets.close()
+		}
+	}()
+	if s.Server {
+		err = a.newServer(s)
+	} else {
+		err = a.newClient(s)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return a, a.newParts(s)
+}
+
+func (a *Agent) loadTLS(s *config.Settings) error {
+	return errors.Join(a.rpcTLS.load(s.TLS.InternalRPC), a.httpTLS.load(s.TLS.HTTPS), a.grpcTLS.load(s.TLS.GRPC))
+}
+
+// gossip describes the LAN pool.
+func (a *Agent) gossip(s *config.Settings) (gossip.Config, error) {
+	g := s.Gossip.LAN
+	c := gossip.Config{
+		Name: s.Node.Name, Listener: a.sockets.lan, Packets: a.sockets.lanUDP, Dial: dial, Advertise: s.Addresses.SerfLANAdvertise,
+		Timing: gossip.Timing{
+			GossipNodes: g.Nodes, GossipInterval: g.Interval, ProbeInterval: g.ProbeInterval, ProbeTimeout: g.ProbeTimeout,
+			SuspicionMult: g.SuspicionMult, RetransmitMult: g.RetransmitMult,
+		},
+		PlainIncoming: !s.Gossip.VerifyIncoming, PlainOutgoing: !s.Gossip.VerifyOutgoing, RejoinAfterLeave: s.RejoinAfterLeave,
+		ReconnectTimeout: s.Gossip.ReconnectTimeout, NoCoordinates: s.DisableCoordinates, Logger: a.log.Named("gossip"),
+	}
+	for _, p := range s.Addresses.SerfLANAllowed {
+		c.Allowed = append(c.Allowed, net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())})
+	}
+	if s.Gossip.Key != "" {
+		key, err := base64.StdEncoding.DecodeString(s.Gossip.Key)
+		if err != nil {
+			return c, fmt.Errorf("encrypt has invalid key: %w", err)
+		}
+		c.Key = key
+	}
+	if s.DataDir != "" {
+		c.SnapshotPath = filepath.Join(s.DataDir, "serf", "local.snapshot")
+		if !s.Gossip.DisableKeyringFile && (len(c.Key) > 0 || exists(filepath.Join(s.DataDir, "serf", "local.keyring"))) {
+			c.KeyringPath = filepath.Join(s.DataDir, "serf", "local.keyring")
+		}
+	}
+	return c, nil
+}
+
+func (a *Agent) newServer(s *config.Settings) error {
+	pool, err := a.gossip(s)
+	if err != nil {
+		return err
+	}
+	autopilot := operator.DefaultAutopilot()
+	autopilot.CleanupDeadServers = s.Autopilot.CleanupDeadServers
+	autopilot.LastContactThreshold = operator.Duration(s.Autopilot.LastContactThreshold)
+	autopilot.MaxTrailingLogs = uint64(s.Autopilot.MaxTrailingLogs)
+	autopilot.MinQuorum = uint(s.Autopilot.MinQuorum)
+	autopilot.ServerStabilizationTime = operator.Duration(s.Autopilot.ServerStabilizationTime)
+	a.server, err = server.New(server.Config{
+		Datacenter: s.Node.Datacenter, NodeName: s.Node.Name, NodeID: a.node.ID, Build: version.Build(), DataDir: s.DataDir, Dev: s.Dev,
+		Bootstrap: s.Bootstrap, BootstrapExpect: s.BootstrapExpect, Listener: a.sockets.server, Advertise: s.Addresses.ServerAdvertise,
+		Dial: dial, Security: a.rpcTLS.security(s), Gossip: pool, OnEvent: a.observe, GRPCPort: s.Ports.GRPC,
+		GRPCTLSPort: port(s.Addresses.GRPCTLS, s.Ports.GRPCTLS), RaftMultiplier: s.Performance.RaftMultiplier, RaftSnapshotEntries: uint64(s.Raft.SnapshotThreshold),
+		RaftSnapshotEvery: s.Raft.SnapshotInterval, RaftTrailingLogs: uint64(s.Raft.TrailingLogs), RaftSegmentBytes: s.Raft.SegmentSizeMB << 20,
+		RaftPreVoteDisabled: s.Raft.PrevoteDisabled, Autopilot: &autopilot, SessionTTLMin: s.Query.SessionTTLMin,
+		HoldTimeout: s.Performance.RPCHoldTimeout, LeaveDrain: s.Performance.LeaveDrainTime, DefaultQueryTime: s.Query.DefaultTime,
+		MaxQueryTime: s.Query.MaxTime, ClientTimeout: s.Limits.RPCClientTimeout, HandshakeTimeout: s.Limits.RPCHandshakeTimeout,
+		MaxConnsPerIP: s.Limits.RPCMaxConnsPerClient, RejoinAgeMax: s.ServerRejoinAgeMax,
+		Connect: connectrpc.Config{Disabled: !s.Connect.Enabled, Provider: s.Connect.CAProvider, Settings: s.Connect.CAConfig},
+		Entries: configrpc.Config{ConnectDisabled: !s.Connect.Enabled, IntentionPolicy: s.DefaultIntentionPolicy},
+		Logger:  a.log,
+	})
+	if err != nil {
+		return err
+	}
+	a.caller, a.pool = a.server.Caller(), a.server.Gossip()
+	return nil
+}
+
+// port is the port told to others when something listens.
+func port(listeners []config.Listen, n int) int {
+	if len(listeners) == 0 {
+		return 0
+	}
+	return n
+}
+
+func (a *Agent) newClient(s *config.Settings) error {
+	pool, err := a.gossip(s)
+	if err != nil {
+		return err
+	}
+	guard := gossip.NewGuard(s.Node.Datacenter, s.Node.Name, a.node.ID)
+	pool.Tags = gossip.ClientTags(s.Node.Datacenter, a.node.ID, version.Build())
+	pool.Refuse = guard.Refuse
+	pool.OnEvent = func(e gossip.Event) {
+		guard.Observe(e)
+		a.router.Observe(e)
+		a.observe(e)
+	}
+	a.router = router.New(router.Config{
+		Datacenter: s.Node.Datacenter, Dial: dial, Security: a.rpcTLS.security(s), HoldTimeout: s.Performance.RPCHoldTimeout,
+		ClientTimeout: s.Limits.RPCClientTimeout, DefaultQueryTime: s.Query.DefaultTime, MaxQueryTime: s.Query.MaxTime,
+		Rate: s.Limits.RPCRate, Burst: s.Limits.RPCMaxBurst, Logger: a.log.Named("router"),
+	})
+	a.caller = a.router
+	a.pool, err = gossip.New(pool)
+	return err
+}
+
+// newParts makes what every agent has.
+func (a *Agent) newParts(s *config.Settings) (err error) {
+	checks := check.Config{Dial: (&net.Dialer{}).DialContext, DialDocker: dialDocker, OutputMaxSize: s.Check.OutputMaxSize}
+	if s.Check.AgentTLS {
+		checks.TLS = func() *tls.Config {
+			c := &tls.Config{RootCAs: a.rpcTLS.roots.Load()}
+			if cert := a.rpcTLS.cert.Load(); cert != nil {
+				c.Certificates = []tls.Certificate{*cert}
+			}
+			return c
+		}
+	}
+	interval := s.Check.UpdateInterval
+	if interval == 0 {
+		interval = -1
+	}
+	dataDir := s.DataDir
+	if s.Dev {
+		dataDir = ""
+	}
+	a.local, err = local.New(local.Config{
+		Node: a.node, Caller: a.caller, Tokens: a.tokens, DataDir: dataDir, Check: checks, RemoteScripts: s.Check.EnableScripts,
+		LocalScripts: s.Check.EnableLocalScripts, NoCentralConfig: !s.EnableCentralConfig,
+		SidecarPorts:        local.Ports{Low: s.Ports.SidecarMin, High: s.Ports.SidecarMax},
+		ExposePorts:         local.Ports{Low: s.Ports.ExposeMin, High: s.Ports.ExposeMax},
+		CheckUpdateInterval: interval, DiscardCheckOutput: s.Check.DiscardOutput,
+		ClusterSize: func() int { return len(a.pool.Members()) }, Logger: a.log.Named("local"),
+	})
+	if err != nil {
+		return err
+	}
+	a.cache = cache.New(a.caller, cache.Config{
+		FetchRate: s.Cache.EntryFetchRate, FetchBurst: s.Cache.EntryFetchMaxBurst, DefaultWait: s.Query.DefaultTime,
+		WaitLimit: s.Query.MaxTime, Logger: a.log.Named("cache"),
+	})
+	a.leaves = leaf.New(a.caller, leaf.Config{Datacenter: s.Node.Datacenter, Logger: a.log.Named("leaf")})
+	a.proxies = proxystate.New(proxystate.Config{
+		Node: s.Node.Name, Datacenter: s.Node.Datacenter, Registrations: registrations{a.local}, Cache: a.cache, Leaves: a.leaves,
+		DefaultAllow: s.DefaultIntentionPolicy != "deny", OtherNodes: s.Server, Logger: a.log.Named("proxystate"),
+	})
+	var listeners []grpcapi.Listener
+	for _, l := range a.sockets.grpc {
+		listeners = append(listeners, grpcapi.Listener{Listener: l})
+	}
+	for _, l := range a.sockets.grpcTLS {
+		listeners = append(listeners, grpcapi.Listener{Listener: l, TLS: a.grpcTLS.serverTLS(s.TLS.GRPC, "h2")})
+	}
+	xds := ads.New(a.proxies, ads.Config{Logger: a.log.Named("xds")})
+	a.grpc = grpcapi.New(listeners, []grpcapi.Service{xds}, grpcapi.Config{
+		KeepAlive: s.Performance.GRPCKeepaliveInterval, Logger: a.log.Named("grpc"),
+	})
+	source := &dnsSource{caller: a.caller}
+	if !s.Server {
+		source.views = a.cache
+	}
+	a.dns = dns.New(dns.Config{
+		Domain: s.DNS.Domain, AltDomain: s.DNS.AltDomain, Datacenter: s.Node.Datacenter, Source: source, Token: a.tokens.dns,
+		Logger: a.log.Named("dns"), Settings: dnsSettings(s),
+	})
+	return a.newHTTP(s)
+}
+
+func (a *Agent) newHTTP(s *config.Settings) (err error) {
+	a.conns.SetMax(s.Limits.HTTPMaxConnsPerClient)
+	conf := httpapi.Config{
+		Caller: a.caller, Logger: a.log.Named("http"), Datacenter: s.Node.Datacenter, NodeName: s.Node.Name, Server: s.Server, Dev: s.Dev,
+		DefaultToken: a.tokens.Default, DefaultPolicy: s.ACL.DefaultPolicy, ACLEnabled: s.ACL.Enabled,
+		ResponseHeaders: s.HTTP.ResponseHeaders, BlockEndpoints: s.HTTP.BlockEndpoints, AllowWriteFrom: s.HTTP.AllowWriteFrom,
+		AllowUnprintable: s.HTTP.DisableUnprintableFilter, TranslateWANAddrs: s.TranslateWANAddrs,
+		DiscoveryMaxStale: s.Query.DiscoveryMaxStale, DisableCoordinates: s.DisableCoordinates, UIEnabled: s.UI.Enabled,
+		UIPath: s.UI.ContentPath, MaxHeaderBytes: s.HTTP.MaxHeaderBytes, KVMaxValueSize: int64(s.Limits.KVMaxValueSize),
+		TxnMaxRequestLength: int64(s.Limits.TxnMaxReqLen), Events: &a.events,
+		Agent: httpapi.AgentConfig{
+			Local: a.local, Agent: a, Metrics: a.metrics.inmem, Prometheus: a.metrics.prometheus, Logs: a.log,
+			Version: httpapi.AgentVersion{SHA: version.Commit, BuildDate: version.BuildDate, HumanVersion: version.Compat},
+		},
+		Connect: httpapi.ConnectConfig{Leaves: a.leaves},
+	}
+	if s.HTTP.UseCache {
+		conf.Cache = a.cache
+	}
+	a.http, err = httpapi.New(conf)
+	return err
+}
+
+// registrations are the local services as proxies' configuration needs them.
+type registrations struct{ *local.State }
+
+func (r registrations) Proxy(id string) (*catalog.Service, string, bool) {
+	if s := r.Service(id); s != nil {
+		return s.Instance, s.Token, true
+	}
+	return nil, "", false
+}
+
+// observe sees every event of the gossip pool.
+func (a *Agent) observe(e gossip.Event) {
+	switch e.Kind {
+	case gossip.Joined:
+		for _, m := range e.Members {
+			if _, ok := gossip.ParseServer(m); ok {
+				a.local.SyncSoon()
+				a.cache.Retry()
+			}
+		}
+	case gossip.Fired:
+		ev, ok := event.Decode(e.Name, e.Payload, e.LTime)
+		if !ok || ev.Name == "_rexec" {
+			return
+		}
+		services := map[string][]string{}
+		for _, s := range a.local.Services() {
+			services[s.Instance.Service] = append(services[s.Instance.Service], s.Instance.Tags...)
+		}
+		if ev.Concerns(a.node.Node, services) {
+			a.events.Add(ev)
+		}
+	}
+}
+
+// Run runs the agent until ctx ends or it has left by the API. It returns nil when it ended gracefully.
+func (a *Agent) Run(ctx context.Context) error {
+	a.started = time.Now()
+	defer a.sockets.close()
+	s := a.current()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	g, ctx := errgroup.WithContext(ctx)
+	run := func(what string, f func(context.Context) error) {
+		g.Go(func() error {
+			if err := f(ctx); err != nil && ctx.Err() == nil {
+				return fmt.Errorf("%s: %w", what, err)
+			}
+			return nil
+		})
+	}
+	if a.server != nil {
+		run("server", a.server.Run)
+	} else {
+		run("gossip", a.pool.Run)
+		run("router", a.router.Run)
+	}
+	run("cache", a.cache.Run)
+	run("leaf certificates", a.leaves.Run)
+	run("proxy configuration", a.proxies.Run)
+	run("local state", a.local.Run)
+	run("join", a.join)
+	if !s.DisableCoordinates {
+		run("coordinates", a.sendCoordinates)
+	}
+	services, checks := definitions(s)
+	if err := a.local.Load(ctx, services, checks); err != nil {
+		a.log.Error("some registrations were left out", "error", err)
+	}
+	run("DNS", func(ctx context.Context) error { return a.dns.Run(ctx, a.sockets.dnsUDP, a.sockets.dnsTCP) })
+	run("gRPC", a.grpc.Run)
+	a.serveHTTP(ctx, g, s)
+	if s.Connect.Sidecars {
+		run("sidecars", a.superviseSidecars)
+	}
+	if len(s.ConfigEntries) > 0 && a.server != nil {
+		run("config entries", a.seedEntries)
+	}
+	return g.Wait()
+}
+
+// serveHTTP serves the API on the HTTP and HTTPS listeners.
+func (a *Agent) serveHTTP(ctx context.Context, g *errgroup.Group, s *config.Settings) {
+	serve := func(l net.Listener, plain bool) {
+		srv := httpapi.NewHTTPServer(a.http, s.HTTP.MaxHeaderBytes, a.log.Named("http"))
+		l = httpapi.LimitConns(l, &a.conns, plain)
+		if !plain {
+			l = tls.NewListener(l, a.httpTLS.serverTLS(s.TLS.HTTPS, "h2", "http/1.1"))
+		}
+		g.Go(func() error {
+			if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) && ctx.Err() == nil {
+				return fmt.Errorf("HTTP: %w", err)
+			}
+			return nil
+		})
+		g.Go(func() error {
+			<-ctx.Done()
+			grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+			defer cancel()
+			if srv.Shutdown(grace) != nil {
+				srv.Close()
+			}
+			return nil
+		})
+	}
+	for _, l := range a.sockets.http {
+		serve(l, true)
+	}
+	for _, l := range a.sockets.https {
+		serve(l, false)
+	}
+}
+
+// current returns the settings in force.
+func (a *Agent) current() *config.Settings {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.settings
+}
+
+// definitions are the services and checks of a configuration.
+func definitions(s *config.Settings) (services []*definition.Service, checks []*definition.Check) {
+	for _, svc := range s.Services {
+		services = append(services, svc.Service)
+	}
+	for _, c := range s.Checks {
+		checks = append(checks, c.Check)
+	}
+	return services, checks
+}
+
+// join contacts the configured members until one answers. It fails when the attempts are used up.
+func (a *Agent) join(ctx context.Context) error {
+	s := a.current()
+	if len(s.Join.LAN) == 0 {
+		return nil
+	}
+	select {
+	case <-a.pool.Ready():
+	case <-ctx.Done():
+		return nil
+	}
+	for try := 1; ; try++ {
+		n, err := a.pool.Join(withPort(s.Join.LAN, s.Ports.SerfLAN))
+		if err == nil {
+			a.log.Info("joined the cluster", "members_contacted", n)
+			return nil
+		}
+		if s.Join.Max > 0 && try >= s.Join.Max {
+			return fmt.Errorf("max join retry exhausted after %d attempts: %w", try, err)
+		}
+		a.log.Warn("join failed, will retry", "wait", s.Join.Interval, "error", err)
+		select {
+		case <-time.After(s.Join.Interval):
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// withPort adds the gossip port to addresses that name none.
+func withPort(addrs []string, port int) (list []string) {
+	for _, addr := range addrs {
+		if _, _, err := net.SplitHostPort(addr); err != nil {
+			if ip, err := netip.ParseAddr(strings.Trim(addr, "[]")); err == nil {
+				addr = netip.AddrPortFrom(ip, uint16(port)).String()
+			} else {
+				addr = fmt.Sprintf("%s:%d", addr, port)
+			}
+		}
+		list = append(list, addr)
+	}
+	return list
+}
+
+// sendCoordinates tells the servers where this node is in the space of round-trip times.
+func (a *Agent) sendCoordinates(ctx context.Context) error {
+	s := a.current()
+	period := max(s.Gossip.CoordinateUpdatePeriod, 15*time.Second)
+	if s.Dev {
+		period = s.Gossip.CoordinateUpdatePeriod
+	}
+	if period <= 0 {
+		period = 15 * time.Second
+	}
+	// A server handles so many of these per second; a large fleet sends less often.
+	const rate = 64
+	for {
+		wait := max(period, time.Duration(len(a.pool.Members()))*time.Second/rate)
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return nil
+		}
+		c := a.pool.Coordinate()
+		if c == nil {
+			continue
+		}
+		_, err := catalog.UpdateCoordinateCall.Call(ctx, a.caller, &catalog.CoordinateUpdate{
+			Target: read.Target{Token: a.tokens.Agent()},
+			Updates: []*catalog.NodeCoordinate{{Node: a.node.Node, Coord: &catalog.Coordinate{
+				Vec: c.Vec, Error: c.Error, Adjustment: c.Adjustment, Height: c.Height,
+			}}},
+		})
+		if err != nil && ctx.Err() == nil {
+			a.log.Debug("coordinate not sent", "error", err)
+		}
+	}
+}
+
+// Leave leaves the cluster gracefully. The process goes on; its owner ends it.
+func (a *Agent) leave(ctx context.Context) error {
+	if a.server != nil {
+		return a.server.Leave(ctx)
+	}
+	if err := a.pool.Leave(); err != nil {
+		return err
+	}
+	select {
+	case <-time.After(a.current().Performance.LeaveDrainTime):
+	case <-ctx.Done():
+	}
+	return nil
+}
+

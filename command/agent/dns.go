@@ -1,0 +1,78 @@
+package agent
+
+import (
+	"context"
+	"net/netip"
+
+	"github.com/sarnmesh/sarn/catalog"
+	"github.com/sarnmesh/sarn/catalog/read"
+	"github.com/sarnmesh/sarn/client/cache"
+	"github.com/sarnmesh/sarn/client/dns"
+	"github.com/sarnmesh/sarn/command/agent/config"
+	"github.com/sarnmesh/sarn/internal/rpc"
+)
+
+// dnsSource answers the DNS server's questions: on a server from its own state, on a client from standing views of it.
+type dnsSource struct {
+	caller rpc.Caller
+	views  *cache.Cache // nil on servers
+}
+
+func ask[Req, Resp any](ctx context.Context, d *dnsSource, m rpc.Method[Req, Resp], req *Req) (*Resp, error) {
+	if d.views != nil {
+		if resp, _, ok := cache.Peek(d.views, m, req); ok {
+			return resp, nil
+		}
+		resp, _, err := cache.Get(ctx, d.views, m, req)
+		return resp, err
+	}
+	return m.Call(ctx, d.caller, req)
+}
+
+// Instances implements dns.Source.
+func (d *dnsSource) Instances(ctx context.Context, req *catalog.InstancesRequest) (*catalog.InstancesReply, error) {
+	resp, err := ask(ctx, d, catalog.InstancesCall, req)
+	if err == nil && d.views == nil && req.MaxStale > 0 && resp.LastContact > req.MaxStale {
+		fresh := *req
+		fresh.Mode, fresh.MaxStale = read.Default, 0
+		return catalog.InstancesCall.Call(ctx, d.caller, &fresh)
+	}
+	return resp, err
+}
+
+// Node implements dns.Source.
+func (d *dnsSource) Node(ctx context.Context, req *catalog.NodeServicesRequest) (*catalog.NodeServicesReply, error) {
+	return ask(ctx, d, catalog.NodeServicesCall, req)
+}
+
+// Address implements dns.Source.
+func (d *dnsSource) Address(ctx context.Context, req *catalog.AddressRequest) (*catalog.AddressReply, error) {
+	return catalog.AddressCall.Call(ctx, d.caller, req)
+}
+
+// Virtual implements dns.Source: the virtual IP stands among the tagged addresses of the mesh-capable instances.
+func (d *dnsSource) Virtual(ctx context.Context, target read.Target, service, peer string) (netip.Addr, error) {
+	req := &catalog.InstancesRequest{Options: read.Options{Target: target, Mode: read.Stale}, Service: service, Connect: true, Peer: peer}
+	reply, err := d.Instances(ctx, req)
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	for _, in := range reply.Instances {
+		if ip, err := netip.ParseAddr(in.Service.TaggedAddresses["consul-virtual"].Address); err == nil {
+			return ip, nil
+		}
+	}
+	return netip.Addr{}, nil
+}
+
+// dnsSettings are the DNS server's settings in a configuration.
+func dnsSettings(s *config.Settings) dns.Settings {
+	d := s.DNS
+	return dns.Settings{
+		AllowStale: d.AllowStale, MaxStale: d.MaxStale, NodeTTL: d.NodeTTL, ServiceTTL: d.ServiceTTL, OnlyPassing: d.OnlyPassing,
+		UDPAnswerLimit: d.UDPAnswerLimit, ARecordLimit: d.ARecordLimit, EnableTruncate: d.EnableTruncate,
+		DisableCompression: d.DisableCompression, NodeMetaTXT: d.NodeMetaTXT, SOARefresh: uint32(d.SOARefresh),
+		SOARetry: uint32(d.SOARetry), SOAExpire: uint32(d.SOAExpire), SOAMinTTL: uint32(d.SOAMinTTL), Recursors: d.Recursors,
+		RandomRecursor: d.RecursorStrategy == "random", RecursorTimeout: d.RecursorTimeout, TranslateWAN: s.TranslateWANAddrs,
+	}
+}

@@ -1,0 +1,98 @@
+package agent
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/sarnmesh/sarn/catalog"
+	"github.com/sarnmesh/sarn/command/agent/config"
+	"github.com/sarnmesh/sarn/internal/version"
+)
+
+// nodeID returns the ID of this node: the configured one, else that of the data folder, else a new one that is kept
+// there (spec/registry.md section 13).
+func nodeID(s *config.Settings) (string, error) {
+	file := filepath.Join(s.DataDir, "node-id")
+	if s.Node.ID == "" && s.DataDir != "" {
+		data, err := os.ReadFile(file)
+		if err == nil {
+			id := strings.ToLower(strings.TrimSpace(string(data)))
+			if err := catalog.CheckUUID(id); err != nil {
+				return "", fmt.Errorf("NodeID in %s is invalid: %w", file, err)
+			}
+			return id, nil
+		}
+		if !errors.Is(err, os.ErrNotExist) {
+			return "", err
+		}
+	}
+	id := strings.ToLower(s.Node.ID)
+	if id == "" {
+		id = newUUID()
+	}
+	if s.DataDir != "" {
+		if err := writeFile(file, []byte(id)); err != nil {
+			return "", err
+		}
+	}
+	return id, nil
+}
+
+// newUUID returns a random UUID (RFC 9562, version 4).
+func newUUID() string {
+	var b [16]byte
+	rand.Read(b[:])
+	b[6] = b[6]&0x0f | 0x40
+	b[8] = b[8]&0x3f | 0x80
+	h := hex.EncodeToString(b[:])
+	return h[:8] + "-" + h[8:12] + "-" + h[12:16] + "-" + h[16:20] + "-" + h[20:]
+}
+
+// writeFile replaces a file at once or not at all; only its owner may read it.
+func writeFile(path string, data []byte) (err error) {
+	tmp, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			os.Remove(tmp.Name())
+		}
+	}()
+	if _, err = tmp.Write(data); err == nil {
+		err = tmp.Sync()
+	}
+	if closeErr := tmp.Close(); err == nil {
+		err = closeErr
+	}
+	if err != nil {
+		return err
+	}
+	return os.Rename(tmp.Name(), path)
+}
+
+// node describes this node as the catalog has it.
+func node(s *config.Settings, id string) catalog.Node {
+	n := catalog.Node{
+		ID: id, Node: s.Node.Name, Address: s.Addresses.Advertise.String(), Datacenter: s.Node.Datacenter,
+		TaggedAddresses: s.Node.TaggedAddresses, Meta: nodeMeta(s),
+	}
+	if s.Node.Region != "" || s.Node.Zone != "" {
+		n.Locality = &catalog.Locality{Region: s.Node.Region, Zone: s.Node.Zone}
+	}
+	return n
+}
+
+// nodeMeta is the configured meta and what every agent tells of itself.
+func nodeMeta(s *config.Settings) map[string]string {
+	meta := map[string]string{"consul-network-segment": "", "consul-version": version.Compat}
+	for k, v := range s.Node.Meta {
+		meta[k] = v
+	}
+	return meta
+}

@@ -1,0 +1,106 @@
+package agent
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/sarnmesh/sarn/client/httpapi"
+	"github.com/sarnmesh/sarn/command/agent/config"
+)
+
+// tokens are the secrets the agent uses itself. Those set over the API win over the configured ones and are kept in the
+// data folder when that is asked for.
+type tokens struct {
+	path string // empty keeps nothing
+
+	mu         sync.Mutex
+	configured map[httpapi.AgentToken]string
+	set        map[httpapi.AgentToken]string
+}
+
+func newTokens(s *config.Settings) (*tokens, error) {
+	t := &tokens{set: map[httpapi.AgentToken]string{}}
+	t.configure(s)
+	if !s.ACL.EnableTokenPersistence || s.DataDir == "" {
+		return t, nil
+	}
+	t.path = filepath.Join(s.DataDir, "acl-tokens.json")
+	data, err := os.ReadFile(t.path)
+	if errors.Is(err, os.ErrNotExist) {
+		return t, nil
+	}
+	if err == nil {
+		err = json.Unmarshal(data, &t.set)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read persisted tokens: %w", err)
+	}
+	return t, nil
+}
+
+// configure takes over the tokens of a configuration; what was set over the API without being persisted gives way.
+func (t *tokens) configure(s *config.Settings) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	c := s.ACL.Tokens
+	t.configured = map[httpapi.AgentToken]string{
+		httpapi.TokenDefault: c.Default, httpapi.TokenAgent: c.Agent, httpapi.TokenRecovery: c.AgentRecovery,
+		httpapi.TokenReplication: c.Replication, httpapi.TokenDNS: c.DNS, httpapi.TokenRegistration: c.FileRegistration,
+	}
+	if t.path == "" {
+		for kind, secret := range t.configured {
+			if secret != "" {
+				delete(t.set, kind)
+			}
+		}
+	}
+}
+
+func (t *tokens) get(kind httpapi.AgentToken) string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if secret, ok := t.set[kind]; ok {
+		return secret
+	}
+	return t.configured[kind]
+}
+
+func (t *tokens) put(kind httpapi.AgentToken, secret string) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.set[kind] = secret
+	if t.path == "" {
+		return nil
+	}
+	data, err := json.Marshal(t.set)
+	if err != nil {
+		return err
+	}
+	return writeFile(t.path, data)
+}
+
+// Default implements local.Tokens.
+func (t *tokens) Default() string { return t.get(httpapi.TokenDefault) }
+
+// Agent implements local.Tokens.
+func (t *tokens) Agent() string {
+	if secret := t.get(httpapi.TokenAgent); secret != "" {
+		return secret
+	}
+	return t.Default()
+}
+
+// Registration implements local.Tokens.
+func (t *tokens) Registration() string { return t.get(httpapi.TokenRegistration) }
+
+// dns is the token questions are asked with.
+func (t *tokens) dns() string {
+	if secret := t.get(httpapi.TokenDNS); secret != "" {
+		return secret
+	}
+	return t.Default()
+}
