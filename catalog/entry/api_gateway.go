@@ -26,9 +26,9 @@ type APIGatewayListener struct {
 // APIGatewayTLS is how a listener ends TLS.
 type APIGatewayTLS struct {
 	Certificates []ResourceReference
-	MinVersion   TLSVersion `json:",omitempty"`
-	MaxVersion   TLSVersion `json:",omitempty"`
-	CipherSuites []string   `json:",omitempty"`
+	MaxVersion   TLSVersion
+	MinVersion   TLSVersion
+	CipherSuites []string
 }
 
 // A ResourceReference names an entry, or a section of it.
