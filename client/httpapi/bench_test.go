@@ -115,9 +115,10 @@ func BenchmarkConnection(b *testing.B) {
 			if err != nil {
 				b.Fatal(err)
 			}
-			srv := NewHTTPServer(s, 0, nil)
-			go srv.Serve(LimitConns(l, new(ConnLimit), true))
-			defer srv.Close()
+			ctx, cancel := context.WithCancel(context.Background())
+			ended := make(chan error)
+			go func() { ended <- s.Serve(ctx, LimitConns(l, new(ConnLimit), true)) }()
+			defer func() { cancel(); <-ended }()
 			text := fmt.Sprintf("%s %s HTTP/1.1\r\nHost: 127.0.0.1:8500\r\nUser-Agent: Go-http-client/1.1\r\nContent-Length: %d\r\nAccept-Encoding: gzip\r\n\r\n%s",
 				req.method, req.target, len(req.body), req.body)
 			b.ReportAllocs()

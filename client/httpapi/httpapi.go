@@ -2,8 +2,8 @@
 // carries, JSON in its several forms, and the endpoints themselves. The contract is spec/registry.md sections 1, 3 and
 // 8 to 11 and spec/state.md.
 //
-// The package opens no sockets: a Server is an http.Handler, and NewHTTPServer and LimitConns dress it for the
-// listeners its owner brings.
+// The package opens no sockets: a Server is an http.Handler that its owner serves, with Serve or otherwise, on
+// listeners made by LimitConns.
 package httpapi
 
 import (

@@ -1,35 +1,26 @@
 package httpapi
 
 import (
+	"context"
 	"io"
 	"net"
-	"net/http"
 	"net/netip"
 	"sync"
 	"time"
 
-	"github.com/hashicorp/go-hclog"
+	"github.com/sarnmesh/sarn/internal/httpwire"
 )
 
-// Bounds on what a silent client can hold up.
+// How long, and how many at once, refused connections are listened to before they are closed.
 const (
-	headerTimeout = 30 * time.Second
-	lingerTime    = 500 * time.Millisecond
-	maxLingering  = 64
+	lingerTime   = 500 * time.Millisecond
+	maxLingering = 64
 )
 
-// NewHTTPServer returns an http.Server that serves h within the limits of the API. Its owner calls Serve, with a
-// listener from LimitConns, and Shutdown. maxHeaderBytes 0 means 1 MiB.
-func NewHTTPServer(h http.Handler, maxHeaderBytes int, logger hclog.Logger) *http.Server {
-	srv := &http.Server{
-		Handler:           h,
-		MaxHeaderBytes:    orDefault(maxHeaderBytes, defaultMaxHeaderBytes),
-		ReadHeaderTimeout: headerTimeout,
-	}
-	if logger != nil {
-		srv.ErrorLog = logger.StandardLogger(&hclog.StandardLoggerOptions{ForceLevel: hclog.Debug})
-	}
-	return srv
+// Serve answers the connections of l, which its owner made with LimitConns, until ctx ends; see httpwire.Server.Serve.
+// Over TLS, l is a tls.Listener and its configuration names "h2" and "http/1.1" as next protocols.
+func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	return httpwire.New(httpwire.Config{Handler: s, MaxHeaderBytes: s.cfg.MaxHeaderBytes, Logger: s.log}).Serve(ctx, l)
 }
 
 // tooMany is the whole answer to a connection over the limit. It ends with the connection.
@@ -148,6 +139,9 @@ type limitedConn struct {
 	addr   netip.Addr
 	closed sync.Once
 }
+
+// NetConn returns the connection below, for writes that need its kind.
+func (c *limitedConn) NetConn() net.Conn { return c.Conn }
 
 // Close closes the connection.
 func (c *limitedConn) Close() error {

@@ -1,0 +1,275 @@
+package httpwire
+
+import (
+	"net"
+	"net/http"
+	"slices"
+	"strconv"
+	"sync"
+)
+
+// An answer is the http.ResponseWriter of a connection, reused from one request to the next.
+type answer struct {
+	c      *conn
+	header http.Header
+	final  http.Header // the header at WriteHeader, where the handler touched it later; nil for header itself
+	head   bool        // the request's method is HEAD: no body goes out
+	close  bool        // the connection is closed after this answer
+
+	status  int
+	length  int64 // told in Content-Length, -1 when not told
+	written int64 // of the body, by the handler
+	chunked bool
+	sent    bool // the head went out
+	failed  error
+
+	buf *[]byte // head and body waiting to go out; nil between answers
+}
+
+// holdSize is how much of an answer waits for more before it goes out. An answer that fits is sent with its length
+// when the handler returns.
+const holdSize = 4 << 10
+
+var holds = sync.Pool{New: func() any { b := make([]byte, 0, holdSize+1024); return &b }}
+
+func (w *answer) reset(head, closing bool) {
+	clear(w.header)
+	*w = answer{c: w.c, header: w.header, head: head, close: closing, length: -1, buf: holds.Get().(*[]byte)}
+	*w.buf = (*w.buf)[:0]
+}
+
+// Header returns the header. Changes after WriteHeader have no effect.
+func (w *answer) Header() http.Header {
+	if w.status != 0 && !w.sent && w.final == nil {
+		w.final = w.header.Clone()
+	}
+	return w.header
+}
+
+// WriteHeader sets the status. Interim ones (1xx) are not sent.
+func (w *answer) WriteHeader(status int) {
+	if w.status != 0 || status < 200 {
+		return
+	}
+	w.status = status
+	if v := w.header["Content-Length"]; len(v) == 1 && w.allowed() {
+		if n, err := strconv.ParseInt(v[0], 10, 64); err == nil && n >= 0 {
+			w.length = n
+		} else {
+			delete(w.header, "Content-Length")
+		}
+	}
+}
+
+// allowed reports whether the status may have a body.
+func (w *answer) allowed() bool {
+	return w.status != http.StatusNoContent && w.status != http.StatusNotModified
+}
+
+// Write sends part of the body.
+func (w *answer) Write(p []byte) (int, error) {
+	if w.status == 0 {
+		w.WriteHeader(http.StatusOK)
+	}
+	if !w.allowed() {
+		return 0, http.ErrBodyNotAllowed
+	}
+	first := w.written == 0
+	w.written += int64(len(p))
+	if w.length >= 0 && w.written > w.length {
+		return 0, http.ErrContentLength
+	}
+	if first && len(p) > 0 && !w.sent {
+		w.sniff(p)
+	}
+	if w.head {
+		return len(p), w.failed
+	}
+	if !w.sent {
+		// A body of told length goes out with its head at once; one of unknown length waits, in case it is short.
+		if w.length < 0 && len(*w.buf)+len(p) <= holdSize {
+			*w.buf = append(*w.buf, p...)
+			return len(p), nil
+		}
+		if w.length >= 0 {
+			w.sendHead(nil, false)
+			if len(*w.buf)+len(p) > holdSize {
+				w.flush(p)
+			} else {
+				*w.buf = append(*w.buf, p...)
+			}
+			return len(p), w.failed
+		}
+		held := slices.Clone(*w.buf)
+		w.sendHead(nil, true)
+		w.chunk(held)
+	}
+	switch {
+	case w.chunked:
+		w.chunk(p)
+	case len(*w.buf)+len(p) > holdSize:
+		w.flush(p)
+	default:
+		*w.buf = append(*w.buf, p...)
+	}
+	return len(p), w.failed
+}
+
+// chunk adds a chunk, and sends what waits if it is much.
+func (w *answer) chunk(p []byte) {
+	if len(p) == 0 {
+		return
+	}
+	b := strconv.AppendUint(*w.buf, uint64(len(p)), 16)
+	b = append(b, '\r', '\n')
+	if len(b)+len(p) <= holdSize {
+		*w.buf = append(append(b, p...), '\r', '\n')
+		return
+	}
+	*w.buf = b
+	w.flush(p)
+	*w.buf = append(*w.buf, '\r', '\n')
+}
+
+// flush sends what waits and then p.
+func (w *answer) flush(p []byte) {
+	if w.failed == nil {
+		switch {
+		case len(p) == 0:
+			_, w.failed = w.c.raw.Write(*w.buf)
+		case len(*w.buf) == 0:
+			_, w.failed = w.c.raw.Write(p)
+		default:
+			v := net.Buffers{*w.buf, p}
+			_, w.failed = v.WriteTo(w.c.writer())
+		}
+	}
+	*w.buf = (*w.buf)[:0]
+}
+
+// Flush sends what was written so far. The length of the rest need not be known.
+func (w *answer) Flush() {
+	if w.status == 0 {
+		w.WriteHeader(http.StatusOK)
+	}
+	if !w.sent {
+		held := slices.Clone(*w.buf)
+		w.sendHead(nil, w.length < 0)
+		if w.chunked {
+			w.chunk(held)
+		}
+	}
+	w.flush(nil)
+}
+
+// sniff names the type of a body whose handler did not.
+func (w *answer) sniff(p []byte) {
+	header := w.header
+	if w.final != nil {
+		header = w.final
+	}
+	if _, ok := header["Content-Type"]; !ok && header["Content-Encoding"] == nil {
+		header["Content-Type"] = []string{http.DetectContentType(p)}
+	}
+}
+
+// sendHead puts the head into the buffer, and body, all of it, behind. With chunked the length of the body is not
+// known.
+func (w *answer) sendHead(body []byte, chunked bool) {
+	w.sent = true
+	b := append((*w.buf)[:0], "HTTP/1.1 "...)
+	b = strconv.AppendInt(b, int64(w.status), 10)
+	b = append(b, ' ')
+	if text := http.StatusText(w.status); text != "" {
+		b = append(b, text...)
+	} else {
+		b = append(append(b, "status code "...), strconv.Itoa(w.status)...)
+	}
+	b = append(b, "\r\n"...)
+	header := w.header
+	if w.final != nil {
+		header = w.final
+	}
+	for name, values := range header {
+		switch name {
+		case "Connection":
+			for _, v := range values {
+				w.close = w.close || v == "close"
+			}
+			continue
+		case "Date", "Transfer-Encoding":
+			continue
+		case "Content-Length":
+			if w.length < 0 {
+				continue
+			}
+		}
+		if !all(name, &tokenByte) || name == "" {
+			continue
+		}
+		for _, v := range values {
+			b = append(append(append(b, name...), ": "...), clean(v)...)
+			b = append(b, "\r\n"...)
+		}
+	}
+	b = append(append(append(b, "Date: "...), w.c.f.s.dateText()...), "\r\n"...)
+	switch {
+	case !w.allowed():
+	case chunked && !w.head:
+		w.chunked = true
+		b = append(b, "Transfer-Encoding: chunked\r\n"...)
+	case w.length < 0 && (!w.head || w.written > 0):
+		b = strconv.AppendInt(append(b, "Content-Length: "...), w.written, 10)
+		b = append(b, "\r\n"...)
+	}
+	if w.close || w.c.closing() {
+		w.close = true
+		b = append(b, "Connection: close\r\n"...)
+	}
+	b = append(b, "\r\n"...)
+	*w.buf = append(b, body...)
+}
+
+// clean returns a header's value without what would end it.
+func clean(v string) string {
+	if all(v, &valueByte) {
+		return trim(v)
+	}
+	b := []byte(v)
+	for i, c := range b {
+		if c == '\r' || c == '\n' {
+			b[i] = ' '
+		}
+	}
+	return trim(string(b))
+}
+
+// finish sends what is left, and reports whether the connection is fit for another answer.
+func (w *answer) finish() bool {
+	if w.status == 0 {
+		w.WriteHeader(http.StatusOK)
+	}
+	if !w.sent {
+		held := getHeld(*w.buf)
+		w.sendHead(*held, false)
+		putHeld(held)
+	}
+	if w.chunked {
+		*w.buf = append(*w.buf, "0\r\n\r\n"...)
+	}
+	if len(*w.buf) > 0 {
+		w.flush(nil)
+	}
+	holds.Put(w.buf)
+	w.buf = nil
+	wrong := w.length >= 0 && w.written != w.length && !w.head && w.allowed()
+	return w.failed == nil && !wrong && !w.close
+}
+
+func getHeld(b []byte) *[]byte {
+	held := holds.Get().(*[]byte)
+	*held = append((*held)[:0], b...)
+	return held
+}
+
+func putHeld(held *[]byte) { holds.Put(held) }
