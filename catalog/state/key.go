@@ -25,6 +25,7 @@ var keys = mvcc.NewTable("kv", func(buf []byte, e *kv.Entry) ([]byte, bool) {
 type tombstone struct {
 	Key   string
 	Index uint64 // of the deletion
+	Tree  bool   `json:",omitempty"` // the keys below were deleted too
 }
 
 var tombstones = mvcc.NewTable("tombstone", func(buf []byte, d *tombstone) ([]byte, bool) {
@@ -58,6 +59,11 @@ func (v *View) KeysUnder(prefix string) (uint64, []*kv.Entry) {
 	}
 	for d := range tombstones.PeekPrefix(v.tx, "id", []byte(prefix)) {
 		index = max(index, d.Index)
+	}
+	for d := range tombstones.Path(v.tx, "id", []byte(prefix)) {
+		if d.Tree {
+			index = max(index, d.Index)
+		}
 	}
 	if index == 0 {
 		index = v.KeyIndex()
@@ -120,7 +126,8 @@ func (t *Tx) putKey(e *kv.Entry) {
 
 func (t *Tx) deleteKey(e *kv.Entry) {
 	keys.Delete(t.tx, e)
-	tombstones.Insert(t.tx, &tombstone{e.Key, t.Index})
+	old, ok := tombstones.Peek(t.tx, "id", []byte(e.Key))
+	tombstones.Insert(t.tx, &tombstone{e.Key, t.Index, ok && old.Tree})
 	t.mark(keys.Name())
 }
 
@@ -238,7 +245,8 @@ func (t *Tx) lock(e *kv.Entry) (*kv.Entry, bool, error) {
 	return t.replace(old, e, s.ID, old.LockIndex+1), true, nil
 }
 
-// deleteTree deletes the keys that begin with prefix, and leaves one deletion mark for all.
+// deleteTree deletes the keys that begin with prefix, and leaves one deletion mark for all, which stands for the older
+// ones below too. For the empty prefix the index of the last change of any key does.
 func (t *Tx) deleteTree(prefix string) {
 	all := slices.Collect(keys.PeekPrefix(t.tx, "id", []byte(prefix)))
 	if len(all) == 0 {
@@ -247,8 +255,11 @@ func (t *Tx) deleteTree(prefix string) {
 	for _, e := range all {
 		keys.Delete(t.tx, e)
 	}
+	for _, d := range slices.Collect(tombstones.PeekPrefix(t.tx, "id", []byte(prefix))) {
+		tombstones.Delete(t.tx, d)
+	}
 	if prefix != "" {
-		tombstones.Insert(t.tx, &tombstone{prefix, t.Index})
+		tombstones.Insert(t.tx, &tombstone{prefix, t.Index, true})
 	}
 	t.mark(keys.Name())
 }

@@ -280,11 +280,23 @@ func (t *Table[T]) Peek(tx *Txn, index string, key []byte) (obj T, ok bool) {
 // Longest returns the object whose key is the longest prefix of the given one. It records no watch.
 func (t *Table[T]) Longest(tx *Txn, index string, key []byte) (obj T, ok bool) {
 	slot, _ := t.slot(tx, index)
-	l := tx.roots[slot].longest(key)
+	var l *leaf
+	tx.roots[slot].path(key, func(longer *leaf) bool {
+		l = longer
+		return true
+	})
 	if l == nil {
 		return obj, false
 	}
 	return l.value.(T), true
+}
+
+// Path returns the objects whose keys the given one begins with, from the shortest on. It records no watch.
+func (t *Table[T]) Path(tx *Txn, index string, key []byte) iter.Seq[T] {
+	slot, _ := t.slot(tx, index)
+	return func(yield func(T) bool) {
+		tx.roots[slot].path(key, func(l *leaf) bool { return yield(l.value.(T)) })
+	}
 }
 
 // All returns every object in the order of the index.

@@ -81,15 +81,18 @@ func check(t *testing.T, table *mvcc.Table[*row], tx *mvcc.Txn, m model, probe [
 		if got, want := keysOf(slices.Collect(table.PeekPrefix(tx, "id", []byte(p)))), m.prefix(p); !slices.Equal(got, want) {
 			t.Fatalf("prefix %q: got %q, want %q", p, got, want)
 		}
-		longest, found := "", false
-		for k := range m {
-			if strings.HasPrefix(p, k) && (!found || len(k) > len(longest)) {
-				longest, found = k, true
+		var path []string
+		for _, k := range slices.Sorted(maps.Keys(m)) {
+			if strings.HasPrefix(p, k) {
+				path = append(path, k)
 			}
 		}
+		if got := keysOf(slices.Collect(table.Path(tx, "id", []byte(p)))); !slices.Equal(got, path) {
+			t.Fatalf("path to %q: got %q, want %q", p, got, path)
+		}
 		l, ok := table.Longest(tx, "id", []byte(p))
-		if ok != found || ok && l.key != longest {
-			t.Fatalf("longest prefix of %q: got %v, want %q %v", p, l, longest, found)
+		if ok != (len(path) > 0) || ok && l.key != path[len(path)-1] {
+			t.Fatalf("longest prefix of %q: got %v, want the last of %q", p, l, path)
 		}
 	}
 	for _, g := range []string{"x", "y", "z"} {

@@ -112,22 +112,19 @@ func (n *node) under(prefix []byte) (all, watched *node) {
 	return n, n
 }
 
-// longest returns the leaf whose key is the longest prefix of the given one.
-func (n *node) longest(key []byte) (last *leaf) {
+// path calls yield with the leaves whose keys the given one begins with, from the shortest on, until it returns false.
+func (n *node) path(key []byte, yield func(*leaf) bool) {
 	for {
-		if n.leaf != nil {
-			last = n.leaf
-		}
-		if len(key) == 0 {
-			return last
+		if n.leaf != nil && !yield(n.leaf) || len(key) == 0 {
+			return
 		}
 		i, ok := n.at(key[0])
 		if !ok {
-			return last
+			return
 		}
 		child := n.edges[i].node
 		if !hasPrefix(key, child.prefix) {
-			return last
+			return
 		}
 		key, n = key[len(child.prefix):], child
 	}
