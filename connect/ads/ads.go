@@ -136,6 +136,8 @@ type session[Req request, Resp any] interface {
 	// next returns the response to send now, given the present resources, and false when there is nothing to send. It is
 	// to be called until then.
 	next(r *xds.Resources, now time.Time) (Resp, bool)
+	// patience returns until when something waits for a request of the client, zero when nothing does.
+	patience(r *xds.Resources, now time.Time) time.Time
 	// unanswered returns since when the oldest response that was neither accepted nor rejected waits for that.
 	unanswered() (time.Time, bool)
 	// progress tells about each type.
@@ -185,6 +187,8 @@ func serve[Req request, Resp any](s *Server, ctx context.Context, g conn[Req, Re
 	defer recheck.Stop()
 	stuck := time.NewTimer(s.cfg.AckTimeout)
 	defer stuck.Stop()
+	patience := time.NewTimer(0)
+	defer patience.Stop()
 	for {
 		select {
 		case <-ctx.Done():
@@ -218,6 +222,7 @@ func serve[Req request, Resp any](s *Server, ctx context.Context, g conn[Req, Re
 			}
 		case <-changed:
 		case <-recheck.C:
+		case <-patience.C:
 		case <-stuck.C:
 			if since, waiting := sess.unanswered(); waiting {
 				if left := s.cfg.AckTimeout - time.Since(since); left > 0 {
@@ -259,6 +264,9 @@ func serve[Req request, Resp any](s *Server, ctx context.Context, g conn[Req, Re
 				return err
 			}
 			st.served = true
+		}
+		if until := sess.patience(resources, time.Now()); !until.IsZero() {
+			patience.Reset(time.Until(until))
 		}
 		s.progressed(st, sess.progress())
 	}

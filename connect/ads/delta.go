@@ -30,6 +30,7 @@ type deltaType struct {
 	lost       map[string]bool   // forgotten before the client asked for the type, whatever it then says it has
 	complaint  string
 	pending    *response
+	accepted   time.Time // when the last response was
 }
 
 // A response is one that was sent and not answered yet.
@@ -69,6 +70,7 @@ func (d *delta) receive(req *discoveryv3.DeltaDiscoveryRequest, t xds.Type, now 
 				}
 			}
 		} else {
+			ty.accepted = now
 			for name := range p.items {
 				delete(ty.rejected, name)
 			}
@@ -142,14 +144,18 @@ var passes = []struct {
 	{t: xds.Listener, remove: true, after: []xds.Type{xds.Cluster, xds.Endpoint}},
 	{t: xds.Route, remove: true, after: []xds.Type{xds.Cluster, xds.Endpoint}},
 	{t: xds.Cluster, remove: true, after: []xds.Type{xds.Listener, xds.Route}},
-	{t: xds.Endpoint, remove: true, after: []xds.Type{xds.Listener, xds.Route}},
+	{t: xds.Endpoint, remove: true, after: []xds.Type{xds.Listener, xds.Route, xds.Cluster}},
 	{t: xds.Secret, remove: true, after: []xds.Type{xds.Listener, xds.Route, xds.Cluster}},
 }
 
 func (d *delta) next(r *xds.Resources, now time.Time) (*discoveryv3.DeltaDiscoveryResponse, bool) {
 	for _, pass := range passes {
 		ty := &d.types[pass.t]
-		if !ty.registered || ty.pending != nil || d.blocked(pass.after, pass.remove && pass.t != xds.Listener && pass.t != xds.Route) {
+		front := pass.t == xds.Listener || pass.t == xds.Route
+		if !ty.registered || ty.pending != nil || d.blocked(pass.after, pass.remove && !front) {
+			continue
+		}
+		if front && !d.patience(r, now).IsZero() {
 			continue
 		}
 		if resp := d.response(r, pass.t, pass.remove, now); resp != nil {
@@ -157,6 +163,31 @@ func (d *delta) next(r *xds.Resources, now time.Time) (*discoveryv3.DeltaDiscove
 		}
 	}
 	return nil, false
+}
+
+// askTime is how long a client that accepted clusters has to ask for their endpoints before listeners are sent that may
+// lead there. A client without the endpoints of a cluster would drop the connections of such a listener.
+const askTime = time.Second
+
+// patience returns until when listeners and routes wait for the client to ask for the endpoints of clusters it accepted;
+// zero when they need not.
+func (d *delta) patience(r *xds.Resources, now time.Time) time.Time {
+	clusters, endpoints := &d.types[xds.Cluster], &d.types[xds.Endpoint]
+	until := clusters.accepted.Add(askTime)
+	if !clusters.registered || endpoints.wildcard || clusters.accepted.IsZero() || !now.Before(until) {
+		return time.Time{}
+	}
+	for name, c := range r.Of(xds.Cluster) {
+		if clusters.told[name] != c.Version || clusters.rejected[name] != "" {
+			continue
+		}
+		for _, child := range c.Children {
+			if r.Of(xds.Endpoint)[child] != nil && !endpoints.names[child] {
+				return until
+			}
+		}
+	}
+	return time.Time{}
 }
 
 // blocked reports whether a step must wait for others. A removal also waits while the client refuses a listener or

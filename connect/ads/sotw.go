@@ -188,6 +188,10 @@ func versionOf(told map[string]*xds.Resource) string {
 	return hex.EncodeToString(h.Sum(nil)[:16])
 }
 
+// patience is always zero: clients of this form name all they want with every request, the endpoints of a new cluster
+// along with accepting it.
+func (s *sotw) patience(*xds.Resources, time.Time) time.Time { return time.Time{} }
+
 func (s *sotw) unanswered() (time.Time, bool) {
 	var oldest time.Time
 	for i := range s.types {
