@@ -1,0 +1,33 @@
+package catalogrpc
+
+import (
+	"context"
+
+	"github.com/sarnmesh/sarn/catalog"
+	"github.com/sarnmesh/sarn/server/transport"
+)
+
+// registerDatacenters adds the handlers of calls about datacenters. A server knows its own alone.
+func registerDatacenters(r *transport.Registry) {
+	transport.Handle(r, catalog.DatacentersCall, datacenters)
+	transport.Handle(r, catalog.DatacenterCoordinatesCall, datacenterCoordinates)
+}
+
+func datacenters(_ context.Context, c *transport.Call, _ *catalog.DatacentersRequest) (*catalog.DatacentersReply, error) {
+	return &catalog.DatacentersReply{Datacenters: []string{c.Datacenter}}, nil
+}
+
+// datacenterCoordinates places the servers where they were last seen; one not seen yet is nowhere in particular.
+func datacenterCoordinates(_ context.Context, c *transport.Call, _ *catalog.DatacentersRequest) (*catalog.DatacenterCoordinatesReply, error) {
+	v := c.Store.View()
+	_, servers := v.Instances(catalog.ServerServiceName, true)
+	own := catalog.DatacenterCoordinates{Datacenter: c.Datacenter, AreaID: "wan"}
+	for _, s := range servers {
+		at := v.Coordinate(s.Node.Node)
+		if at == nil {
+			at = &catalog.Coordinate{Vec: make([]float64, 8), Error: 1.5, Height: 1e-5}
+		}
+		own.Coordinates = append(own.Coordinates, catalog.NodeCoordinate{Node: s.Node.Node, Coord: at})
+	}
+	return &catalog.DatacenterCoordinatesReply{Datacenters: []catalog.DatacenterCoordinates{own}}, nil
+}
