@@ -66,7 +66,7 @@ type Config struct {
 	// Events is the list of events this agent accepted. Nil answers /v1/event/list with 501.
 	Events *event.Log
 	// Streamer carries snapshots. Nil takes Caller if it is one, else answers /v1/snapshot with 501.
-	Streamer Streamer
+	Streamer rpc.Streamer
 	// Agent holds what the agent endpoints work with.
 	Agent AgentConfig
 	// Connect holds what the connect endpoints work with.
@@ -114,7 +114,7 @@ func New(cfg Config) (*Server, error) {
 		cfg.Logger = hclog.NewNullLogger()
 	}
 	if cfg.Streamer == nil {
-		cfg.Streamer, _ = cfg.Caller.(Streamer)
+		cfg.Streamer, _ = cfg.Caller.(rpc.Streamer)
 	}
 	if cfg.DefaultPolicy == "" {
 		cfg.DefaultPolicy = "allow"

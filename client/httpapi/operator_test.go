@@ -151,6 +151,7 @@ func TestKeyring(t *testing.T) {
 }
 
 type fakeStreamer struct {
+	rpc.Caller
 	archive io.ReadCloser
 	got     []byte
 	err     error

@@ -1,22 +1,13 @@
 package httpapi
 
 import (
-	"context"
 	"io"
 	"net/http"
 
 	"github.com/sarnmesh/sarn/catalog/operator"
 	"github.com/sarnmesh/sarn/catalog/read"
-	"github.com/sarnmesh/sarn/internal/rpc"
 	"github.com/sarnmesh/sarn/internal/wireerr"
 )
-
-// A Streamer performs calls that carry an archive beside their request or reply.
-type Streamer interface {
-	// Stream sends req and all of in, nil for nothing, writes the reply into resp and returns what follows it. Its
-	// caller closes that.
-	Stream(ctx context.Context, d rpc.Descriptor, req any, in io.Reader, resp any) (io.ReadCloser, error)
-}
 
 func (s *Server) snapshotRoutes() []endpoint {
 	return []endpoint{{"/v1/snapshot", "GET,PUT", s.snapshot}}
@@ -39,8 +30,7 @@ func (s *Server) snapshot(w http.ResponseWriter, r *http.Request) (any, error) {
 }
 
 func (s *Server) save(w http.ResponseWriter, r *http.Request, o *read.Options) error {
-	var resp operator.SnapshotReply
-	archive, err := s.cfg.Streamer.Stream(r.Context(), operator.SaveSnapshotCall.Descriptor, &operator.SnapshotRequest{Options: *o}, nil, &resp)
+	resp, archive, err := operator.SaveSnapshotCall.Stream(r.Context(), s.cfg.Streamer, &operator.SnapshotRequest{Options: *o}, nil)
 	if err != nil {
 		return err
 	}
@@ -59,8 +49,7 @@ func (s *Server) restore(r *http.Request, o *read.Options) error {
 	if o.Mode == read.Stale {
 		return wireerr.Errorf(http.StatusInternalServerError, "stale not allowed for restore")
 	}
-	var resp struct{}
-	rest, err := s.cfg.Streamer.Stream(r.Context(), operator.RestoreSnapshotCall.Descriptor, &operator.StatusRequest{Target: o.Target}, r.Body, &resp)
+	_, rest, err := operator.RestoreSnapshotCall.Stream(r.Context(), s.cfg.Streamer, &operator.StatusRequest{Target: o.Target}, r.Body)
 	if err != nil {
 		return err
 	}
