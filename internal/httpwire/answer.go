@@ -23,7 +23,7 @@ type answer struct {
 	sent    bool // the head went out
 	failed  error
 
-	buf *[]byte // head and body waiting to go out; nil between answers
+	buf *[]byte // head and body waiting to go out; nil until there is any, for a handler may wait long
 }
 
 // holdSize is how much of an answer waits for more before it goes out. An answer that fits is sent with its length
@@ -34,8 +34,7 @@ var holds = sync.Pool{New: func() any { b := make([]byte, 0, holdSize+1024); ret
 
 func (w *answer) reset(head, closing bool) {
 	clear(w.header)
-	*w = answer{c: w.c, header: w.header, head: head, close: closing, length: -1, buf: holds.Get().(*[]byte)}
-	*w.buf = (*w.buf)[:0]
+	*w = answer{c: w.c, header: w.header, head: head, close: closing, length: -1}
 }
 
 // Header returns the header. Changes after WriteHeader have no effect.
@@ -52,6 +51,8 @@ func (w *answer) WriteHeader(status int) {
 		return
 	}
 	w.status = status
+	w.buf = holds.Get().(*[]byte)
+	*w.buf = (*w.buf)[:0]
 	if v := w.header["Content-Length"]; len(v) == 1 && w.allowed() {
 		if n, err := strconv.ParseInt(v[0], 10, 64); err == nil && n >= 0 {
 			w.length = n
