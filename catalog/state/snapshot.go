@@ -136,8 +136,11 @@ func readFrames(r io.Reader, f func(s *subject, version uint64, data []byte) err
 		}
 		if kind == 0 {
 			want, n := binary.Uvarint(buf.Bytes())
-			if n <= 0 || buf.Len() != n+4 || want != count || binary.BigEndian.Uint32(buf.Bytes()[n:]) != sum {
+			if n <= 0 || version != snapshotVersion || buf.Len() != n+4 || want != count || binary.BigEndian.Uint32(buf.Bytes()[n:]) != sum {
 				return errors.New("state snapshot is damaged: checksum does not match")
+			}
+			if _, err := in.ReadByte(); err != io.EOF {
+				return errors.New("state snapshot is damaged: more follows its end")
 			}
 			return nil
 		}
