@@ -3,6 +3,7 @@ package entry
 import (
 	"encoding/json"
 	"fmt"
+	"reflect"
 
 	"github.com/sarnmesh/sarn/internal/rpc"
 )
@@ -46,11 +47,39 @@ func (a *Any) UnmarshalCBOR(data []byte) error {
 	if err := rpc.Unmarshal(w.Data, e); err != nil {
 		return fmt.Errorf("decode config entry of kind %s: %w", w.Kind, err)
 	}
+	if hasNil(reflect.ValueOf(e)) {
+		return fmt.Errorf("config entry of kind %s has an empty item in a list", w.Kind)
+	}
 	if e.Head().Kind != w.Kind {
 		return fmt.Errorf("config entry of kind %q is labelled %q", e.Head().Kind, w.Kind)
 	}
 	a.Entry = e
 	return nil
+}
+
+// hasNil reports whether a list in a value has a nil pointer, which no rule expects and no document can say.
+func hasNil(v reflect.Value) bool {
+	switch v.Kind() {
+	case reflect.Pointer:
+		return !v.IsNil() && hasNil(v.Elem())
+	case reflect.Struct:
+		for i := range v.NumField() {
+			if v.Type().Field(i).IsExported() && hasNil(v.Field(i)) {
+				return true
+			}
+		}
+	case reflect.Slice:
+		for i := range v.Len() {
+			item := v.Index(i)
+			if item.Kind() != reflect.Pointer && item.Kind() != reflect.Struct {
+				return false
+			}
+			if item.Kind() == reflect.Pointer && item.IsNil() || hasNil(item) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // MarshalJSON writes the entry.
