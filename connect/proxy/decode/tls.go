@@ -31,7 +31,7 @@ func (d *Decoder) Secret(a *anypb.Any) (*model.Secret, error) {
 		c := r.certificate("tls_certificate", m.GetTlsCertificate())
 		s.Certificate = &c
 	case m.GetValidationContext() != nil:
-		s.Validation = r.validation("validation_context", m.GetValidationContext())
+		s.Validation = r.validation("validation_context", m.GetValidationContext(), false)
 	default:
 		r.errorf("type", "only tls_certificate and validation_context are supported")
 	}
@@ -109,13 +109,13 @@ func (r *run) commonTLS(path string, m *tlsv3.CommonTlsContext) model.TLS {
 	}
 	switch {
 	case m.GetValidationContext() != nil:
-		t.Validation = r.validation(join(path, "validation_context"), m.GetValidationContext())
+		t.Validation = r.validation(join(path, "validation_context"), m.GetValidationContext(), false)
 	case m.GetValidationContextSdsSecretConfig() != nil:
 		t.ValidationSecret = r.sds(join(path, "validation_context_sds_secret_config"), m.GetValidationContextSdsSecretConfig())
 	case m.GetCombinedValidationContext() != nil:
 		c, p := m.GetCombinedValidationContext(), join(path, "combined_validation_context")
 		r.only(p, c, "default_validation_context validation_context_sds_secret_config", "")
-		t.Validation = r.validation(join(p, "default_validation_context"), c.GetDefaultValidationContext())
+		t.Validation = r.validation(join(p, "default_validation_context"), c.GetDefaultValidationContext(), true)
 		t.ValidationSecret = r.sds(join(p, "validation_context_sds_secret_config"), c.GetValidationContextSdsSecretConfig())
 	}
 	p := m.GetTlsParams()
@@ -260,7 +260,9 @@ func parseCertificates(b []byte) ([]*x509.Certificate, error) {
 	return certs, nil
 }
 
-func (r *run) validation(path string, m *tlsv3.CertificateValidationContext) *model.Validation {
+// validation decodes a validation context. One that is partial gets its trust
+// from a secret; until then it trusts nobody.
+func (r *run) validation(path string, m *tlsv3.CertificateValidationContext, partial bool) *model.Validation {
 	if m == nil {
 		return nil
 	}
@@ -277,7 +279,7 @@ func (r *run) validation(path string, m *tlsv3.CertificateValidationContext) *mo
 	}
 	if b, ok := r.source(join(path, "trusted_ca"), m.GetTrustedCa()); ok {
 		v.Roots = r.roots(join(path, "trusted_ca"), b)
-	} else if m.GetTrustedCa() == nil {
+	} else if m.GetTrustedCa() == nil && !partial {
 		v.NoTrust = true
 	}
 	for i, s := range m.GetMatchTypedSubjectAltNames() {

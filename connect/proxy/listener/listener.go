@@ -79,6 +79,7 @@ type listener struct {
 	stats     *listenerStats
 	conf      atomic.Pointer[config]
 	addresses []model.Address // guarded by Manager.mu
+	removed   atomic.Bool
 
 	mu    sync.Mutex
 	conns map[*conn]struct{}
@@ -307,6 +308,7 @@ func (m *Manager) Remove(name string) {
 		return
 	}
 	delete(m.listeners, name)
+	l.removed.Store(true)
 	for _, a := range l.addresses {
 		m.closeSocket(a, l)
 	}
@@ -441,6 +443,9 @@ func (l *listener) take(raw net.Conn) {
 	l.mu.Lock()
 	l.conns[c] = struct{}{}
 	l.mu.Unlock()
+	if l.removed.Load() { // accepted while the socket was being closed
+		c.drain(m.cfg.DrainTime, "listener_removed")
+	}
 	m.running.Go(func() {
 		c.serve()
 		m.open.Add(-1)

@@ -175,6 +175,19 @@ func (c *context) current() *built {
 	return next
 }
 
+// roots returns the trusted roots of all trust domains.
+func (c *context) roots() []*x509.Certificate {
+	b := c.current()
+	if b.err != nil || b.check.v == nil {
+		return nil
+	}
+	out := slices.Clone(b.check.v.Roots)
+	for _, td := range slices.Sorted(maps.Keys(b.check.v.Bundles)) {
+		out = append(out, b.check.v.Bundles[td]...)
+	}
+	return out
+}
+
 func sameCerts(a, b []tls.Certificate) bool {
 	return slices.EqualFunc(a, b, func(x, y tls.Certificate) bool { return reflect.DeepEqual(x.Certificate, y.Certificate) })
 }
@@ -248,6 +261,9 @@ func (s *Server) Certificates() []tls.Certificate {
 	return b.cfg.Certificates
 }
 
+// Roots returns the trusted roots in use, for showing.
+func (s *Server) Roots() []*x509.Certificate { return s.ctx.roots() }
+
 func (s *Server) build(r resolved, check *validator) *tls.Config {
 	cfg := base(&s.model.TLS, r.certs)
 	cfg.SessionTicketsDisabled = s.model.DisableResumption
@@ -308,6 +324,9 @@ func (c *Client) Certificates() []tls.Certificate {
 	}
 	return b.cfg.Certificates
 }
+
+// Roots returns the trusted roots in use, for showing.
+func (c *Client) Roots() []*x509.Certificate { return c.ctx.roots() }
 
 func (c *Client) build(r resolved, check *validator) *tls.Config {
 	cfg := base(&c.model.TLS, r.certs)
