@@ -22,6 +22,7 @@ type delta struct {
 
 type deltaType struct {
 	registered bool // the client asked for this type
+	since      time.Time
 	started    bool // it got a first response
 	wildcard   bool
 	names      map[string]bool   // subscribed to by name
@@ -30,7 +31,8 @@ type deltaType struct {
 	lost       map[string]bool   // forgotten before the client asked for the type, whatever it then says it has
 	complaint  string
 	pending    *response
-	accepted   time.Time // when the last response was
+	accepted   *response // the last that was
+	acceptedAt time.Time
 }
 
 // A response is one that was sent and not answered yet.
@@ -52,7 +54,7 @@ func (d *delta) receive(req *discoveryv3.DeltaDiscoveryRequest, t xds.Type, now 
 	ty := &d.types[t]
 	first := !ty.registered
 	if first {
-		ty.registered = true
+		ty.registered, ty.since = true, now
 		ty.wildcard = len(req.ResourceNamesSubscribe) == 0 && len(req.InitialResourceVersions) == 0 ||
 			len(req.ResourceNamesSubscribe) == 0 && wildcardByDefault(t)
 	}
@@ -70,7 +72,7 @@ func (d *delta) receive(req *discoveryv3.DeltaDiscoveryRequest, t xds.Type, now 
 				}
 			}
 		} else {
-			ty.accepted = now
+			ty.accepted, ty.acceptedAt = p, now
 			for name := range p.items {
 				delete(ty.rejected, name)
 			}
@@ -143,19 +145,20 @@ var passes = []struct {
 	{t: xds.Endpoint},
 	{t: xds.Listener, remove: true, after: []xds.Type{xds.Cluster, xds.Endpoint}},
 	{t: xds.Route, remove: true, after: []xds.Type{xds.Cluster, xds.Endpoint}},
-	{t: xds.Cluster, remove: true, after: []xds.Type{xds.Listener, xds.Route}},
-	{t: xds.Endpoint, remove: true, after: []xds.Type{xds.Listener, xds.Route, xds.Cluster}},
-	{t: xds.Secret, remove: true, after: []xds.Type{xds.Listener, xds.Route, xds.Cluster}},
+	// What keeps listeners and routes back keeps the removal of what they refer to back, too.
+	{t: xds.Cluster, remove: true, after: []xds.Type{xds.Cluster, xds.Endpoint, xds.Listener, xds.Route}},
+	{t: xds.Endpoint, remove: true, after: []xds.Type{xds.Cluster, xds.Endpoint, xds.Listener, xds.Route}},
+	{t: xds.Secret, remove: true, after: []xds.Type{xds.Cluster, xds.Endpoint, xds.Listener, xds.Route}},
 }
 
 func (d *delta) next(r *xds.Resources, now time.Time) (*discoveryv3.DeltaDiscoveryResponse, bool) {
 	for _, pass := range passes {
 		ty := &d.types[pass.t]
-		front := pass.t == xds.Listener || pass.t == xds.Route
-		if !ty.registered || ty.pending != nil || d.blocked(pass.after, pass.remove && !front) {
+		removal := pass.remove && pass.t != xds.Listener && pass.t != xds.Route
+		if !ty.registered || ty.pending != nil || d.blocked(pass.after, removal) {
 			continue
 		}
-		if front && !d.patience(r, now).IsZero() {
+		if pass.remove && !d.patience(r, now).IsZero() {
 			continue
 		}
 		if resp := d.response(r, pass.t, pass.remove, now); resp != nil {
@@ -165,24 +168,29 @@ func (d *delta) next(r *xds.Resources, now time.Time) (*discoveryv3.DeltaDiscove
 	return nil, false
 }
 
-// askTime is how long a client that accepted clusters has to ask for their endpoints before listeners are sent that may
-// lead there. A client without the endpoints of a cluster would drop the connections of such a listener.
+// askTime is how long a client has to ask for what goes with what it asked for or accepted, before it is taken not to
+// want it.
 const askTime = time.Second
 
-// patience returns until when listeners and routes wait for the client to ask for the endpoints of clusters it accepted;
-// zero when they need not.
+// patience returns until when listeners, routes and removals wait for what the client is about to ask for; zero when
+// they need not. A client without the endpoints of a cluster would drop the connections of a listener that leads there,
+// and a client that comes back asks for clusters first, but cannot do without those its listeners still use.
 func (d *delta) patience(r *xds.Resources, now time.Time) time.Time {
 	clusters, endpoints := &d.types[xds.Cluster], &d.types[xds.Endpoint]
-	until := clusters.accepted.Add(askTime)
-	if !clusters.registered || endpoints.wildcard || clusters.accepted.IsZero() || !now.Before(until) {
+	if until := clusters.since.Add(askTime); clusters.registered && !d.types[xds.Listener].registered && now.Before(until) {
+		return until
+	}
+	until := clusters.acceptedAt.Add(askTime)
+	if clusters.accepted == nil || endpoints.wildcard || !now.Before(until) {
 		return time.Time{}
 	}
-	for name, c := range r.Of(xds.Cluster) {
-		if clusters.told[name] != c.Version || clusters.rejected[name] != "" {
+	for name := range clusters.accepted.items {
+		c := r.Of(xds.Cluster)[name]
+		if c == nil {
 			continue
 		}
 		for _, child := range c.Children {
-			if r.Of(xds.Endpoint)[child] != nil && !endpoints.names[child] {
+			if endpoints.told[child] == "" {
 				return until
 			}
 		}
@@ -193,9 +201,8 @@ func (d *delta) patience(r *xds.Resources, now time.Time) time.Time {
 // blocked reports whether a step must wait for others. A removal also waits while the client refuses a listener or
 // route, for it then goes on with an old one, which may refer to what is to be removed.
 func (d *delta) blocked(after []xds.Type, removal bool) bool {
-	return slices.ContainsFunc(after, func(t xds.Type) bool {
-		return d.types[t].pending != nil || removal && len(d.types[t].rejected) > 0
-	})
+	return slices.ContainsFunc(after, func(t xds.Type) bool { return d.types[t].pending != nil }) ||
+		removal && len(d.types[xds.Listener].rejected)+len(d.types[xds.Route].rejected) > 0
 }
 
 // response returns what is to be told of a type, nil if nothing is.

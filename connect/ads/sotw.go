@@ -93,9 +93,8 @@ func (s *sotw) next(r *xds.Resources, now time.Time) (*discoveryv3.DiscoveryResp
 			continue
 		}
 		removal := pass.remove && pass.t != xds.Listener && pass.t != xds.Route
-		if slices.ContainsFunc(pass.after, func(t xds.Type) bool {
-			return s.types[t].pending != nil || removal && s.types[t].refused
-		}) {
+		if slices.ContainsFunc(pass.after, func(t xds.Type) bool { return s.types[t].pending != nil }) ||
+			removal && (s.types[xds.Listener].refused || s.types[xds.Route].refused) {
 			continue
 		}
 		if resp := s.response(r, pass.t, pass.remove, now); resp != nil {
