@@ -163,8 +163,12 @@ func Get[Req, Resp any](ctx context.Context, c *Cache, m rpc.Method[Req, Resp], 
 	if err != nil {
 		return nil, Info{}, err
 	}
+	made := false // by us: what it fetches meanwhile does not make it a hit
 	for {
-		e, err := c.view(key, false, func() *entry { return newEntry(c, key, m, req) })
+		e, err := c.view(key, false, func() *entry {
+			made = true
+			return newEntry(c, key, m, req)
+		})
 		if err != nil {
 			return nil, Info{}, err
 		}
@@ -175,6 +179,7 @@ func Get[Req, Resp any](ctx context.Context, c *Cache, m rpc.Method[Req, Resp], 
 		if err == errEvicted {
 			continue // to make way for others, while we waited
 		}
+		info.Hit = info.Hit && !made
 		return resp, info, err
 	}
 }
