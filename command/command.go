@@ -11,6 +11,7 @@ import (
 
 	"github.com/hashicorp/cli"
 
+	"github.com/sarnmesh/sarn/command/agent"
 	"github.com/sarnmesh/sarn/command/catalogcmd"
 	"github.com/sarnmesh/sarn/command/clustercmd"
 	"github.com/sarnmesh/sarn/command/configcmd"
@@ -56,7 +57,7 @@ func Run(ctx context.Context, args []string, s verb.Streams) int {
 
 // assembled are the commands that run for long and make themselves; each takes what it needs from flags and configuration.
 var assembled = map[string]func(ui cli.Ui) cli.Command{
-	"agent": missing("agent"),
+	"agent": agent.New,
 }
 
 // missing stands for a command that this build does not have.
@@ -90,6 +91,9 @@ func all(ctx context.Context, s verb.Streams) map[string]cli.CommandFactory {
 	}
 	return commands
 }
+
+// Paths lists the names of all commands.
+func Paths() []string { return slices.Sorted(maps.Keys(all(context.Background(), verb.Std()))) }
 
 // suggest names the command that was probably meant.
 func suggest(s verb.Streams, word string, commands map[string]cli.CommandFactory) {
