@@ -28,11 +28,10 @@ import (
 
 // A Node is who a client says it is.
 type Node struct {
-	ID         string // service ID of the proxy
-	Name       string // catalog node it is registered on, empty for that of the agent
-	Token      string // of the stream
-	Flavour    xds.Flavour
-	Datacenter string
+	ID      string // service ID of the proxy
+	Name    string // catalog node it is registered on, empty for that of the agent
+	Token   string // of the stream
+	Flavour xds.Flavour
 }
 
 // A Source has the configurations of proxies.
@@ -282,15 +281,22 @@ func identify(n *corev3.Node, token string) (Node, error) {
 	}
 	fields := n.GetMetadata().GetFields()
 	node := Node{ID: n.GetId(), Name: fields["node_name"].GetStringValue(), Token: token}
-	if fields[OwnFlavourKey].GetBoolValue() {
+	own := n.GetUserAgentName() == ownUserAgent
+	if v, ok := fields[OwnFlavourKey]; ok {
+		own = v.GetBoolValue()
+	}
+	if own {
 		node.Flavour = xds.Own
 	}
 	return node, nil
 }
 
-// OwnFlavourKey is the key in a node's metadata whose value true asks for resources as the built-in proxy has them best:
-// xds.Own.
+// OwnFlavourKey is the key in a node's metadata whose value true asks for resources as the built-in proxy has them best,
+// xds.Own, and whose value false refuses them. By itself the built-in proxy gets them and no other.
 const OwnFlavourKey = "sarn_secrets"
+
+// ownUserAgent is the name the built-in proxy goes by.
+const ownUserAgent = "sarn"
 
 // oldestEnvoy is the oldest minor version of Envoy 1 that understands what it is sent.
 const oldestEnvoy = 31

@@ -574,7 +574,17 @@ func TestStreamWaitsForNodeAndResources(t *testing.T) {
 		c.want("registered", "C1 +a")
 		c.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: types['C'].URL(), Node: &corev3.Node{Id: "another"}})
 		c.take()
-		if want := []ads.Node{{ID: "p", Name: "n7", Token: "tok", Flavour: xds.Own}}; !slices.Equal(h.nodes, want) {
+		refuses, _ := structpb.NewStruct(map[string]any{ads.OwnFlavourKey: false})
+		for _, n := range []*corev3.Node{{Id: "q"}, {Id: "r", UserAgentName: "sarn"}, {Id: "s", UserAgentName: "sarn", Metadata: refuses}} {
+			c := h.delta(t, "")
+			c.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: types['C'].URL(), Node: n})
+			c.take()
+			c.cancel()
+		}
+		want := []ads.Node{
+			{ID: "p", Name: "n7", Token: "tok", Flavour: xds.Own}, {ID: "q"}, {ID: "r", Flavour: xds.Own}, {ID: "s"},
+		}
+		if !slices.Equal(h.nodes, want) {
 			t.Errorf("followed %+v, want %+v", h.nodes, want)
 		}
 		c.cancel()
