@@ -13,7 +13,9 @@ var (
 	decMode = must(cbor.DecOptions{
 		DefaultMapType:   reflect.TypeFor[map[string]any](),
 		IntDec:           cbor.IntDecConvertSigned,
+		DupMapKey:        cbor.DupMapKeyEnforcedAPF,
 		MaxNestedLevels:  64,
+		UTF8:             cbor.UTF8DecodeInvalid, // keys and outputs of checks are any bytes
 		MaxArrayElements: 1 << 24,
 		MaxMapPairs:      1 << 24,
 	}.DecMode())
