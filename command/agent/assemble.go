@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/http"
 	"net/netip"
 	"path/filepath"
 	"strings"
@@ -280,7 +279,7 @@ func (a *Agent) newParts(s *config.Settings) (err error) {
 	})
 	a.leaves = leaf.New(a.caller, leaf.Config{Datacenter: s.Node.Datacenter, Logger: a.log.Named("leaf")})
 	a.proxies = proxystate.New(proxystate.Config{
-		Node: s.Node.Name, Datacenter: s.Node.Datacenter, Registrations: registrations{a.local}, Cache: a.cache, Leaves: a.leaves,
+		Node: s.Node.Name, Datacenter: s.Node.Datacenter, Registrations: proxystate.Local(a.local, a.tokens.Default), Cache: a.cache, Leaves: a.leaves,
 		DefaultAllow: s.DefaultIntentionPolicy != "deny", OtherNodes: s.Server, Logger: a.log.Named("proxystate"),
 	})
 	var listeners []grpcapi.Listener
@@ -319,23 +318,13 @@ func (a *Agent) newHTTP(s *config.Settings) (err error) {
 			Local: a.local, Agent: a, Metrics: a.metrics.inmem, Prometheus: a.metrics.prometheus, Logs: a.log,
 			Version: httpapi.AgentVersion{SHA: version.Commit, BuildDate: version.BuildDate, HumanVersion: version.Compat},
 		},
-		Connect: httpapi.ConnectConfig{Leaves: a.leaves},
+		Connect: httpapi.ConnectConfig{Leaf: a.leaves, IntentionPolicy: s.DefaultIntentionPolicy},
 	}
 	if s.HTTP.UseCache {
 		conf.Cache = a.cache
 	}
 	a.http, err = httpapi.New(conf)
 	return err
-}
-
-// registrations are the local services as proxies' configuration needs them.
-type registrations struct{ *local.State }
-
-func (r registrations) Proxy(id string) (*catalog.Service, string, bool) {
-	if s := r.Service(id); s != nil {
-		return s.Instance, s.Token, true
-	}
-	return nil, "", false
 }
 
 // observe sees every event of the gossip pool.
@@ -399,10 +388,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	run("DNS", func(ctx context.Context) error { return a.dns.Run(ctx, a.sockets.dnsUDP, a.sockets.dnsTCP) })
 	run("gRPC", a.grpc.Run)
-	a.serveHTTP(ctx, g, s)
-	if s.Connect.Sidecars {
-		run("sidecars", a.superviseSidecars)
-	}
+	a.serveHTTP(run, s)
 	if len(s.ConfigEntries) > 0 && a.server != nil {
 		run("config entries", a.seedEntries)
 	}
@@ -410,34 +396,13 @@ func (a *Agent) Run(ctx context.Context) error {
 }
 
 // serveHTTP serves the API on the HTTP and HTTPS listeners.
-func (a *Agent) serveHTTP(ctx context.Context, g *errgroup.Group, s *config.Settings) {
-	serve := func(l net.Listener, plain bool) {
-		srv := httpapi.NewHTTPServer(a.http, s.HTTP.MaxHeaderBytes, a.log.Named("http"))
-		l = httpapi.LimitConns(l, &a.conns, plain)
-		if !plain {
-			l = tls.NewListener(l, a.httpTLS.serverTLS(s.TLS.HTTPS, "h2", "http/1.1"))
-		}
-		g.Go(func() error {
-			if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) && ctx.Err() == nil {
-				return fmt.Errorf("HTTP: %w", err)
-			}
-			return nil
-		})
-		g.Go(func() error {
-			<-ctx.Done()
-			grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
-			defer cancel()
-			if srv.Shutdown(grace) != nil {
-				srv.Close()
-			}
-			return nil
-		})
-	}
+func (a *Agent) serveHTTP(run func(string, func(context.Context) error), s *config.Settings) {
 	for _, l := range a.sockets.http {
-		serve(l, true)
+		run("HTTP", func(ctx context.Context) error { return a.http.Serve(ctx, httpapi.LimitConns(l, &a.conns, true)) })
 	}
 	for _, l := range a.sockets.https {
-		serve(l, false)
+		secure := tls.NewListener(httpapi.LimitConns(l, &a.conns, false), a.httpTLS.serverTLS(s.TLS.HTTPS, "h2", "http/1.1"))
+		run("HTTPS", func(ctx context.Context) error { return a.http.Serve(ctx, secure) })
 	}
 }
 
@@ -552,4 +517,3 @@ func (a *Agent) leave(ctx context.Context) error {
 	}
 	return nil
 }
-

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 
 	"github.com/sarnmesh/sarn/catalog"
+	"github.com/sarnmesh/sarn/catalog/entry"
 	"github.com/sarnmesh/sarn/catalog/read"
 	"github.com/sarnmesh/sarn/client/cache"
 	"github.com/sarnmesh/sarn/client/dns"
@@ -50,19 +51,14 @@ func (d *dnsSource) Address(ctx context.Context, req *catalog.AddressRequest) (*
 	return catalog.AddressCall.Call(ctx, d.caller, req)
 }
 
-// Virtual implements dns.Source: the virtual IP stands among the tagged addresses of the mesh-capable instances.
+// Virtual implements dns.Source.
 func (d *dnsSource) Virtual(ctx context.Context, target read.Target, service, peer string) (netip.Addr, error) {
-	req := &catalog.InstancesRequest{Options: read.Options{Target: target, Mode: read.Stale}, Service: service, Connect: true, Peer: peer}
-	reply, err := d.Instances(ctx, req)
-	if err != nil {
+	req := &entry.VirtualIPRequest{Options: read.Options{Target: target, Mode: read.Stale}, Service: service, Peer: peer}
+	reply, err := entry.VirtualIPCall.Call(ctx, d.caller, req)
+	if err != nil || reply.Address == "" {
 		return netip.Addr{}, err
 	}
-	for _, in := range reply.Instances {
-		if ip, err := netip.ParseAddr(in.Service.TaggedAddresses["consul-virtual"].Address); err == nil {
-			return ip, nil
-		}
-	}
-	return netip.Addr{}, nil
+	return netip.ParseAddr(reply.Address)
 }
 
 // dnsSettings are the DNS server's settings in a configuration.

@@ -1,0 +1,256 @@
+// Package agent is the agent command: it reads the configuration, puts the parts of an agent together, and runs them
+// until a signal or an API call ends it.
+package agent
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/hashicorp/cli"
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/sarnmesh/sarn/command/agent/config"
+	"github.com/sarnmesh/sarn/internal/version"
+)
+
+// New returns the command.
+func New(ui cli.Ui) cli.Command { return &command{ui: ui} }
+
+type command struct{ ui cli.Ui }
+
+// Synopsis implements cli.Command.
+func (c *command) Synopsis() string { return "Run an agent, on servers the server too" }
+
+// Help implements cli.Command.
+func (c *command) Help() string {
+	var src config.Sources
+	fs := flag.NewFlagSet("agent", flag.ContinueOnError)
+	src.Register(fs)
+	var b strings.Builder
+	b.WriteString(`Usage: sarn agent [options]
+
+  Runs an agent until it is told to stop. Every machine runs one: it registers
+  services, checks their health and answers HTTP, DNS and gRPC. A few of them
+  are servers and keep the catalog.
+
+  For a first look, everything in memory on loopback:
+
+      sarn agent -dev -sidecars
+
+  As a server and as a client in production:
+
+      sarn agent -config-dir /etc/sarn.d
+
+Options
+
+`)
+	fs.SetOutput(&b)
+	fs.PrintDefaults()
+	return b.String()
+}
+
+// Run implements cli.Command.
+func (c *command) Run(args []string) int {
+	var src config.Sources
+	fs := flag.NewFlagSet("agent", flag.ContinueOnError)
+	fs.SetOutput(io.Discard)
+	src.Register(fs)
+	if err := fs.Parse(args); err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			c.ui.Output(c.Help())
+			return 0
+		}
+		return c.fail(err)
+	}
+	if fs.NArg() > 0 {
+		return c.fail(fmt.Errorf("Unexpected extra arguments: %v", fs.Args()))
+	}
+	s, warnings, err := config.Load(src)
+	if err != nil {
+		return c.fail(err)
+	}
+	level, err := config.ParseLevel(s.Log.Level)
+	if err != nil {
+		return c.fail(err)
+	}
+	if err := s.CheckNodeID(); err != nil {
+		return c.fail(err)
+	}
+	if err := s.CheckStart(); err != nil {
+		return c.fail(err)
+	}
+	out, err := logOutput(s)
+	if err != nil {
+		return c.fail(err)
+	}
+	if f, ok := out.(*os.File); ok && f != os.Stdout {
+		defer f.Close()
+	}
+	log := hclog.NewInterceptLogger(&hclog.LoggerOptions{
+		Name: "agent", Level: level, Output: out, JSONFormat: s.Log.JSON, TimeFormat: "2006-01-02T15:04:05.000Z", TimeFn: func() time.Time { return time.Now().UTC() },
+	})
+	for _, w := range warnings {
+		log.Warn(w)
+	}
+	if s.DataDir != "" {
+		if err := os.MkdirAll(s.DataDir, 0o700); err != nil {
+			return c.fail(fmt.Errorf("data_dir: %w", err))
+		}
+	}
+	a, err := newAgent(src, s, log)
+	if err != nil {
+		return c.fail(err)
+	}
+	if s.PIDFile != "" {
+		if err := os.WriteFile(s.PIDFile, []byte(fmt.Sprint(os.Getpid())), 0o600); err != nil {
+			a.sockets.close()
+			return c.fail(fmt.Errorf("pid_file: %w", err))
+		}
+		defer os.Remove(s.PIDFile)
+	}
+	if !s.Log.JSON {
+		c.ui.Output(banner(s, a))
+	}
+	return c.supervise(a, s)
+}
+
+func (c *command) fail(err error) int {
+	c.ui.Error("==> " + err.Error())
+	return 1
+}
+
+// logOutput is where log lines go.
+func logOutput(s *config.Settings) (io.Writer, error) {
+	if s.Log.File == "" {
+		return os.Stdout, nil
+	}
+	path := s.Log.File
+	if strings.HasSuffix(path, string(filepath.Separator)) {
+		path = filepath.Join(path, "sarn.log")
+	}
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o640)
+	if err != nil {
+		return nil, fmt.Errorf("log_file: %w", err)
+	}
+	return io.MultiWriter(os.Stdout, f), nil
+}
+
+// supervise runs the agent until it ends, and returns the exit code (spec/config.md section 10).
+func (c *command) supervise(a *Agent, s *config.Settings) int {
+	signals := make(chan os.Signal, 4)
+	signal.Notify(signals, syscall.SIGHUP, os.Interrupt, syscall.SIGTERM)
+	signal.Ignore(syscall.SIGPIPE)
+	defer signal.Stop(signals)
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	done := make(chan error, 1)
+	go func() { done <- a.Run(ctx) }()
+	end := func(code int) int {
+		cancel()
+		select {
+		case err := <-done:
+			if err != nil {
+				c.ui.Error("==> " + err.Error())
+				return 1
+			}
+		case <-time.After(5 * time.Second):
+			a.log.Warn("not everything ended in time")
+		}
+		return code
+	}
+	for {
+		select {
+		case err := <-done:
+			if err != nil {
+				a.log.Error("the agent failed", "error", err)
+				c.ui.Error("==> " + err.Error())
+			}
+			return 1
+		case <-a.stop:
+			return end(0)
+		case sig := <-signals:
+			if sig == syscall.SIGHUP {
+				if err := a.Reload(ctx); err != nil {
+					a.log.Error("configuration not reloaded", "error", err)
+				}
+				continue
+			}
+			leaves := sig == os.Interrupt && !s.SkipLeaveOnInterrupt || sig == syscall.SIGTERM && s.LeaveOnTerminate
+			a.log.Info("stopping", "signal", sig, "leave", leaves)
+			if !leaves {
+				return end(1)
+			}
+			if c.leave(a, signals, done) {
+				return end(0)
+			}
+			return end(1)
+		}
+	}
+}
+
+// leave leaves the cluster, and reports whether that was finished before a second signal or the time limit.
+func (c *command) leave(a *Agent, signals <-chan os.Signal, done chan error) bool {
+	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Second)
+	defer cancel()
+	left := make(chan error, 1)
+	go func() { left <- a.leave(ctx) }()
+	for {
+		select {
+		case err := <-left:
+			if err != nil {
+				a.log.Error("could not leave the cluster", "error", err)
+			}
+			return err == nil
+		case sig := <-signals:
+			if sig != syscall.SIGHUP {
+				return false
+			}
+		case err := <-done:
+			done <- err
+			return false
+		case <-ctx.Done():
+			return false
+		}
+	}
+}
+
+// banner is what is printed before the log begins.
+func banner(s *config.Settings, a *Agent) string {
+	clients := make([]string, len(s.Addresses.Client))
+	for i, addr := range s.Addresses.Client {
+		clients[i] = addr.String()
+	}
+	return fmt.Sprintf(`==> Starting %s agent...
+              Version: '%s'
+           Build Date: '%s'
+              Node ID: '%s'
+            Node name: '%s'
+           Datacenter: '%s' (Segment: '')
+               Server: %v (Bootstrap: %v)
+          Client Addr: [%s] (HTTP: %d, HTTPS: %d, gRPC: %d, gRPC-TLS: %d, DNS: %d)
+         Cluster Addr: %s (LAN: %d, WAN: %d)
+    Gossip Encryption: %v
+     Auto-Encrypt-TLS: %v
+          ACL Enabled: %v
+   ACL Default Policy: %s
+     HTTPS TLS: Verify Incoming: %v, Verify Outgoing: %v, Min Version: %s
+      gRPC TLS: Verify Incoming: %v, Min Version: %s
+Internal RPC TLS: Verify Incoming: %v, Verify Outgoing: %v (Verify Hostname: %v), Min Version: %s
+
+==> Log data will now stream in as it occurs:
+`, version.Name, version.Human(), version.BuildDate, a.node.ID, s.Node.Name, s.Node.Datacenter, s.Server, s.Bootstrap,
+		strings.Join(clients, " "), s.Ports.HTTP, s.Ports.HTTPS, s.Ports.GRPC, s.Ports.GRPCTLS, s.Ports.DNS,
+		s.Addresses.Advertise, s.Ports.SerfLAN, s.Ports.SerfWAN, a.pool.Encrypted(), s.AutoEncrypt.TLS || s.AutoEncrypt.AllowTLS,
+		s.ACL.Enabled, s.ACL.DefaultPolicy, s.TLS.HTTPS.VerifyIncoming, s.TLS.HTTPS.VerifyOutgoing, s.TLS.HTTPS.MinVersion,
+		s.TLS.GRPC.VerifyIncoming, s.TLS.GRPC.MinVersion, s.TLS.InternalRPC.VerifyIncoming, s.TLS.InternalRPC.VerifyOutgoing,
+		s.TLS.InternalRPC.VerifyServerHostname, s.TLS.InternalRPC.MinVersion)
+}

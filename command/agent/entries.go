@@ -1,0 +1,27 @@
+package agent
+
+import (
+	"context"
+	"time"
+
+	"github.com/sarnmesh/sarn/catalog/entry"
+)
+
+// seedEntries writes the configuration entries of config_entries.bootstrap that are absent, once there is a leader.
+func (a *Agent) seedEntries(ctx context.Context) error {
+	for _, e := range a.current().ConfigEntries {
+		absent := uint64(0)
+		for {
+			_, err := entry.ApplyCall.Call(ctx, a.server.Internal(), &entry.ApplyRequest{Entry: entry.Any{Entry: e}, CAS: &absent})
+			if err == nil || ctx.Err() != nil {
+				break
+			}
+			a.log.Warn("configuration entry not written, will retry", "entry", entry.KeyOf(e), "error", err)
+			select {
+			case <-ctx.Done():
+			case <-time.After(time.Second):
+			}
+		}
+	}
+	return nil
+}
