@@ -1,0 +1,460 @@
+// Package proxycmd is the command "connect proxy", which runs the built-in
+// proxy as the sidecar of a service, or alone from a bootstrap file.
+package proxycmd
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/hashicorp/cli"
+	"github.com/hashicorp/consul/api"
+	"github.com/hashicorp/go-hclog"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/sarnmesh/sarn/connect/proxy"
+	"github.com/sarnmesh/sarn/connect/proxy/admin"
+	"github.com/sarnmesh/sarn/connect/proxy/decode"
+	"github.com/sarnmesh/sarn/connect/proxy/listener"
+	"github.com/sarnmesh/sarn/connect/proxy/model"
+	"github.com/sarnmesh/sarn/internal/version"
+)
+
+// New returns the command.
+func New(ui cli.Ui) cli.Command { return &command{ui: ui} }
+
+type command struct {
+	ui    cli.Ui
+	flags flags
+}
+
+type flags struct {
+	bootstrap  string
+	proxyID    string
+	sidecarFor string
+
+	service     string
+	serviceAddr string
+	listen      string
+	upstreams   list
+	register    bool
+	registerID  string
+
+	grpcAddr, grpcCAFile, grpcCAPath string
+	http                             httpFlags
+
+	adminBind, adminSocket string
+	stateDir               string
+	drainTime              time.Duration
+	deregisteredGrace      time.Duration
+	maxConnections         int64
+	logLevel               string
+	logJSON                bool
+	pprofAddr              string
+}
+
+type list []string
+
+func (l *list) String() string     { return strings.Join(*l, ",") }
+func (l *list) Set(s string) error { *l = append(*l, s); return nil }
+
+// env returns the value of a variable under this product's name, or else under
+// the name that users of the reference have.
+func env(name string) string {
+	return cmp.Or(os.Getenv("SARN_"+name), os.Getenv("CONSUL_"+name))
+}
+
+func (c *command) set() *flag.FlagSet {
+	f := flag.NewFlagSet("connect proxy", flag.ContinueOnError)
+	f.SetOutput(io.Discard)
+	x := &c.flags
+	f.StringVar(&x.bootstrap, "bootstrap", "", "run from a bootstrap `file` (.yaml, .json, .pb, .pb_text), without an agent")
+	f.StringVar(&x.proxyID, "proxy-id", os.Getenv("CONNECT_PROXY_ID"), "`ID` of the proxy's registration with the agent; CONNECT_PROXY_ID")
+	f.StringVar(&x.sidecarFor, "sidecar-for", os.Getenv("CONNECT_SIDECAR_FOR"), "`ID` of the service whose sidecar to run; CONNECT_SIDECAR_FOR")
+	f.StringVar(&x.service, "service", "", "`name` of the service to represent; registers the proxy for as long as it runs")
+	f.StringVar(&x.serviceAddr, "service-addr", "", "`address` of the local service, with -service")
+	f.StringVar(&x.listen, "listen", "", "`address` to take connections for -service on; default a free local port")
+	f.Var(&x.upstreams, "upstream", "service to make reachable, as `name:addr`, with -service; repeatable")
+	f.BoolVar(&x.register, "register", false, "accepted with -service, which implies it")
+	f.StringVar(&x.registerID, "register-id", "", "`suffix` of the ID to register under")
+	f.StringVar(&x.grpcAddr, "grpc-addr", env("GRPC_ADDR"), "`address` of the agent's gRPC port, asked of the agent if not given; also https://host:port and unix:///path")
+	f.StringVar(&x.grpcCAFile, "grpc-ca-file", env("GRPC_CACERT"), "CA `file` for gRPC over TLS")
+	f.StringVar(&x.grpcCAPath, "grpc-ca-path", env("GRPC_CAPATH"), "`folder` of CA files for gRPC over TLS")
+	x.http.add(f)
+	f.StringVar(&x.adminBind, "admin-bind", "", "`host:port` of the admin server, in place of the socket")
+	f.StringVar(&x.adminSocket, "admin-socket", "", "`path` of the admin server's UNIX socket, in a folder closed to others; \"none\" for no admin server")
+	f.StringVar(&x.stateDir, "state-dir", "", "`folder` to keep the last good configuration in, so that the proxy starts without the agent; it holds keys")
+	f.DurationVar(&x.drainTime, "drain-time", 10*time.Second, "how long open connections may stay when the proxy is told to stop")
+	f.DurationVar(&x.deregisteredGrace, "deregistered-grace", 0, "exit when the agent has said for so long that the proxy is not registered; 0 never")
+	f.Int64Var(&x.maxConnections, "max-connections", 0, "connections of all listeners together; 0 does not limit")
+	f.StringVar(&x.logLevel, "log-level", cmp.Or(env("LOG_LEVEL"), "INFO"), "trace, debug, info, warn or error")
+	f.BoolVar(&x.logJSON, "log-json", false, "log as JSON")
+	f.StringVar(&x.pprofAddr, "pprof-addr", "", "`address` to serve profiles on; they are on the admin server too")
+	return f
+}
+
+func (c *command) Synopsis() string { return "Run the built-in proxy" }
+
+func (c *command) Help() string {
+	var b strings.Builder
+	b.WriteString(`Usage: sarn connect proxy [options]
+
+  Runs the built-in proxy until it is told to stop by a signal.
+
+      sarn connect proxy -sidecar-for web      the sidecar of the local service "web"
+      sarn connect proxy -proxy-id web-proxy   the proxy registered with that ID
+      sarn connect proxy -bootstrap edge.yaml  alone, from a file
+      sarn connect proxy -service web -service-addr 127.0.0.1:8080 -upstream db:9191
+
+  The proxy keeps its last good configuration when the agent goes away, and
+  connects again by itself.
+
+Options:
+
+`)
+	f := c.set()
+	f.SetOutput(&b)
+	f.PrintDefaults()
+	return b.String()
+}
+
+func (c *command) fail(err error) int {
+	c.ui.Error("==> " + err.Error())
+	return 1
+}
+
+func (c *command) Run(args []string) int {
+	f := c.set()
+	if err := f.Parse(args); err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			c.ui.Output(c.Help())
+			return 0
+		}
+		return c.fail(err)
+	}
+	if f.NArg() > 0 {
+		return c.fail(fmt.Errorf("Too many arguments: %s", strings.Join(f.Args(), " "))) //nolint:staticcheck // shown as it is
+	}
+	if err := c.check(); err != nil {
+		return c.fail(err)
+	}
+	log := hclog.New(&hclog.LoggerOptions{
+		Name: "proxy", Level: hclog.LevelFromString(c.flags.logLevel), JSONFormat: c.flags.logJSON, Output: os.Stderr,
+		IndependentLevels: false,
+	})
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	context.AfterFunc(ctx, stop) // a second signal ends the process at once
+
+	c.ui.Output("==> Proxy starting...")
+	if err := c.run(ctx, log); err != nil {
+		if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+			return 0
+		}
+		return c.fail(err)
+	}
+	c.ui.Output("==> Proxy shutdown")
+	return 0
+}
+
+// check finds what is wrong with the flags alone. The texts are a contract
+// with scripts.
+func (c *command) check() error {
+	x := &c.flags
+	modes := 0
+	for _, m := range []string{x.bootstrap, x.proxyID, x.sidecarFor, x.service} {
+		if m != "" {
+			modes++
+		}
+	}
+	switch {
+	case modes == 0:
+		return errors.New("-service or -proxy-id must be specified so that proxy can configure itself.")
+	case modes > 1:
+		return errors.New("Only one of -bootstrap, -proxy-id, -sidecar-for and -service may be specified")
+	case x.register && x.service == "":
+		return errors.New("-register may only be specified with -service and -listen")
+	case x.service == "" && (x.listen != "" || x.serviceAddr != "" || len(x.upstreams) > 0):
+		return errors.New("-listen, -service-addr and -upstream may only be specified with -service")
+	case x.listen != "" && x.serviceAddr == "":
+		return errors.New("-listen requires -service-addr")
+	case hclog.LevelFromString(x.logLevel) == hclog.NoLevel:
+		return fmt.Errorf("Invalid log level: %s", x.logLevel)
+	}
+	for _, u := range x.upstreams {
+		if _, err := parseUpstream(u); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// run configures the proxy and runs it with what stands beside it.
+func (c *command) run(ctx context.Context, log hclog.Logger) error {
+	x := &c.flags
+	trimMemory()
+	cfg := proxy.Config{
+		Version: version.Number(), Decoder: decode.New(decode.FromSystem()), Logger: log,
+		Stdout: os.Stdout, Stderr: os.Stderr,
+		ShutdownTime: max(x.drainTime, time.Millisecond), MaxConnections: x.maxConnections,
+	}
+	g, gctx := errgroup.WithContext(ctx)
+	var beside []func(context.Context) error
+	if x.bootstrap != "" {
+		c.ui.Info("    Configuration mode: File")
+		data, err := os.ReadFile(x.bootstrap)
+		if err != nil {
+			return err
+		}
+		if cfg.Bootstrap, err = cfg.Decoder.Bootstrap(x.bootstrap, data); err != nil {
+			return err
+		}
+	} else {
+		a, err := c.agent(log)
+		if err != nil {
+			return err
+		}
+		id, err := c.identify(ctx, a, log)
+		if err != nil {
+			return err
+		}
+		c.ui.Info("              Proxy ID: " + id)
+		cfg.Bootstrap = a.bootstrap(id)
+		cfg.Targets = a.targets()
+		cfg.Metadata = a.metadata
+		if x.service != "" {
+			beside = append(beside, func(ctx context.Context) error { return a.keepRegistered(ctx, id) })
+		} else if x.deregisteredGrace > 0 {
+			beside = append(beside, func(ctx context.Context) error { return a.watchRegistration(ctx, id, x.deregisteredGrace) })
+		}
+	}
+	id := fileName(cmp.Or(cfg.Bootstrap.Node.ID, "proxy"))
+	if x.stateDir != "" {
+		if err := admin.SocketFolder(x.stateDir); err != nil {
+			return fmt.Errorf("state folder: %w", err)
+		}
+		cfg.StateFile = filepath.Join(x.stateDir, id+".state")
+	}
+	p, err := proxy.New(cfg)
+	if err != nil {
+		return err
+	}
+	adminListener, allow, err := c.openAdmin(gctx, id, cfg.Bootstrap.Admin)
+	if err != nil {
+		return fmt.Errorf("admin server: %w", err)
+	}
+	if adminListener != nil {
+		log.Info("admin server", "address", adminListener.Addr())
+		s := admin.New(p, admin.Config{Allow: allow, Logger: log})
+		beside = append(beside, func(ctx context.Context) error { return s.Serve(ctx, adminListener) })
+	}
+	if x.pprofAddr != "" {
+		ln, err := new(net.ListenConfig).Listen(gctx, "tcp", x.pprofAddr)
+		if err != nil {
+			return fmt.Errorf("pprof: %w", err)
+		}
+		only, err := model.NewStringMatch(model.MatchPrefix, "/debug/pprof/", false)
+		if err != nil {
+			return err
+		}
+		s := admin.New(p, admin.Config{Allow: []model.StringMatch{only}})
+		beside = append(beside, func(ctx context.Context) error { return s.Serve(ctx, ln) })
+	}
+	// What stands beside the proxy stays until the proxy has drained.
+	sctx, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
+	for _, f := range beside {
+		g.Go(func() error { return f(sctx) })
+	}
+	g.Go(func() error {
+		defer end()
+		return p.Run(gctx)
+	})
+	err = g.Wait()
+	if errors.Is(err, errDeregistered) {
+		return nil
+	}
+	return err
+}
+
+// openAdmin opens the admin server's socket; nil means that there is none.
+func (c *command) openAdmin(ctx context.Context, id string, fromFile *decode.Admin) (net.Listener, []model.StringMatch, error) {
+	x := &c.flags
+	if x.adminSocket == "none" {
+		return nil, nil, nil
+	}
+	a := model.Address{Path: x.adminSocket, Mode: 0o600}
+	var allow []model.StringMatch
+	switch {
+	case x.adminBind != "":
+		ln, err := new(net.ListenConfig).Listen(ctx, "tcp", x.adminBind)
+		return ln, nil, err
+	case a.Path != "":
+	case fromFile != nil:
+		a, allow = fromFile.Address, fromFile.Allow
+	default:
+		dir := cmp.Or(x.stateDir, runtimeFolder())
+		a.Path = filepath.Join(dir, id+".sock")
+	}
+	if a.Path != "" && !strings.HasPrefix(a.Path, "@") && fromFile == nil {
+		if err := admin.SocketFolder(filepath.Dir(a.Path)); err != nil {
+			return nil, nil, err
+		}
+	}
+	ln, err := listener.Listen(ctx, &model.Listener{}, a)
+	return ln, allow, err
+}
+
+// runtimeFolder returns the user's own folder for sockets.
+func runtimeFolder() string {
+	if d := os.Getenv("XDG_RUNTIME_DIR"); d != "" {
+		return filepath.Join(d, "sarn")
+	}
+	return filepath.Join(os.TempDir(), fmt.Sprintf("sarn-%d", os.Getuid()))
+}
+
+var unsafeName = regexp.MustCompile(`[^A-Za-z0-9._-]`)
+
+// fileName returns a file name that stands for an ID.
+func fileName(id string) string {
+	name := unsafeName.ReplaceAllString(id, "_")
+	if strings.HasPrefix(name, ".") {
+		name = "_" + name
+	}
+	return name[:min(len(name), 64)]
+}
+
+// trimMemory makes a small process of it: the collector runs a little more
+// often than it would in a program whose heap is its purpose, and what reading
+// flags and linking in an agent took goes back to the system.
+func trimMemory() {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(50)
+	}
+	runtime.GC()
+	debug.FreeOSMemory()
+}
+
+// identify returns the ID of the proxy's registration.
+func (c *command) identify(ctx context.Context, a *agent, log hclog.Logger) (string, error) {
+	x := &c.flags
+	c.ui.Info("    Configuration mode: " + map[bool]string{true: "Flags", false: "Agent API"}[x.service != ""])
+	switch {
+	case x.proxyID != "":
+		return x.proxyID, nil
+	case x.sidecarFor != "":
+		c.ui.Info("        Sidecar for ID: " + x.sidecarFor)
+		return retry(ctx, log, func() (string, error) { return a.sidecarFor(ctx, x.sidecarFor) })
+	}
+	reg, err := x.registration()
+	if err != nil {
+		return "", err
+	}
+	c.ui.Info("               Service: " + x.service)
+	return retry(ctx, log, func() (string, error) { return reg.ID, a.register(ctx, reg) })
+}
+
+// errFinal marks an answer that asking again will not change.
+var errFinal = errors.New("")
+
+type final struct{ error }
+
+func (f final) Is(target error) bool { return target == errFinal }
+
+// retry calls f until it succeeds or its error is final.
+func retry(ctx context.Context, log hclog.Logger, f func() (string, error)) (string, error) {
+	for wait := time.Second; ; wait = min(2*wait, 15*time.Second) {
+		id, err := f()
+		if err == nil || errors.Is(err, errFinal) {
+			return id, err
+		}
+		log.Warn("the agent does not answer, will retry", "error", err, "wait", wait)
+		select {
+		case <-ctx.Done():
+			return "", ctx.Err()
+		case <-time.After(wait):
+		}
+	}
+}
+
+func parseUpstream(s string) (api.Upstream, error) {
+	name, addr, ok := strings.Cut(s, ":")
+	if !ok || name == "" || addr == "" {
+		return api.Upstream{}, fmt.Errorf("Upstream value should be name:addr in %q", s)
+	}
+	host, port, err := hostPort(addr)
+	if err != nil {
+		return api.Upstream{}, fmt.Errorf("Upstream value should be name:addr in %q: %w", s, err)
+	}
+	return api.Upstream{DestinationName: name, LocalBindAddress: host, LocalBindPort: port}, nil
+}
+
+// registration is what the flags ask to be registered.
+func (x *flags) registration() (*api.AgentServiceRegistration, error) {
+	id := x.service + "-proxy"
+	if x.registerID != "" {
+		id += "-" + x.registerID
+	}
+	reg := &api.AgentServiceRegistration{
+		Kind: api.ServiceKindConnectProxy, ID: id, Name: x.service + "-proxy",
+		Proxy: &api.AgentServiceConnectProxyConfig{DestinationServiceName: x.service},
+		Check: &api.AgentServiceCheck{CheckID: id + "-ttl", Name: "Built-in proxy", TTL: "30s", DeregisterCriticalServiceAfter: "1m"},
+	}
+	listen := x.listen
+	if listen == "" {
+		ln, err := new(net.ListenConfig).Listen(context.Background(), "tcp", "127.0.0.1:0")
+		if err != nil {
+			return nil, err
+		}
+		listen = ln.Addr().String()
+		ln.Close()
+	}
+	var err error
+	if reg.Address, reg.Port, err = hostPort(listen); err != nil {
+		return nil, fmt.Errorf("-listen: %w", err)
+	}
+	if reg.Address != "" {
+		reg.Proxy.Config = map[string]any{"bind_address": reg.Address}
+	}
+	reg.Proxy.LocalServicePort = 1 // nobody listens there: connections are refused
+	if x.serviceAddr != "" {
+		if reg.Proxy.LocalServiceAddress, reg.Proxy.LocalServicePort, err = hostPort(x.serviceAddr); err != nil {
+			return nil, fmt.Errorf("-service-addr: %w", err)
+		}
+	}
+	for _, u := range x.upstreams {
+		up, err := parseUpstream(u)
+		if err != nil {
+			return nil, err
+		}
+		reg.Proxy.Upstreams = append(reg.Proxy.Upstreams, up)
+	}
+	return reg, nil
+}
+
+// sortedIDs is for messages.
+func sortedIDs(ids []string) string {
+	slices.Sort(ids)
+	return strings.Join(ids, ", ")
+}
+
+// notFound reports whether the agent answered that there is no such thing.
+func notFound(err error) bool {
+	var s api.StatusError
+	return errors.As(err, &s) && s.Code == http.StatusNotFound
+}
