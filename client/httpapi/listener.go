@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net"
 	"net/netip"
@@ -142,6 +143,14 @@ type limitedConn struct {
 
 // NetConn returns the connection below, for writes that need its kind.
 func (c *limitedConn) NetConn() net.Conn { return c.Conn }
+
+// CloseWrite tells the client that nothing more is coming.
+func (c *limitedConn) CloseWrite() error {
+	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return half.CloseWrite()
+	}
+	return errors.ErrUnsupported
+}
 
 // Close closes the connection.
 func (c *limitedConn) Close() error {

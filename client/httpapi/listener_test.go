@@ -77,6 +77,9 @@ func TestConnectionsOfOneClientAreLimited(t *testing.T) {
 	if resp, _ := ask(c, "GET /v1/kv/a HTTP/1.1\r\nHost: x\r\nX-Big: "+strings.Repeat("x", 16<<10)+"\r\n\r\n"); resp.StatusCode != 431 {
 		t.Errorf("large header: %s", resp.Status)
 	}
+	if _, err := io.ReadAll(c); err != nil { // reset, if closed without saying so first
+		t.Errorf("after a large header: %v", err)
+	}
 	c.Close()
 	b.Close()
 	cancel()

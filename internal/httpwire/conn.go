@@ -3,6 +3,7 @@ package httpwire
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -202,6 +203,15 @@ func (p *prefixed) Read(b []byte) (int, error) {
 		p.left = nil
 	}
 	return n, nil
+}
+
+// CloseWrite tells the client that nothing more is coming; net/http does so before it closes a connection it did not
+// read to the end.
+func (p *prefixed) CloseWrite() error {
+	if half, ok := p.Conn.(interface{ CloseWrite() error }); ok {
+		return half.CloseWrite()
+	}
+	return errors.ErrUnsupported
 }
 
 // A body is the body of a request with a told length.
