@@ -7,9 +7,9 @@ import (
 )
 
 // The one compact encoding of subject types: CBOR (RFC 8949) with the field names of their json tags, used by internal
-// RPC, the Raft log and snapshots.
+// RPC, the Raft log and snapshots. Equal values have equal encodings.
 var (
-	encMode = must(cbor.EncOptions{Time: cbor.TimeRFC3339Nano, ShortestFloat: cbor.ShortestFloat16}.EncMode())
+	encMode = must(cbor.EncOptions{Time: cbor.TimeRFC3339Nano, ShortestFloat: cbor.ShortestFloat16, Sort: cbor.SortBytewiseLexical}.EncMode())
 	decMode = must(cbor.DecOptions{
 		DefaultMapType:   reflect.TypeFor[map[string]any](),
 		IntDec:           cbor.IntDecConvertSigned,

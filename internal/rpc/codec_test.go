@@ -19,7 +19,7 @@ func TestCodecKeepsWhatJSONWouldNot(t *testing.T) {
 	}
 	want := object{
 		Key: "a\xff\x00b", Value: []byte{0, 255}, Empty: []string{}, Hidden: "token",
-		Config: map[string]any{"int": int64(-3), "float": 2.0, "list": []any{"x\xfe", nil, true}, "map": map[string]any{"k": int64(1)}},
+		Config: map[string]any{"int": int64(-3), "float": 2.0, "list": []any{"x\xfe", nil, true}, "map": map[string]any{"k": int64(1), "l": nil, "m": nil}},
 	}
 	data, err := rpc.Marshal(&want)
 	if err != nil {
@@ -31,6 +31,11 @@ func TestCodecKeepsWhatJSONWouldNot(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
+	}
+	for range 20 {
+		if again, err := rpc.Marshal(&got); err != nil || string(again) != string(data) {
+			t.Fatalf("encoded differently again: %v", err)
+		}
 	}
 	if err := rpc.Unmarshal(append(data, 0), &got); err == nil {
 		t.Error("trailing bytes were taken")
