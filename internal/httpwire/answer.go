@@ -223,7 +223,7 @@ func (w *answer) sendHead(body []byte, chunked bool) {
 		b = strconv.AppendInt(append(b, "Content-Length: "...), w.written, 10)
 		b = append(b, "\r\n"...)
 	}
-	if w.close || w.c.closing() {
+	if w.close || w.c.closing() || w.c.request.body.left > maxDrain {
 		w.close = true
 		b = append(b, "Connection: close\r\n"...)
 	}

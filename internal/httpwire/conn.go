@@ -16,6 +16,8 @@ const (
 	readSize = 4 << 10 // of a connection's buffer, in which a head must fit to be read here
 	// maxDrain is how much of a body that the handler left is read so that the connection can be used again.
 	maxDrain = 256 << 10
+	// lingerTime bounds how long a client may go on sending what nobody reads.
+	lingerTime = 500 * time.Millisecond
 	// watchDelay is how long a request waits before its connection is watched for the client's going away. Most are
 	// done by then, and watching costs more than answering.
 	watchDelay = 20 * time.Millisecond
@@ -73,6 +75,7 @@ func (c *conn) serve() {
 		}
 		again := c.handle()
 		if !c.finish() || !again {
+			c.linger()
 			return
 		}
 	}
@@ -185,6 +188,17 @@ func (c *conn) handle() (again bool) {
 	}()
 	c.f.s.cfg.Handler.ServeHTTP(w, r)
 	return w.finish() && c.request.body.drain() && !r.Close
+}
+
+// linger takes what the client is still sending after the last answer: a connection closed with that unread is reset,
+// and the client may never see the answer.
+func (c *conn) linger() {
+	half, ok := c.raw.(interface{ CloseWrite() error })
+	if !ok || c.request.body.left == 0 || c.answer.failed != nil || half.CloseWrite() != nil {
+		return
+	}
+	c.raw.SetReadDeadline(time.Now().Add(lingerTime))
+	io.Copy(io.Discard, &c.request.body)
 }
 
 // A prefixed connection gives again what was read of it.

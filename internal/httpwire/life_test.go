@@ -265,6 +265,45 @@ func TestLimitsOnHeads(t *testing.T) {
 	})
 }
 
+// TestRefusedBodiesDoNotHideTheAnswer uses loopback: a reset discards what the client has not read yet.
+func TestRefusedBodiesDoNotHideTheAnswer(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error)
+	go func() {
+		ended <- httpwire.New(httpwire.Config{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			w.WriteHeader(http.StatusRequestEntityTooLarge)
+			io.WriteString(w, "too large")
+		})}).Serve(ctx, l)
+	}()
+	for range 20 {
+		c, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		const size = 4 << 20
+		fmt.Fprintf(c, "PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n", size)
+		if _, err := c.Write(make([]byte, size)); err != nil {
+			t.Errorf("write: %v", err)
+		}
+		resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if body, err := io.ReadAll(resp.Body); err != nil || string(body) != "too large" {
+			t.Errorf("%q, %v", body, err)
+		}
+		c.Close()
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
 type brokenListener struct{ *pipes }
 
 func (brokenListener) Accept() (net.Conn, error) { return nil, errors.New("broken") }
