@@ -60,20 +60,6 @@ var assembled = map[string]func(ui cli.Ui) cli.Command{
 	"agent": agent.New,
 }
 
-// missing stands for a command that this build does not have.
-func missing(path string) func(cli.Ui) cli.Command {
-	return func(ui cli.Ui) cli.Command { return absent{path, ui} }
-}
-
-type absent struct {
-	path string
-	ui   cli.Ui
-}
-
-func (a absent) Help() string     { return "This build has no command " + a.path + "." }
-func (a absent) Synopsis() string { return "Not in this build" }
-func (a absent) Run([]string) int { a.ui.Error(a.Help()); return 1 }
-
 // all are the commands by name.
 func all(ctx context.Context, s verb.Streams) map[string]cli.CommandFactory {
 	commands := map[string]cli.CommandFactory{}
