@@ -1,6 +1,7 @@
 package definition_test
 
 import (
+	"encoding/json"
 	"errors"
 	"strings"
 	"testing"
@@ -474,4 +475,45 @@ func FuzzDecodeCheck(f *testing.F) {
 			t.Errorf("valid check without a type: %+v", c)
 		}
 	})
+}
+
+func FuzzServiceFromConfig(f *testing.F) {
+	f.Add(`{"name":"web","check":[{"ttl":"1s"}],"connect":{"sidecar_service":[{"proxy":{"config":{"a":{"b":[1]}}}}]}}`)
+	f.Add(`{"Name":1,"nope":{},"checks":[[]],"weights":[{"passing":1.5}]}`)
+	f.Fuzz(func(t *testing.T, text string) {
+		var m map[string]any
+		if json.Unmarshal([]byte(text), &m) != nil {
+			return
+		}
+		s, err := definition.ServiceFromConfig(m, "services[0]")
+		if err != nil {
+			for _, e := range err.(interface{ Unwrap() []error }).Unwrap() {
+				if fe, ok := e.(*definition.FieldError); !ok || !strings.HasPrefix(fe.Path, "services[0]") {
+					t.Errorf("error without its place: %v", e)
+				}
+			}
+			return
+		}
+		if s.Name != "" && s.ValidateConfig() == nil && s.ValidateRegistration() != nil && s.Weights == nil && len(s.Meta) == 0 {
+			t.Errorf("passes as configuration but not as a registration: %v", s.ValidateRegistration())
+		}
+	})
+}
+
+func TestValidateConfigReportsEverything(t *testing.T) {
+	s := &definition.Service{Name: "x", Port: 1, SocketPath: "/s", Weights: &catalog.Weights{}, Meta: map[string]string{"": "v"}, Kind: "connect-proxy",
+		Checks: []definition.Check{{}, {Name: "n", HTTP: "h"}}, Connect: &definition.Connect{SidecarService: &definition.Service{ID: "y"}}}
+	want := `Invalid weight definition for service x: Passing must be greater than 0
+invalid meta for service x: Couldn't load metadata pair ('', 'v'): Key cannot be blank
+service x cannot have both socket path /s and address/port
+sidecar_service can't specify an ID
+service "x": check "": TTL must be > 0 for TTL checks
+service "x": check "n": Interval must be > 0 for Script, HTTP, H2PING, TCP, UDP or OSService checks`
+	if err := s.ValidateConfig(); err == nil || err.Error() != want {
+		t.Errorf("got\n%v\nwant\n%s", err, want)
+	}
+	c := &definition.Check{Name: "c", TTL: 1, Interval: 1}
+	if err := c.ValidateConfig(); err == nil || err.Error() != `check "c": Interval and TTL cannot both be specified` {
+		t.Errorf("check: %v", err)
+	}
 }

@@ -1,8 +1,10 @@
 package local
 
 import (
+	"maps"
 	"net"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -46,9 +48,8 @@ func (s *State) refreshExposed(serviceID string) {
 
 // exposingProxy returns the proxy that exposes the checks of a service, nil if there is none.
 func (s *State) exposingProxy(serviceID string) *catalog.Service {
-	for _, svc := range s.services {
-		i := svc.Instance
-		if i.Kind == catalog.KindConnectProxy && i.Proxy.DestinationServiceID == serviceID && i.Proxy.Expose.Checks {
+	for _, id := range slices.Sorted(maps.Keys(s.proxies[serviceID])) {
+		if i := s.services[id].Instance; i.Proxy.Expose.Checks {
 			return i
 		}
 	}

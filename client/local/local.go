@@ -123,7 +123,8 @@ type State struct {
 	// byService indexes checks by service ID, "" for those of the node; aliases indexes local alias checks by the
 	// service they follow.
 	byService, aliases map[string]map[string]bool
-	central            map[string]*central // by service ID
+	proxies            map[string]map[string]bool // proxies by the ID of the service they stand for
+	central            map[string]*central        // by service ID
 	discard            bool
 	loaded             bool                     // Load has run once
 	changed            chan struct{}            // closed at the next change
@@ -163,7 +164,7 @@ func New(cfg Config) (*State, error) {
 	s := &State{
 		cfg: cfg, log: cfg.Logger, node: cfg.Node,
 		services: map[string]*Service{}, checks: map[string]*Check{},
-		byService: map[string]map[string]bool{}, aliases: map[string]map[string]bool{},
+		byService: map[string]map[string]bool{}, aliases: map[string]map[string]bool{}, proxies: map[string]map[string]bool{},
 		central: map[string]*central{}, discard: cfg.DiscardCheckOutput,
 		changed: make(chan struct{}), watched: map[string]chan struct{}{},
 		sync: newSyncState(), centralWake: make(chan struct{}, 1),
@@ -374,6 +375,12 @@ func (s *State) putService(svc *Service) {
 		}
 		return
 	}
+	if old != nil {
+		remove(s.proxies, old.Given.Proxy.DestinationServiceID, id)
+	}
+	if dest := svc.Given.Proxy.DestinationServiceID; dest != "" && svc.Given.Kind == catalog.KindConnectProxy {
+		insert(s.proxies, dest, id)
+	}
 	s.services[id] = svc
 	// What the checks say about their service follows it. The servers derive the same, so there is nothing to send.
 	for cid := range s.byService[id] {
@@ -395,8 +402,9 @@ func (s *State) dropService(id string) {
 	for cid := range s.byService[id] {
 		s.dropCheck(cid)
 	}
-	if definition.Central(s.services[id].Given.Kind) {
+	if given := s.services[id].Given; definition.Central(given.Kind) {
 		s.wakeCentral()
+		remove(s.proxies, given.Proxy.DestinationServiceID, id)
 	}
 	delete(s.services, id)
 	delete(s.central, id)
