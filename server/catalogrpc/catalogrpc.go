@@ -54,6 +54,7 @@ func Register(r *transport.Registry, a *fsm.Appliers, cfg Config) {
 	transport.HandleRead(r, catalog.InstancesCall, h.instances)
 	transport.HandleRead(r, catalog.ChecksCall, h.checks)
 	transport.HandleRead(r, catalog.CoordinatesCall, h.coordinates)
+	transport.HandleRead(r, catalog.AddressCall, h.address)
 	registerDatacenters(r)
 }
 

@@ -174,9 +174,12 @@ func (r *reconciler) alive(ctx context.Context, o gossip.Member) error {
 	found := now.Node != nil && strings.EqualFold(now.Node.Node, o.Name)
 	if found {
 		req.TaggedAddresses, req.NodeMeta, req.Locality = now.Node.TaggedAddresses, now.Node.Meta, now.Node.Locality
-	} else if build := o.Tags["build"]; build != "" {
+	} else if build, _, _ := strings.Cut(o.Tags["build"], ":"); build != "" {
 		req.NodeMeta = map[string]string{"consul-version": build}
 	}
+	// The agent itself may register its node meanwhile, with more than is known here: only an ID or address that is wrong
+	// is worth writing over that.
+	req.SkipNodeUpdate = !found || now.Node.ID == id && now.Node.Address == req.Address
 	if isServer {
 		req.Service = serverService(o, s)
 	}
