@@ -162,7 +162,12 @@ func write(c *verb.Call, connect *api.Connect, i *api.Intention, replace bool) e
 			return verb.Errorf("Error looking up existing intention: %w", err)
 		}
 		if old != nil {
-			if _, err := connect.IntentionUpsert(i, c.Write()); err != nil {
+			if i.ID = old.ID; i.ID != "" { // it keeps its ID
+				_, err = connect.IntentionUpdate(i, c.Write()) //nolint:staticcheck // the exact endpoint drops IDs
+			} else {
+				_, err = connect.IntentionUpsert(i, c.Write())
+			}
+			if err != nil {
 				return verb.Errorf("Error replacing intention with source %q and destination %q: %w", i.SourceString(), i.DestinationString(), err)
 			}
 			return nil
