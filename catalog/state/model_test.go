@@ -487,10 +487,7 @@ func runModel(t *testing.T, r *rand.Rand) {
 		for i, rd := range readings {
 			b := reads[i]
 			index, result, _ := rd.read(v)
-			woken := false
-			for range 60 {
-				woken = woken || b.v.Wait(canceled) == nil
-			}
+			woken := b.v.Wait(canceled) == nil
 			switch changed := result != b.result; {
 			case index < b.index:
 				t.Fatalf("step %d: index of %s fell from %d to %d with %s", step, rd.name, b.index, index, what)

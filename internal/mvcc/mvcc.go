@@ -195,8 +195,16 @@ func (t *Txn) Watch(ch <-chan struct{}) {
 	}
 }
 
-// Wait blocks until something read through t has changed and returns nil, or until ctx ends and returns its error.
+// Wait blocks until something read through t has changed and returns nil, or until ctx ends and returns its error. A
+// change that came first wins.
 func (t *Txn) Wait(ctx context.Context) error {
+	for _, ch := range t.watched {
+		select {
+		case <-ch:
+			return nil
+		default:
+		}
+	}
 	// A nil channel never fires.
 	var few [4]<-chan struct{}
 	if copy(few[:], t.watched) == len(t.watched) {
