@@ -148,7 +148,7 @@ var errNames = status.Error(codes.ResourceExhausted, "too many resource names on
 
 // serve runs one stream. It returns only with a gRPC status.
 func serve[Req request, Resp any](s *Server, ctx context.Context, g conn[Req, Resp], sess session[Req, Resp]) error {
-	st := &stream{Since: time.Now(), token: tokenOf(ctx)}
+	st := &stream{since: time.Now(), token: tokenOf(ctx)}
 	if err := s.enter(st); err != nil {
 		return err
 	}
@@ -262,6 +262,9 @@ func serve[Req request, Resp any](s *Server, ctx context.Context, g conn[Req, Re
 			if err := g.Send(resp); err != nil {
 				return err
 			}
+			if !st.served {
+				reportStart(st.since)
+			}
 			st.served = true
 		}
 		if until := sess.patience(resources, time.Now()); !until.IsZero() {
@@ -355,7 +358,7 @@ type stream struct {
 	token string
 
 	// Owned by the goroutine that serves the stream; changed under Server.mu.
-	Since  time.Time
+	since  time.Time
 	node   Node
 	types  []TypeStatus
 	served bool // something was sent; owned by that goroutine alone
@@ -384,7 +387,7 @@ func (s *Server) Streams() []StreamStatus {
 	defer s.mu.Unlock()
 	out := make([]StreamStatus, 0, len(s.streams))
 	for st := range s.streams {
-		out = append(out, StreamStatus{Proxy: st.node.ID, Node: st.node.Name, Since: st.Since, Types: st.types})
+		out = append(out, StreamStatus{Proxy: st.node.ID, Node: st.node.Name, Since: st.since, Types: st.types})
 	}
 	slices.SortFunc(out, func(a, b StreamStatus) int {
 		if c := strings.Compare(a.Proxy, b.Proxy); c != 0 {
@@ -402,13 +405,25 @@ func (s *Server) enter(st *stream) error {
 		return status.Error(codes.ResourceExhausted, "this server has too many xDS streams open, please try another")
 	}
 	s.streams[st] = struct{}{}
+	s.reportLocked()
 	return nil
+}
+
+func (s *Server) reportLocked() {
+	unidentified := 0
+	for st := range s.streams {
+		if st.node.ID == "" {
+			unidentified++
+		}
+	}
+	reportStreams(len(s.streams), unidentified)
 }
 
 func (s *Server) leave(st *stream) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.streams, st)
+	s.reportLocked()
 }
 
 func (s *Server) identified(st *stream, n Node) {
@@ -416,6 +431,7 @@ func (s *Server) identified(st *stream, n Node) {
 	defer s.mu.Unlock()
 	st.node = n
 	st.node.Token = "" // kept by the stream alone
+	s.reportLocked()
 }
 
 func (s *Server) progressed(st *stream, types []TypeStatus) {

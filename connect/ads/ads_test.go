@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"slices"
 	"strconv"
@@ -139,16 +140,18 @@ func run(t *testing.T, cfg ads.Config, f func(t *testing.T, h *harness)) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		defer func() {
+			h.conn.Close()
+			g.Stop()
+			synctest.Wait()
+			if h.open != 0 {
+				t.Errorf("%d subscriptions open after the server stopped", h.open)
+			}
+			if n := len(h.server.Streams()); n != 0 {
+				t.Errorf("%d streams open after the server stopped", n)
+			}
+		}()
 		f(t, h)
-		h.conn.Close()
-		g.Stop()
-		synctest.Wait()
-		if h.open != 0 {
-			t.Errorf("%d subscriptions open after the server stopped", h.open)
-		}
-		if n := len(h.server.Streams()); n != 0 {
-			t.Errorf("%d streams open after the server stopped", n)
-		}
 	})
 }
 
@@ -890,5 +893,151 @@ func TestStateOfTheWorldMissingNames(t *testing.T) {
 		h.set(world(t, "c:a=1 l:in=1 l:nobody=1"), nil)
 		c.want("it came", "L nobody")
 		c.stream.CloseSend()
+	})
+}
+
+// Whatever happens, a client never has a listener without its cluster, and in the end has exactly what there is.
+func TestDeltaConvergesSafely(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	random := rand.New(rand.NewPCG(seed, 0))
+	run(t, ads.Config{}, func(t *testing.T, h *harness) {
+		version := 0
+		names := []string{"a", "b", "c", "d"}
+		anyWorld := func() *xds.Resources {
+			var words []string
+			for _, n := range names {
+				if random.IntN(3) == 0 {
+					continue
+				}
+				for _, kind := range []string{"c", "e", "l"} {
+					if kind != "e" || random.IntN(4) > 0 {
+						version++
+						words = append(words, fmt.Sprintf("%s:%s=%d", kind, n, random.IntN(version/20+2)))
+					}
+				}
+			}
+			return world(t, strings.Join(words, " "))
+		}
+		h.set(anyWorld(), nil)
+		have := [xds.NumTypes]map[string]string{{}, {}, {}, {}, {}}
+		asked := map[string]bool{}
+		var c *client
+		connect := func() {
+			c = h.delta(t, "")
+			clear(asked)
+			var of []string
+			for n := range have[xds.Cluster] {
+				of = append(of, n)
+				asked[n] = true
+			}
+			for _, typ := range []xds.Type{xds.Cluster, xds.Endpoint, xds.Listener} {
+				r := &discoveryv3.DeltaDiscoveryRequest{
+					Node: &corev3.Node{Id: "p"}, TypeUrl: typ.URL(), InitialResourceVersions: have[typ],
+				}
+				if typ == xds.Endpoint {
+					if len(of) == 0 {
+						continue
+					}
+					r.ResourceNamesSubscribe = of
+				}
+				c.send(r)
+			}
+		}
+		// step takes one response in, if there is one.
+		step := func(refuse bool) bool {
+			synctest.Wait()
+			c.mu.Lock()
+			if len(c.in) == 0 {
+				c.mu.Unlock()
+				return false
+			}
+			r := c.in[0]
+			c.in = c.in[1:]
+			c.mu.Unlock()
+			typ, _ := xds.TypeOf(r.TypeUrl)
+			if refuse && typ == xds.Listener {
+				c.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: r.TypeUrl, ResponseNonce: r.Nonce, ErrorDetail: &statusv3.Status{Message: "no"}})
+				return true
+			}
+			var more, less []string
+			for _, x := range r.Resources {
+				have[typ][x.Name] = x.Version
+				if typ == xds.Cluster && !asked[x.Name] {
+					more = append(more, x.Name)
+					asked[x.Name] = true
+				}
+			}
+			for _, n := range r.RemovedResources {
+				delete(have[typ], n)
+				if typ == xds.Cluster {
+					less = append(less, n)
+					delete(asked, n)
+					delete(have[xds.Endpoint], n)
+				}
+			}
+			if len(more)+len(less) > 0 {
+				c.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: xds.Endpoint.URL(), ResourceNamesSubscribe: more, ResourceNamesUnsubscribe: less})
+			}
+			c.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: r.TypeUrl, ResponseNonce: r.Nonce})
+			for n := range have[xds.Listener] {
+				if have[xds.Cluster][n] == "" {
+					t.Fatalf("seed %d: the client has listener %s and no cluster %s", seed, n, n)
+				}
+			}
+			return true
+		}
+		connect()
+		for range 60 {
+			for range random.IntN(12) {
+				switch random.IntN(8) {
+				case 0, 1:
+					h.set(anyWorld(), nil)
+				case 2:
+					time.Sleep(time.Duration(random.IntN(1500)) * time.Millisecond)
+				case 3:
+					if random.IntN(4) == 0 {
+						c.cancel()
+						synctest.Wait()
+						connect()
+					}
+				default:
+					step(random.IntN(6) == 0)
+				}
+			}
+			// A version that was refused is not sent again, so the last word is a new one.
+			last := anyWorld()
+			h.set(last, nil)
+			for quiet := 0; quiet < 3; {
+				if step(false) {
+					quiet = 0
+					continue
+				}
+				time.Sleep(time.Second)
+				quiet++
+			}
+			refused := map[string]bool{}
+			for _, st := range h.server.Streams()[0].Types {
+				for _, n := range st.Rejected {
+					refused[n] = true
+				}
+			}
+			for _, typ := range []xds.Type{xds.Cluster, xds.Endpoint, xds.Listener} {
+				if len(refused) > 0 {
+					break // removals wait, as they should
+				}
+				for n, r := range last.Of(typ) {
+					if have[typ][n] != r.Version {
+						t.Fatalf("seed %d: the client has another %s %s", seed, typ, n)
+					}
+				}
+				for n := range have[typ] {
+					if last.Of(typ)[n] == nil && typ != xds.Endpoint {
+						t.Fatalf("seed %d: the client still has %s %s", seed, typ, n)
+					}
+				}
+			}
+		}
+		c.cancel()
 	})
 }

@@ -28,6 +28,7 @@ type deltaType struct {
 	names      map[string]bool   // subscribed to by name
 	told       map[string]string // version by name of what the client has or is being sent; "" for told missing
 	rejected   map[string]string // version by name that the client refuses
+	unremoved  map[string]bool   // removals the client refused along with something else; told again with the next response
 	lost       map[string]bool   // forgotten before the client asked for the type, whatever it then says it has
 	complaint  string
 	pending    *response
@@ -45,7 +46,7 @@ type response struct {
 func newDelta(maxNames int) *delta {
 	d := &delta{maxNames: maxNames}
 	for i := range d.types {
-		d.types[i] = deltaType{names: map[string]bool{}, told: map[string]string{}, rejected: map[string]string{}, lost: map[string]bool{}}
+		d.types[i] = deltaType{names: map[string]bool{}, told: map[string]string{}, rejected: map[string]string{}, lost: map[string]bool{}, unremoved: map[string]bool{}}
 	}
 	return d
 }
@@ -69,6 +70,8 @@ func (d *delta) receive(req *discoveryv3.DeltaDiscoveryRequest, t xds.Type, now 
 			for name, v := range p.items {
 				if v != "" {
 					ty.rejected[name] = v
+				} else {
+					ty.unremoved[name] = true
 				}
 			}
 		} else {
@@ -201,8 +204,11 @@ func (d *delta) patience(r *xds.Resources, now time.Time) time.Time {
 // blocked reports whether a step must wait for others. A removal also waits while the client refuses a listener or
 // route, for it then goes on with an old one, which may refer to what is to be removed.
 func (d *delta) blocked(after []xds.Type, removal bool) bool {
-	return slices.ContainsFunc(after, func(t xds.Type) bool { return d.types[t].pending != nil }) ||
-		removal && len(d.types[xds.Listener].rejected)+len(d.types[xds.Route].rejected) > 0
+	if slices.ContainsFunc(after, func(t xds.Type) bool { return d.types[t].pending != nil }) {
+		return true
+	}
+	l, r := &d.types[xds.Listener], &d.types[xds.Route]
+	return removal && len(l.rejected)+len(l.unremoved)+len(r.rejected)+len(r.unremoved) > 0
 }
 
 // response returns what is to be told of a type, nil if nothing is.
@@ -234,6 +240,16 @@ func (d *delta) response(r *xds.Resources, t xds.Type, remove bool, now time.Tim
 			resp.RemovedResources = append(resp.RemovedResources, name)
 		}
 	}
+	for name := range ty.unremoved {
+		if _, known := items[name]; known || have[name] != nil {
+			delete(ty.unremoved, name)
+		} else if remove && len(items) > 0 {
+			delete(ty.unremoved, name)
+			items[name] = ""
+			resp.RemovedResources = append(resp.RemovedResources, name)
+		}
+	}
+	slices.Sort(resp.RemovedResources)
 	// The first response goes out even when it tells nothing: the client learns that what it has is all there is.
 	if len(items) == 0 && (ty.started || len(have) == 0) {
 		return nil
