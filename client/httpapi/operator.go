@@ -1,7 +1,6 @@
 package httpapi
 
 import (
-	"fmt"
 	"net/http"
 	"slices"
 	"strconv"
@@ -250,7 +249,7 @@ func manyErrors(faults []string) error {
 	if len(faults) == 1 {
 		noun = "error"
 	}
-	return fmt.Errorf("%d %s occurred:\n\t* %s\n\n", len(faults), noun, strings.Join(faults, "\n\t* "))
+	return wireerr.Errorf(http.StatusInternalServerError, "%d %s occurred:\n\t* %s\n\n", len(faults), noun, strings.Join(faults, "\n\t* "))
 }
 
 // usageKinds are the kinds of instances that usage counts one by one, the plain ones aside.
