@@ -52,7 +52,7 @@ func (s *Settings) CheckStart() error {
 		}
 	}
 	if key, err := base64.StdEncoding.DecodeString(s.Gossip.Key); err == nil && s.Gossip.Key != "" && !slices.Contains([]int{16, 24, 32}, len(key)) {
-		add("key size must be 16, 24 or 32 bytes")
+		add("encrypt: key size must be 16, 24 or 32 bytes")
 	}
 	if s.Protocol < 2 {
 		add("Protocol version '%d' too low. Must be in range: [2, 3]", s.Protocol)
