@@ -74,12 +74,13 @@ func (w *response) Write(p []byte) (int, error) {
 	return w.ResponseWriter.Write(p)
 }
 
-// Flush sends what was written so far.
-func (w *response) Flush() {
+// Flush is FlushError for those who do not ask.
+func (w *response) Flush() { w.FlushError() }
+
+// FlushError sends what was written so far.
+func (w *response) FlushError() error {
 	w.wrote = true
-	if f, ok := w.ResponseWriter.(http.Flusher); ok {
-		f.Flush()
-	}
+	return http.NewResponseController(w.ResponseWriter).Flush()
 }
 
 // Unwrap lets http.ResponseController reach the connection.

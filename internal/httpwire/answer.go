@@ -148,8 +148,11 @@ func (w *answer) flush(p []byte) {
 	*w.buf = (*w.buf)[:0]
 }
 
-// Flush sends what was written so far. The length of the rest need not be known.
-func (w *answer) Flush() {
+// Flush is FlushError for those who do not ask.
+func (w *answer) Flush() { w.FlushError() }
+
+// FlushError sends what was written so far. The length of the rest need not be known.
+func (w *answer) FlushError() error {
 	if w.status == 0 {
 		w.WriteHeader(http.StatusOK)
 	}
@@ -161,6 +164,7 @@ func (w *answer) Flush() {
 		}
 	}
 	w.flush(nil)
+	return w.failed
 }
 
 // sniff names the type of a body whose handler did not.

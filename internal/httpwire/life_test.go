@@ -226,6 +226,40 @@ func TestContextsOfDoneRequestsHaveEnded(t *testing.T) {
 	})
 }
 
+func TestFlushTellsThatTheClientIsGone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		failed := make(chan error, 1)
+		p, stop := serve(t, httpwire.Config{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			ctl := http.NewResponseController(w)
+			for {
+				io.WriteString(w, "line\n")
+				if err := ctl.Flush(); err != nil {
+					failed <- err
+					return
+				}
+				time.Sleep(time.Second)
+			}
+		})})
+		c := newClient(p)
+		go io.WriteString(c, simple)
+		resp, err := http.ReadResponse(c.r, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		line := make([]byte, 10)
+		if _, err := io.ReadFull(resp.Body, line); err != nil || string(line) != "line\nline\n" {
+			t.Errorf("%q, %v", line, err)
+		}
+		c.Close()
+		if err := <-failed; err == nil {
+			t.Error("no error")
+		}
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 func TestHandlerPanicsEndTheConnectionOnly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p, stop := serve(t, httpwire.Config{Handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
