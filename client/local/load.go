@@ -12,30 +12,39 @@ import (
 	"github.com/sarnmesh/sarn/catalog/entry"
 )
 
+// ErrSaved reports that registrations on disk cannot be read.
+var ErrSaved = errors.New("saved registrations cannot be read")
+
 // Load makes the registrations those of the configuration and, the first time, adds those on disk. Called again, on a
 // reload, it changes only what is different: what stays keeps its status and goes on being run. Registrations over the
 // API stay if they are kept on disk. One whose ID the configuration has too gives way to it. Pushing to the catalog
 // waits until Load is done.
 //
 // Definitions are checked first: an error about them changes nothing. Definitions that cannot be registered for other
-// reasons are left out, and the error names them.
+// reasons are left out, and the error names them. Nothing is compared with the catalog or pushed to it until Load has
+// run once. When it then fails with ErrSaved, what is on disk cannot be read, and the agent should not go on.
 func (s *State) Load(ctx context.Context, services []*definition.Service, checks []*definition.Check) error {
-	if err := validate(services, checks); err != nil {
-		return err
-	}
 	resume := s.Pause()
 	defer resume()
 	s.mu.Lock()
 	first := !s.loaded
-	s.loaded = true
 	s.mu.Unlock()
-	switch {
-	case s.disk == nil && !first:
-		s.dropSource(API, nil, nil)
-	case s.disk != nil && first:
-		if err := s.loadSaved(); err != nil {
-			return err
+	if first {
+		if s.disk != nil {
+			if err := s.loadSaved(); err != nil {
+				return fmt.Errorf("%w: %w", ErrSaved, err)
+			}
 		}
+		s.mu.Lock()
+		s.loaded = true
+		s.mu.Unlock()
+		defer s.resume() // for the pause that New begins with
+	}
+	if err := validate(services, checks); err != nil {
+		return err
+	}
+	if !first && s.disk == nil {
+		s.dropSource(API, nil, nil)
 	}
 	var errs []error
 	haveServices, haveChecks := map[string]bool{}, map[string]bool{}

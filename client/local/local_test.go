@@ -462,6 +462,63 @@ func TestAgentWithoutDataDirKeepsNothingOnReload(t *testing.T) {
 	})
 }
 
+func TestNothingIsPushedBeforeLoad(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newServers()
+		c.services["web"] = &catalog.Service{ID: "web", Service: "web", Weights: catalog.DefaultWeights()}
+		s, err := local.New(config(c))
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- s.Run(ctx) }()
+		time.Sleep(time.Minute)
+		if got := c.take(); len(got) != 0 || c.service("web") == nil {
+			t.Errorf("before Load the agent wrote %q", got)
+		}
+		if err := s.Load(t.Context(), []*definition.Service{service(t, `{"Name":"web"}`)}, nil); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if got, want := c.take(), []string{"register node"}; !slices.Equal(got, want) {
+			t.Errorf("after Load the agent wrote %q, want %q", got, want)
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestFirstLoadWithABadDefinitionKeepsWhatWasSaved(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		c := newServers()
+		cfg := config(c)
+		cfg.DataDir = dir
+		s, stop := start(t, cfg)
+		register(t, s, `{"Name":"web"}`)
+		stop()
+		s, err := local.New(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Load(t.Context(), []*definition.Service{{}}, nil); err == nil {
+			t.Error("a service without a name was accepted")
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- s.Run(ctx) }()
+		time.Sleep(time.Minute)
+		if c.service("web") == nil {
+			t.Error("the saved service was deregistered")
+		}
+		cancel()
+		<-done
+	})
+}
+
 func TestReloadChangesOnlyWhatDiffers(t *testing.T) {
 	dir := t.TempDir()
 	synctest.Test(t, func(t *testing.T) {

@@ -55,7 +55,8 @@ type syncState struct {
 	gen       uint64
 	node      *pending // nil when the node record is as it should be
 	nodeKnown bool     // the servers have taken the node record once
-	paused    int
+	pushed    bool     // something was pushed once
+	paused    int      // how many want nothing to be pushed
 
 	// deferred holds the checks whose output alone has changed, until the time given; queue has them by time, with
 	// entries that are no longer true.
@@ -71,7 +72,8 @@ type syncState struct {
 func newSyncState() syncState {
 	return syncState{
 		units: map[string]*unit{}, deferred: map[string]time.Time{}, node: &pending{},
-		wake: make(chan struct{}, 1), full: make(chan struct{}, 1), nodeBusy: make(chan struct{}, 1),
+		paused: 1, // until Load has run: what is not loaded yet would be taken for gone
+		wake:   make(chan struct{}, 1), full: make(chan struct{}, 1), nodeBusy: make(chan struct{}, 1),
 	}
 }
 
@@ -200,12 +202,14 @@ func (s *State) Pause() (resume func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.sync.paused++
-	return func() {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		s.sync.paused--
-		signal(s.sync.wake)
-	}
+	return s.resume
+}
+
+func (s *State) resume() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.sync.paused--
+	signal(s.sync.wake)
 }
 
 func (s *State) paused() bool {
@@ -220,6 +224,7 @@ func (s *State) runSync(ctx context.Context) error {
 	defer full.Stop()
 	deferred := time.NewTimer(time.Hour)
 	defer deferred.Stop()
+	owed := false // a full sync fell into a pause
 	for {
 		partial := false
 		select {
@@ -228,8 +233,7 @@ func (s *State) runSync(ctx context.Context) error {
 		case <-s.sync.full:
 			full.Reset(s.cfg.Jitter(scale(fullSyncStagger, s.cfg.ClusterSize())))
 		case <-full.C:
-			if s.paused() {
-				full.Reset(time.Second)
+			if owed = s.paused(); owed {
 				continue
 			}
 			n := s.cfg.ClusterSize()
@@ -246,7 +250,11 @@ func (s *State) runSync(ctx context.Context) error {
 		case <-deferred.C:
 			partial = true
 		case <-s.sync.wake:
-			partial = true
+			partial = !owed
+			if owed && !s.paused() {
+				owed = false
+				full.Reset(0) // the pending changes follow it
+			}
 		}
 		if partial {
 			if wait := s.syncPending(ctx); wait > 0 {
@@ -401,6 +409,7 @@ func (s *State) push(ctx context.Context, key string) bool {
 		return true
 	}
 	u.refs++
+	s.sync.pushed = true
 	s.mu.Unlock()
 	done := acquire(ctx, u.busy)
 	if done {
@@ -529,7 +538,9 @@ func (s *State) token(own string, src Source) string {
 	return cmp.Or(own, s.cfg.Tokens.Default())
 }
 
-// syncFull compares what the catalog has of the node with what it should have, and marks the differences.
+// syncFull compares what the catalog has of the node with what it should have, and marks the differences. What an agent
+// that has just started is about to push, but the catalog has already, is struck off; later that would not be safe, as
+// the answer may be older than the latest push.
 func (s *State) syncFull(ctx context.Context) error {
 	if s.cfg.Caller == nil {
 		return nil
@@ -584,6 +595,8 @@ func (s *State) syncFull(ctx context.Context) error {
 			}
 			if !sameCheck(rec, r) {
 				s.dirtyCheck(r.CheckID, c.Record.ServiceID)
+			} else if u := s.sync.units[checkUnit(r.CheckID, c.Record.ServiceID)]; u != nil && !s.sync.pushed {
+				delete(u.checks, r.CheckID)
 			}
 		case r.CheckID != catalog.SerfCheckID:
 			// The checks of a service that goes go with it.
@@ -629,5 +642,7 @@ func (s *State) compareService(svc *Service, remote *catalog.Service) {
 	}
 	if !sameInstance(next.Instance, remote) {
 		s.dirtyService(given.ID)
+	} else if u := s.sync.units[serviceUnit(given.ID)]; u != nil && !s.sync.pushed {
+		u.service = nil
 	}
 }
