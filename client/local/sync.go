@@ -105,7 +105,12 @@ func (s *State) unit(key string) *unit {
 	return u
 }
 
-func (u *unit) idle() bool { return u.refs == 0 && u.service == nil && len(u.checks) == 0 }
+// tidy forgets a unit of which nothing is pending.
+func (s *State) tidy(u *unit) {
+	if u.refs == 0 && u.service == nil && len(u.checks) == 0 {
+		delete(s.sync.units, u.key)
+	}
+}
 
 func (s *State) pend(gone bool) *pending {
 	s.sync.gen++
@@ -252,7 +257,6 @@ func (s *State) runSync(ctx context.Context) error {
 		case <-s.sync.wake:
 			partial = !owed
 			if owed && !s.paused() {
-				owed = false
 				full.Reset(0) // the pending changes follow it
 			}
 		}
@@ -273,10 +277,8 @@ func (s *State) syncPending(ctx context.Context) (next time.Duration) {
 	}
 	next = s.promote()
 	keys := make([]string, 0, len(s.sync.units))
-	for key, u := range s.sync.units {
-		if !u.idle() {
-			keys = append(keys, key)
-		}
+	for key := range s.sync.units {
+		keys = append(keys, key)
 	}
 	node := s.sync.node != nil
 	s.mu.Unlock()
@@ -429,9 +431,8 @@ func (s *State) push(ctx context.Context, key string) bool {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if u.refs--; u.idle() {
-		delete(s.sync.units, key)
-	}
+	u.refs--
+	s.tidy(u)
 	return done
 }
 
@@ -597,6 +598,7 @@ func (s *State) syncFull(ctx context.Context) error {
 				s.dirtyCheck(r.CheckID, c.Record.ServiceID)
 			} else if u := s.sync.units[checkUnit(r.CheckID, c.Record.ServiceID)]; u != nil && !s.sync.pushed {
 				delete(u.checks, r.CheckID)
+				s.tidy(u)
 			}
 		case r.CheckID != catalog.SerfCheckID:
 			// The checks of a service that goes go with it.
@@ -644,5 +646,6 @@ func (s *State) compareService(svc *Service, remote *catalog.Service) {
 		s.dirtyService(given.ID)
 	} else if u := s.sync.units[serviceUnit(given.ID)]; u != nil && !s.sync.pushed {
 		u.service = nil
+		s.tidy(u)
 	}
 }
