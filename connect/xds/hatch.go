@@ -74,14 +74,27 @@ func (b *build) customPublicListener(name string, addr *corev3.Address) (made, e
 	return made{message: l, uses: uses}, nil
 }
 
+// passing are the types of network filters that hand a connection on to the next one, or refuse it, and do nothing else
+// with it.
+var passing = map[string]bool{
+	"type.googleapis.com/envoy.extensions.filters.network.connection_limit.v3.ConnectionLimit": true,
+	"type.googleapis.com/envoy.extensions.filters.network.ext_authz.v3.ExtAuthz":               true,
+	"type.googleapis.com/envoy.extensions.filters.network.local_ratelimit.v3.LocalRateLimit":   true,
+	"type.googleapis.com/envoy.extensions.filters.network.ratelimit.v3.RateLimit":              true,
+	"type.googleapis.com/envoy.extensions.filters.network.rbac.v3.RBAC":                        true,
+}
+
 // authorizeManager puts the intentions before the filters of a chain's connection manager. It reports false when the
-// chain has none.
+// chain has none, or when something before it may serve a connection by itself.
 func (b *build) authorizeManager(fc *listenerv3.FilterChain) (bool, error) {
 	for _, f := range fc.Filters {
-		if f.Name != filterHCM && f.Name != oldHCM {
+		if passing[f.GetTypedConfig().GetTypeUrl()] {
 			continue
 		}
 		m := new(hcmv3.HttpConnectionManager)
+		if (f.Name != filterHCM && f.Name != oldHCM) || !f.GetTypedConfig().MessageIs(m) {
+			return false, nil
+		}
 		if err := f.GetTypedConfig().UnmarshalTo(m); err != nil {
 			return false, fmt.Errorf("filter %s: %w", f.Name, err)
 		}
