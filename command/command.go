@@ -18,12 +18,15 @@ import (
 	"github.com/sarnmesh/sarn/command/connectcmd"
 	"github.com/sarnmesh/sarn/command/intentioncmd"
 	"github.com/sarnmesh/sarn/command/kvcmd"
+	"github.com/sarnmesh/sarn/command/lockcmd"
 	"github.com/sarnmesh/sarn/command/operatorcmd"
+	"github.com/sarnmesh/sarn/command/proxycmd"
 	"github.com/sarnmesh/sarn/command/servicescmd"
 	"github.com/sarnmesh/sarn/command/snapshotcmd"
 	"github.com/sarnmesh/sarn/command/validatecmd"
 	"github.com/sarnmesh/sarn/command/verb"
 	"github.com/sarnmesh/sarn/command/versioncmd"
+	"github.com/sarnmesh/sarn/command/watchcmd"
 	"github.com/sarnmesh/sarn/internal/spelling"
 )
 
@@ -57,7 +60,8 @@ func Run(ctx context.Context, args []string, s verb.Streams) int {
 
 // assembled are the commands that run for long and make themselves; each takes what it needs from flags and configuration.
 var assembled = map[string]func(ui cli.Ui) cli.Command{
-	"agent": agent.New,
+	"agent":         agent.New,
+	"connect proxy": proxycmd.New,
 }
 
 // all are the commands by name.
@@ -65,7 +69,8 @@ func all(ctx context.Context, s verb.Streams) map[string]cli.CommandFactory {
 	commands := map[string]cli.CommandFactory{}
 	for _, verbs := range [][]verb.Verb{
 		catalogcmd.Verbs(), clustercmd.Verbs(), configcmd.Verbs(), connectcmd.Verbs(), intentioncmd.Verbs(), kvcmd.Verbs(),
-		operatorcmd.Verbs(), servicescmd.Verbs(), snapshotcmd.Verbs(), validatecmd.Verbs(), versioncmd.Verbs(),
+		lockcmd.Verbs(), operatorcmd.Verbs(), servicescmd.Verbs(), snapshotcmd.Verbs(), validatecmd.Verbs(), versioncmd.Verbs(),
+		watchcmd.Verbs(),
 	} {
 		for _, v := range verbs {
 			commands[v.Path] = v.Factory(ctx, s)

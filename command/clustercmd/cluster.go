@@ -40,6 +40,10 @@ func Verbs() []verb.Verb {
 			Help: "Prints 32 random bytes in base64, for the key encrypt of the configuration.",
 		},
 		{
+			Path: "keyring", Synopsis: "Look after the gossip encryption keys", Client: true, Setup: keyring,
+			Help: "Lists, adds, changes to and removes gossip encryption keys on all members at once. One action at a time.",
+		},
+		{
 			Path: "leave", Synopsis: "Leave the cluster and stop the agent", Client: true, Setup: leave,
 			Help: "Makes the agent leave the cluster gracefully and stop.",
 		},

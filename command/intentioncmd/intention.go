@@ -173,7 +173,15 @@ func write(c *verb.Call, connect *api.Connect, i *api.Intention, replace bool) e
 			return nil
 		}
 	}
-	if _, _, err := connect.IntentionCreate(i, c.Write()); err != nil { //nolint:staticcheck // the exact endpoint would replace silently
+	_, _, err := connect.IntentionCreate(i, c.Write()) //nolint:staticcheck // the exact endpoint would replace silently
+	if err != nil && strings.Contains(err.Error(), "legacy intention API") {
+		// The destination's intentions are kept in a configuration entry, which only the exact endpoint adds to.
+		old, _, lookup := connect.IntentionGetExact(i.SourceString(), i.DestinationString(), c.Query())
+		if lookup == nil && old == nil {
+			_, err = connect.IntentionUpsert(i, c.Write())
+		}
+	}
+	if err != nil {
 		return verb.Errorf("Error creating intention %q: %w", i, err)
 	}
 	c.Printf("Created: %s\n", i)
