@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"unicode"
 
 	"github.com/sarnmesh/sarn/catalog"
 )
@@ -58,6 +59,9 @@ const (
 
 // CheckHeader checks what all kinds have in common.
 func CheckHeader(e Entry) error {
+	if strings.ContainsFunc(e.Head().Name, unicode.IsControl) {
+		return errors.New("Name contains control characters")
+	}
 	meta := e.Head().Meta
 	var problems errorList
 	if len(meta) > maxMeta {

@@ -17,10 +17,7 @@ import (
 	"github.com/sarnmesh/sarn/connect/intention"
 	"github.com/sarnmesh/sarn/internal/wireerr"
 	"github.com/sarnmesh/sarn/server/configrpc"
-	"github.com/sarnmesh/sarn/server/leader"
 	"github.com/sarnmesh/sarn/server/rpctest"
-
-	"github.com/hashicorp/go-hclog"
 )
 
 func newServer(cfg configrpc.Config) *rpctest.Server {
@@ -431,22 +428,14 @@ func TestBlockingReads(t *testing.T) {
 	})
 }
 
-func TestBootstrapEntriesFillIn(t *testing.T) {
+func TestNamesHaveNoControlCharacters(t *testing.T) {
 	s := newServer(configrpc.Config{})
-	if err := put(t, s, `{"Kind": "service-defaults", "Name": "web", "Protocol": "tcp"}`); err != nil {
-		t.Fatal(err)
+	if err := put(t, s, `{"Kind": "service-defaults", "Name": "a\u0000b"}`); text(err) != "Name contains control characters" {
+		t.Error(err)
 	}
-	duty := leader.BootstrapEntries([]entry.Entry{
-		decode(t, `{"Kind": "service-defaults", "Name": "web", "Protocol": "grpc"}`), decode(t, `{"Kind": "mesh"}`),
-	})
-	for range 2 {
-		if err := duty.Run(t.Context(), &leader.Leader{Calls: s.Caller(), Log: hclog.NewNullLogger()}); err != nil {
-			t.Fatal(err)
-		}
-	}
-	got := all(t, s)
-	if !strings.Contains(got, `"Protocol":"tcp"`) || !strings.Contains(got, `"Kind":"mesh"`) {
-		t.Error(got)
+	upsert := &intention.UpsertRequest{Destination: "a\x00b", Source: entry.IntentionSource{Name: "a", Action: "allow"}}
+	if _, err := intention.UpsertCall.Call(t.Context(), s.Caller(), upsert); text(err) != "Name contains control characters" {
+		t.Error(err)
 	}
 }
 

@@ -170,6 +170,9 @@ func (h *handlers) upsert(ctx context.Context, c *transport.Call, req *intention
 		return nil, err
 	}
 	copied.Normalize()
+	if err := entry.CheckHeader(copied); err != nil {
+		return nil, err
+	}
 	if err := copied.Validate(); err != nil {
 		return nil, err
 	}
