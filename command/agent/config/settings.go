@@ -309,7 +309,7 @@ type Connect struct {
 // DNS holds the settings of the DNS server.
 type DNS struct {
 	Domain             string                   `key:"domain"`     // with a final dot
-	AltDomain          string                   `key:"alt_domain"` // with a final dot, or empty
+	AltDomain          string                   `key:"alt_domain"` // with a final dot; default "sarn."
 	Recursors          []string                 `reload:"yes"`     // host:port each
 	AllowStale         bool                     `key:"dns_config.allow_stale" reload:"yes"`
 	MaxStale           time.Duration            `key:"dns_config.max_stale" reload:"yes"`
