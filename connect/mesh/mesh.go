@@ -74,8 +74,20 @@ func (s *Snapshot) With(answers map[Need]any) *Snapshot {
 	n := *s
 	n.answers = maps.Clone(s.answers)
 	maps.Copy(n.answers, answers)
-	n.settle(s)
+	// Newer answers of kinds that bring no further needs leave everything else as it is: the common case.
+	if len(n.answers) != len(s.answers) || len(s.fallback) > 0 || hasChain(answers) {
+		n.settle(s)
+	}
 	return &n
+}
+
+func hasChain(answers map[Need]any) bool {
+	for n := range answers {
+		if n.Kind == NeedChain {
+			return true
+		}
+	}
+	return false
 }
 
 // settle finds the chains to fall back to, given the snapshot before, and drops the answers that are not needed.

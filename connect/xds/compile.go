@@ -32,7 +32,17 @@ var ErrKind = errors.New("service must be a sidecar proxy or gateway")
 type Compiler struct {
 	Flavour Flavour
 
-	memo map[memoKey]*Resource // of the last compilation
+	memo  map[memoKey]*Resource // of the last compilation, of what belongs to no upstream
+	parts map[string]*part      // of the last compilation, by upstream ID
+}
+
+// A part is all that was made for one upstream, and what it was made from.
+type part struct {
+	from      [6]any
+	instances []*catalog.InstancesReply
+	memo      map[memoKey]*Resource
+	resources [NumTypes][]*Resource
+	problems  []error
 }
 
 // A memoKey identifies a resource together with everything it was made from. Snapshots and the answers in them are
@@ -49,22 +59,34 @@ func (c *Compiler) Compile(s *mesh.Snapshot) (*Resources, error) {
 	if s.Proxy.Service.Kind != catalog.KindConnectProxy {
 		return nil, ErrKind
 	}
-	b := &build{s: s, flavour: c.Flavour, old: c.memo, memo: map[memoKey]*Resource{}, out: &Resources{
-		Service: s.Proxy.Identity(), Problems: slices.Clone(s.Problems),
-	}}
-	for t := range Type(NumTypes) {
-		b.out.byType[t] = map[string]*Resource{}
-	}
-	b.trustDomain = s.Roots().TrustDomain
+	b := newBuild(s, c.Flavour, c.memo)
+	b.out.Service = s.Proxy.Identity()
+	b.out.Problems = slices.Clone(s.Problems)
 	if err := b.sidecar(); err != nil {
 		return nil, err
+	}
+	parts := make(map[string]*part, len(s.Upstreams))
+	for _, u := range s.Upstreams {
+		if ch := s.Chain(u); u.Followed() && ch != nil {
+			parts[u.ID] = b.part(c.parts[u.ID], u, ch)
+		}
 	}
 	b.out.index()
 	if err := b.out.check(); err != nil {
 		return nil, err
 	}
-	c.memo = b.memo
+	c.memo, c.parts = b.memo, parts
 	return b.out, nil
+}
+
+func newBuild(s *mesh.Snapshot, f Flavour, old map[memoKey]*Resource) *build {
+	b := &build{
+		s: s, flavour: f, trustDomain: s.Roots().TrustDomain, old: old, memo: map[memoKey]*Resource{}, out: &Resources{},
+	}
+	for t := range Type(NumTypes) {
+		b.out.byType[t] = map[string]*Resource{}
+	}
+	return b
 }
 
 // Compile compiles a single snapshot.
@@ -135,30 +157,47 @@ func (b *build) sidecar() error {
 	if err := b.exposed(); err != nil {
 		return err
 	}
-	for _, u := range b.s.Upstreams {
-		c := b.s.Chain(u)
-		if !u.Followed() || c == nil {
-			continue
+	return nil
+}
+
+// part adds everything for an upstream: the part made last time, if it was made from the same things, or a new one. An
+// upstream is served as a whole or not at all, so that what fails in one leaves the others alone.
+func (b *build) part(last *part, u *mesh.Upstream, c *chain.Chain) *part {
+	p := &part{from: [6]any{u, c, b.s.Proxy, b.s.Mesh(), b.s.Roots(), b.s.Leaf()}}
+	for _, key := range sortedKeys(c.Targets) {
+		if t := c.Targets[key]; t != nil {
+			p.instances = append(p.instances, b.s.Instances(t))
 		}
-		// An upstream is served as a whole or not at all, so that what fails in one leaves the others alone.
-		part := &build{s: b.s, flavour: b.flavour, trustDomain: b.trustDomain, old: b.old, memo: b.memo, out: &Resources{}}
-		for t := range Type(NumTypes) {
-			part.out.byType[t] = map[string]*Resource{}
+	}
+	if last != nil && last.from == p.from && slices.Equal(last.instances, p.instances) {
+		p = last
+	} else {
+		var old map[memoKey]*Resource
+		if last != nil {
+			old = last.memo
 		}
-		if err := part.upstream(u, c); err != nil {
-			b.problem("upstream %s: %w", u.ID, err)
-			continue
-		}
-		for t := range Type(NumTypes) {
-			for name, r := range part.out.byType[t] {
-				if b.out.byType[t][name] == nil {
-					b.out.byType[t][name] = r
+		own := newBuild(b.s, b.flavour, old)
+		err := own.upstream(u, c)
+		p.memo, p.problems = own.memo, own.out.Problems
+		if err != nil {
+			p.problems = append(p.problems, fmt.Errorf("upstream %s: %w", u.ID, err))
+		} else {
+			for t := range Type(NumTypes) {
+				for _, r := range own.out.byType[t] {
+					p.resources[t] = append(p.resources[t], r)
 				}
 			}
 		}
-		b.out.Problems = append(b.out.Problems, part.out.Problems...)
 	}
-	return nil
+	for t, all := range p.resources {
+		for _, r := range all {
+			if b.out.byType[t][r.Name] == nil {
+				b.out.byType[t][r.Name] = r
+			}
+		}
+	}
+	b.out.Problems = append(b.out.Problems, p.problems...)
+	return p
 }
 
 // upstream makes everything for one explicit upstream.

@@ -46,7 +46,7 @@ func (e entries) Entry(kind entry.Kind, name string) entry.Entry {
 }
 
 // snapshotOf answers every need of a registration out of the files of a case.
-func snapshotOf(t *testing.T, files map[string][]byte) *mesh.Snapshot {
+func snapshotOf(t testing.TB, files map[string][]byte) *mesh.Snapshot {
 	t.Helper()
 	read := func(name string, into any) {
 		t.Helper()
@@ -333,5 +333,39 @@ func TestCompileRefusesOtherKinds(t *testing.T) {
 	s := mesh.New(&mesh.Registration{Service: &catalog.Service{ID: "web"}})
 	if _, err := xds.Compile(s, xds.Envoy); !errors.Is(err, xds.ErrKind) {
 		t.Errorf("Compile = %v, want ErrKind", err)
+	}
+}
+
+// BenchmarkInstanceChange is a change of the instances of one upstream of a proxy with a thousand.
+func BenchmarkInstanceChange(b *testing.B) {
+	var upstreams []map[string]any
+	for i := range 1000 {
+		upstreams = append(upstreams, map[string]any{"DestinationName": fmt.Sprint("s", i), "LocalBindPort": 1000 + i})
+	}
+	proxy, err := json.Marshal(map[string]any{"Service": map[string]any{
+		"Kind": "connect-proxy", "ID": "p", "Port": 1, "Proxy": map[string]any{"DestinationServiceName": "web", "Upstreams": upstreams},
+	}})
+	if err != nil {
+		b.Fatal(err)
+	}
+	s := snapshotOf(b, map[string][]byte{"in/proxy.json": proxy})
+	var c xds.Compiler
+	answers := map[mesh.Need]any{}
+	for _, n := range s.Needs() {
+		if n.Kind == mesh.NeedInstances {
+			answers[n] = &catalog.InstancesReply{}
+		}
+	}
+	s = s.With(answers)
+	if _, err := c.Compile(s); err != nil {
+		b.Fatal(err)
+	}
+	one := mesh.Need{Kind: mesh.NeedInstances, Service: "s500"}
+	b.ReportAllocs()
+	for b.Loop() {
+		s = s.With(map[mesh.Need]any{one: &catalog.InstancesReply{}})
+		if _, err := c.Compile(s); err != nil {
+			b.Fatal(err)
+		}
 	}
 }

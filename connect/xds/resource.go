@@ -10,7 +10,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
-	"maps"
 	"slices"
 
 	"google.golang.org/protobuf/proto"
@@ -134,14 +133,14 @@ func (r *Resources) index() {
 // one that no cluster asks for may not exist.
 func (r *Resources) check() error {
 	for t := range Type(NumTypes) {
-		for _, name := range slices.Sorted(maps.Keys(r.expected[t])) {
+		for name := range r.expected[t] {
 			if t != Endpoint && r.byType[t][name] == nil {
 				return fmt.Errorf("a resource refers to %s %q, which does not exist", t, name)
 			}
 		}
 	}
 	for _, t := range []Type{Endpoint, Route} {
-		for _, name := range slices.Sorted(maps.Keys(r.byType[t])) {
+		for name := range r.byType[t] {
 			if !r.expected[t][name] {
 				return fmt.Errorf("%s %q is not referred to", t, name)
 			}
