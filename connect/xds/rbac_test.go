@@ -77,7 +77,7 @@ func TestRulesDecideAsIntentionsDo(t *testing.T) {
 		random.Shuffle(len(out), func(i, j int) { out[i], out[j] = out[j], out[i] })
 		return out
 	}
-	for range 300 {
+	for range 100 {
 		var all []entry.Entry
 		for _, name := range []string{"web", "*"} {
 			if from := sources(); len(from) > 0 {
