@@ -85,6 +85,10 @@ func New(cfg Config) (*Server, error) {
 		Datacenter: cfg.Datacenter, ID: cfg.NodeID, Name: cfg.NodeName, Address: cfg.Advertise.String(),
 		Bootstrap: cfg.Bootstrap, Expect: cfg.BootstrapExpect, Raft: s.raft,
 		Members: s.pool.Members, ForceLeave: s.pool.ForceLeave,
+		Rejoin: func(address string) error {
+			_, err := s.pool.Join([]string{address})
+			return err
+		},
 		Peers: func(ctx context.Context, address string) ([]string, error) {
 			reply := new(operator.PeersReply)
 			err := s.remote.Call(ctx, address, operator.PeersCall.Name, &operator.StatusRequest{}, reply)
@@ -117,8 +121,9 @@ func New(cfg Config) (*Server, error) {
 	}, cfg.Duties...)
 
 	s.dispatcher = transport.NewDispatcher(transport.Config{
-		Datacenter: cfg.Datacenter, Registry: &registry, Store: s.store, Log: s.raft, AddressOf: s.membership.AddressOf,
-		Remote: s.remote, Security: cfg.Security, Resolver: cfg.Resolver, HoldTimeout: cfg.HoldTimeout,
+		Datacenter: cfg.Datacenter, Registry: &registry, Store: s.store, Log: s.raft, Applied: s.fsm.Applied,
+		AddressOf: s.membership.AddressOf,
+		Remote:    s.remote, Security: cfg.Security, Resolver: cfg.Resolver, HoldTimeout: cfg.HoldTimeout,
 		DefaultQueryTime: cfg.DefaultQueryTime, MaxQueryTime: cfg.MaxQueryTime, ClientTimeout: cfg.ClientTimeout, Logger: cfg.Logger,
 	})
 	methods, streams := s.dispatcher.Methods()

@@ -88,7 +88,7 @@ type Raft struct {
 	ended   chan struct{} // closed when Run is over
 	again   chan chan struct{}
 
-	raft  atomic.Pointer[raft.Raft]
+	raft atomic.Pointer[raft.Raft]
 	// Set before ready is closed.
 	trans *raft.NetworkTransport
 	empty bool // the storage held nothing
@@ -99,6 +99,7 @@ type Raft struct {
 	lead    context.Context // ends with the present leadership; nil when not leading
 	round   *round          // verification that has not begun
 	running bool            // a verification is under way
+	closing bool            // no more verifications
 
 	background sync.WaitGroup
 }
@@ -174,6 +175,9 @@ func (r *Raft) Run(ctx context.Context) (err error) {
 	layer := newStream(r.cfg)
 	trans := raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 		ServerAddressProvider: r, Logger: r.log, Stream: layer, MaxPool: 3, Timeout: 10 * time.Second,
+		// No pipelining: raft 1.8 can block in it for ever when a follower refuses an entry while another is being sent,
+		// and then neither stops replicating nor shuts down. Batches fill the log entries instead.
+		MaxRPCsInFlight: 1,
 	})
 	defer func() {
 		layer.Close()
@@ -215,13 +219,17 @@ func (r *Raft) Run(ctx context.Context) (err error) {
 		wg.Go(r.StandForElection)
 	}
 	<-ctx.Done()
+	// Raft forgets verifications that it has not taken up when it is shut down; while it runs it answers each.
+	r.mu.Lock()
+	r.closing = true
+	r.mu.Unlock()
+	r.background.Wait()
 	ra.DeregisterObserver(observer)
 	err = ra.Shutdown().Error()
 	end()
 	wg.Wait()
 	close(r.ended)
 	r.setStatus(func(s *Status) { *s = Status{} })
-	r.background.Wait()
 	return err
 }
 
@@ -448,6 +456,10 @@ func (r *Raft) Verify(ctx context.Context) error {
 		return err
 	}
 	r.mu.Lock()
+	if r.closing {
+		r.mu.Unlock()
+		return ErrStopped
+	}
 	if r.round == nil {
 		r.round = &round{done: make(chan struct{})}
 	}

@@ -190,7 +190,7 @@ func (a *autopilot) act(ctx context.Context) {
 	conf := a.cfg.Autopilot()
 	a.promote(st, conf)
 	if conf.CleanupDeadServers && ctx.Err() == nil {
-		a.clean(conf)
+		a.clean(ctx, conf)
 	}
 }
 
@@ -220,9 +220,17 @@ func sortedKeys[T any](m map[string]T) []string {
 	return keys
 }
 
+// answers reports whether a server can be reached by another way than gossip.
+func (a *autopilot) answers(ctx context.Context, s gossip.Server) bool {
+	ctx, cancel := context.WithTimeout(ctx, lookEvery/2)
+	defer cancel()
+	_, err := a.cfg.Stats(ctx, s.Addr.String())
+	return err == nil
+}
+
 // clean removes servers that failed, and members of Raft that gossip has long not known: those without a vote first,
 // and of the voters only so many that the others are a majority.
-func (a *autopilot) clean(conf operator.AutopilotConfig) {
+func (a *autopilot) clean(ctx context.Context, conf operator.AutopilotConfig) {
 	members, _, err := a.cfg.Raft.Members()
 	if err != nil {
 		return
@@ -236,6 +244,7 @@ func (a *autopilot) clean(conf operator.AutopilotConfig) {
 	type dead struct {
 		id, name string // without a name gossip does not know it
 		voter    bool
+		server   gossip.Server
 	}
 	var found []dead
 	inGossip := map[string]bool{}
@@ -246,13 +255,13 @@ func (a *autopilot) clean(conf operator.AutopilotConfig) {
 		}
 		inGossip[s.ID] = true
 		if s.Status == gossip.Failed && s.ID != a.cfg.ID {
-			found = append(found, dead{s.ID, s.Name, voter[s.ID]})
+			found = append(found, dead{s.ID, s.Name, voter[s.ID], s})
 		}
 	}
 	for _, p := range members {
 		since := a.strays[p.ID]
 		if !inGossip[p.ID] && p.ID != a.cfg.ID && !since.IsZero() && time.Since(since) >= strayFor {
-			found = append(found, dead{p.ID, "", p.Voter})
+			found = append(found, dead{p.ID, "", p.Voter, gossip.Server{}})
 		}
 	}
 	slices.SortStableFunc(found, func(x, y dead) int {
@@ -266,6 +275,14 @@ func (a *autopilot) clean(conf operator.AutopilotConfig) {
 	})
 	most := (voters - 1) / 2
 	for _, d := range found {
+		if d.name != "" && a.answers(ctx, d.server) {
+			// Gossip lags behind, as after a partition: help it along rather than remove a server that works.
+			a.log.Info("gossip holds a server for failed that answers, joining it again", "server", d.name)
+			if err := a.cfg.Rejoin(d.server.Gossip.String()); err != nil {
+				a.log.Debug("cannot join a server again", "server", d.name, "error", err)
+			}
+			continue
+		}
 		if d.voter {
 			if most == 0 || voters-1 < int(conf.MinQuorum) {
 				a.log.Debug("not removing a dead server: too few would remain", "id", d.id)

@@ -32,6 +32,8 @@ type Config struct {
 	Members func() []gossip.Member
 	// ForceLeave makes gossip treat a failed member as one that left.
 	ForceLeave func(name string, prune bool) error
+	// Rejoin makes gossip contact a member at its gossip address.
+	Rejoin func(address string) error
 	// Peers asks another server for its Raft members.
 	Peers func(ctx context.Context, address string) ([]string, error)
 	// Stats asks another server how far it is.

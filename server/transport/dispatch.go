@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -41,6 +42,8 @@ type Config struct {
 	Registry   *Registry
 	Store      *state.Store
 	Log        Log
+	// Applied returns the index of the last log entry that readers of Store can see; default 0.
+	Applied func() uint64
 	// AddressOf returns the address of a server's port by node ID.
 	AddressOf func(id string) (string, bool)
 	// Remote reaches other servers.
@@ -65,6 +68,9 @@ type Dispatcher struct {
 
 	refused context.Context // ends with Refuse
 	refuse  context.CancelFunc
+	// floor is the greatest index the leader answered to stale reads while this server could not: it answers none
+	// itself before it has reached that, so that what it shows never gets older.
+	floor atomic.Uint64
 }
 
 var _ rpc.Streamer = (*Dispatcher)(nil)
@@ -79,6 +85,9 @@ func NewDispatcher(cfg Config) *Dispatcher {
 	}
 	if cfg.AddressOf == nil {
 		cfg.AddressOf = func(string) (string, bool) { return "", false }
+	}
+	if cfg.Applied == nil {
+		cfg.Applied = func() uint64 { return 0 }
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = hclog.NewNullLogger()
@@ -219,14 +228,18 @@ func (d *Dispatcher) checkDatacenter(r request) error {
 	return nil
 }
 
-// mayAnswerStale reports whether this server answers a read from what it has: it was asked to, and it leads or has
-// heard from a leader.
+// mayAnswerStale reports whether this server answers a read from what it has: it was asked to, it leads or has heard
+// from a leader, and it has all it has shown before.
 func (d *Dispatcher) mayAnswerStale(o *read.Options) bool {
 	if o == nil || o.Mode != read.Stale {
 		return false
 	}
 	_, heard := d.cfg.Log.LastContact()
-	return heard
+	if !heard {
+		return false
+	}
+	floor := d.floor.Load()
+	return floor == 0 || d.cfg.Applied() >= floor
 }
 
 // limit returns when a blocking read ends, the zero time for one that does not block.
@@ -364,6 +377,11 @@ func (d *Dispatcher) forward(ctx context.Context, r request, address string, unt
 	}
 	if err != nil {
 		return nil, err
+	}
+	if o := r.options(); o != nil && o.Mode == read.Stale {
+		shown := reply.(interface{ ReadMeta() *read.Meta }).ReadMeta().Index
+		for old := d.floor.Load(); shown > old && !d.floor.CompareAndSwap(old, shown); old = d.floor.Load() {
+		}
 	}
 	return reply, nil
 }
