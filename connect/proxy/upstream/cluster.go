@@ -192,7 +192,7 @@ func (c *Cluster) pick(tried []*Host, again bool) *Host {
 			c.stats.LBPanic.Inc()
 		}
 		if !p.OK {
-			return nil
+			return c.ejectedHost(set, tried)
 		}
 		last = set.hosts[p.Host]
 		if !contains(tried, last) {
@@ -204,8 +204,20 @@ func (c *Cluster) pick(tried []*Host, again bool) *Host {
 			return h
 		}
 	}
-	if again {
-		return last
+	if h := c.ejectedHost(set, tried); h != nil || !again {
+		return h
+	}
+	return last
+}
+
+// ejectedHost returns a host that is only out because connections to it failed. When nobody else is left, trying it is
+// better than to refuse: a cluster of one instance that was restarted is back as soon as the instance is.
+func (c *Cluster) ejectedHost(set *hostSet, tried []*Host) *Host {
+	for _, h := range set.hosts {
+		if h.endpoint.Load().Health != model.Unhealthy && !contains(tried, h) && c.isEjected(h) {
+			c.stats.LBPanic.Inc()
+			return h
+		}
 	}
 	return nil
 }
