@@ -104,7 +104,7 @@ func New(cfg Config) (*Server, error) {
 
 	sessions := leader.NewSessions()
 	authority := connectrpc.New(cfg.Connect)
-	catalogrpc.Register(&registry, &appliers, catalogrpc.Config{})
+	catalogrpc.Register(&registry, &appliers, catalogrpc.Config{Resolve: configrpc.Resolve, LinkedGateways: configrpc.LinkedGateways})
 	kvrpc.Register(&registry, &appliers, kvrpc.Config{TTL: sessions, MinTTL: cfg.SessionTTLMin, KeyListPolicy: cfg.KeyListPolicy})
 	authority.Register(&registry, &appliers)
 	configrpc.Register(&registry, &appliers, cfg.Entries)
