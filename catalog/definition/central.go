@@ -13,7 +13,7 @@ func Central(kind string) bool { return kind == catalog.KindConnectProxy || cata
 
 // CentralRequest returns the request for the central settings of svc (spec/connect.md section 11.1).
 func CentralRequest(svc *catalog.Service) *entry.ResolvedRequest {
-	req := &entry.ResolvedRequest{Service: svc.Service, Mode: svc.Proxy.Mode, MeshGateway: svc.Proxy.MeshGateway}
+	req := &entry.ResolvedRequest{Service: svc.Service, ProxyMode: svc.Proxy.Mode, MeshGateway: svc.Proxy.MeshGateway}
 	if svc.Kind == catalog.KindConnectProxy {
 		req.Service = svc.Proxy.DestinationServiceName
 	}

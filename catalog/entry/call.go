@@ -64,8 +64,8 @@ type ResolvedRequest struct {
 	read.Options
 	// Service is the service, for a proxy its destination.
 	Service string
-	// Mode and MeshGateway are those of the proxy's registration, if any.
-	Mode        string
+	// ProxyMode and MeshGateway are those of the proxy's registration, if any.
+	ProxyMode   string
 	MeshGateway catalog.MeshGateway
 	// Upstreams are the services (and their peers) the registration names.
 	Upstreams []UpstreamID

@@ -191,7 +191,7 @@ func TestResolveOrder(t *testing.T) {
 		t.Error("resolving changed the entry")
 	}
 	// Neither upstreams nor transparent mode: nothing about upstreams.
-	req = &entry.ResolvedRequest{Service: "web", Mode: "direct"}
+	req = &entry.ResolvedRequest{Service: "web", ProxyMode: "direct"}
 	if got := entry.Resolve(req, all.(*entry.ProxyDefaults), own.(*entry.ServiceDefaults), nil); got.Upstreams != nil {
 		t.Errorf("upstreams %v", got.Upstreams)
 	}

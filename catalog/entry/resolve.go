@@ -29,7 +29,7 @@ func Resolve(req *ResolvedRequest, all *ProxyDefaults, own *ServiceDefaults, ups
 	if own != nil {
 		settings = own.UpstreamConfig
 	}
-	mode := cmp.Or(req.Mode, r.Mode)
+	mode := cmp.Or(req.ProxyMode, r.Mode)
 	if len(req.Upstreams) == 0 && mode != ModeTransparent {
 		return r
 	}

@@ -250,6 +250,17 @@ func (s *Scheduler) Trigger(id string) {
 	}
 }
 
+// RunNow runs a check now instead of when it is due. TTL checks, and those that run already, are left alone.
+func (s *Scheduler) RunNow(id string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if c, ok := s.checks[id]; ok && c.index >= 0 && c.kind != definition.TypeTTL {
+		c.at = time.Now()
+		heap.Fix(&s.due, c.index)
+		s.notify()
+	}
+}
+
 // Counts returns how many script checks and how many TTL checks there are.
 func (s *Scheduler) Counts() (scripts, ttls int) {
 	s.mu.Lock()

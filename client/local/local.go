@@ -329,6 +329,13 @@ func (s *State) Changed() <-chan struct{} {
 	return s.changed
 }
 
+// RunChecks runs the checks of a service now: for whoever knows that its health has changed.
+func (s *State) RunChecks(serviceID string) {
+	for _, c := range s.ChecksFor(serviceID) {
+		s.runner.RunNow(c.Record.CheckID)
+	}
+}
+
 // Counts returns how many script checks and how many TTL checks are run.
 func (s *State) Counts() (scripts, ttls int) { return s.runner.Counts() }
 

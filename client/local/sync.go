@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/sarnmesh/sarn/catalog"
+	"github.com/sarnmesh/sarn/catalog/definition"
 	"github.com/sarnmesh/sarn/catalog/read"
 	"github.com/sarnmesh/sarn/internal/wireerr"
 )
@@ -55,6 +56,7 @@ type syncState struct {
 	gen       uint64
 	node      *pending // nil when the node record is as it should be
 	nodeKnown bool     // the servers have taken the node record once
+	compared  bool     // a full sync has seen the catalog once, or was not allowed to
 	pushed    bool     // something was pushed once
 	paused    int      // how many want nothing to be pushed
 
@@ -236,7 +238,11 @@ func (s *State) runSync(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-s.sync.full:
-			full.Reset(s.cfg.Jitter(scale(fullSyncStagger, s.cfg.ClusterSize())))
+			wait := s.cfg.Jitter(scale(fullSyncStagger, s.cfg.ClusterSize()))
+			if !s.hasCompared() {
+				wait = 0 // everything waits for the first
+			}
+			full.Reset(wait)
 		case <-full.C:
 			if owed = s.paused(); owed {
 				continue
@@ -260,12 +266,27 @@ func (s *State) runSync(ctx context.Context) error {
 				full.Reset(0) // the pending changes follow it
 			}
 		}
-		if partial {
+		if partial && s.compareFirst(ctx) {
 			if wait := s.syncPending(ctx); wait > 0 {
 				deferred.Reset(wait)
 			}
 		}
 	}
+}
+
+func (s *State) hasCompared() bool {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.sync.compared
+}
+
+// compareFirst makes sure that a full sync came before the first push: what the catalog knows of checks that nobody has
+// looked at since the agent started is better than "critical", see takeOver. It reports false when that must wait.
+func (s *State) compareFirst(ctx context.Context) bool {
+	if s.hasCompared() || s.cfg.Caller == nil || s.paused() {
+		return true
+	}
+	return s.syncFull(ctx) == nil || s.hasCompared()
 }
 
 // syncPending pushes everything that is pending. It returns when the next deferred check is due, 0 if there is none.
@@ -318,7 +339,7 @@ func (s *State) syncPending(ctx context.Context) (next time.Duration) {
 // pushNow is the attempt at the end of an agent call to have the catalog show what the call has changed. A failure is
 // logged; the next sync tries again.
 func (s *State) pushNow(ctx context.Context, keys ...string) {
-	if s.cfg.Caller == nil || s.paused() {
+	if s.cfg.Caller == nil || s.paused() || !s.compareFirst(ctx) {
 		return
 	}
 	if err := s.pushNode(ctx); errors.Is(err, wireerr.ErrNoServers) {
@@ -558,11 +579,15 @@ func (s *State) syncFull(ctx context.Context) error {
 		req.Mode = read.Default
 		reply, err = catalog.NodeServicesCall.Call(ctx, s.cfg.Caller, req)
 	}
-	if err != nil {
-		return err
-	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if err != nil {
+		// Who may not read may still be allowed to write.
+		s.sync.compared = s.sync.compared || wireerr.Status(err) == http.StatusForbidden
+		return err
+	}
+	first := !s.sync.compared
+	s.sync.compared = true
 	if n := reply.Node; n == nil || !s.sameNode(n) {
 		s.dirtyNode()
 	}
@@ -588,6 +613,9 @@ func (s *State) syncFull(ctx context.Context) error {
 		c := s.checks[r.CheckID]
 		switch {
 		case c != nil:
+			if first {
+				c = s.takeOver(c, r)
+			}
 			rec := c.Record
 			if _, held := s.sync.deferred[r.CheckID]; held {
 				same := *rec
@@ -613,6 +641,24 @@ func (s *State) syncFull(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// takeOver gives a check that nobody has looked at since the agent started the status it has in the catalog, until its
+// first result: an agent that was restarted must not take healthy services away for as long as an interval is. TTL checks
+// and those registered with a status have their own rule. The mutex is held.
+func (s *State) takeOver(c *Check, remote *catalog.Check) *Check {
+	unseen := c.CriticalSince.IsZero() || c.Def != nil && c.Def.CheckType() == definition.TypeAlias
+	if c.Def == nil || c.Def.TTL > 0 || c.Def.Status != "" || !unseen || c.Record.Status != catalog.Critical ||
+		remote.Status != catalog.Passing && remote.Status != catalog.Warning || remote.ServiceID != c.Record.ServiceID {
+		return c
+	}
+	next, rec := *c, *c.Record
+	rec.Status, rec.Output = remote.Status, remote.Output
+	next.Record, next.CriticalSince = &rec, time.Time{}
+	s.checks[rec.CheckID] = &next
+	s.triggerAliases(rec.ServiceID)
+	s.notify()
+	return &next
 }
 
 func (s *State) sameNode(n *catalog.Node) bool {

@@ -383,7 +383,9 @@ func (a *Agent) Run(ctx context.Context) error {
 		run("coordinates", a.sendCoordinates)
 	}
 	services, checks := definitions(s)
-	if err := a.local.Load(ctx, services, checks); err != nil {
+	if err := a.local.Load(ctx, services, checks); errors.Is(err, local.ErrSaved) {
+		run("saved registrations", func(context.Context) error { return err })
+	} else if err != nil {
 		a.log.Error("some registrations were left out", "error", err)
 	}
 	run("DNS", func(ctx context.Context) error { return a.dns.Run(ctx, a.sockets.dnsUDP, a.sockets.dnsTCP) })
