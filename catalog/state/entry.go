@@ -91,6 +91,9 @@ func (t *Tx) SetEntry(e entry.Entry) (changed bool, err error) {
 			return false, err
 		}
 	}
+	if key.Kind == entry.KindTerminatingGateway {
+		return true, t.retagGateway(key.Name)
+	}
 	return true, nil
 }
 
@@ -103,6 +106,11 @@ func (t *Tx) DeleteEntry(kind entry.Kind, name string) bool {
 	entries.Delete(t.tx, a)
 	t.mark(entryMark(kind))
 	t.mark(entryGone(kind))
+	if kind == entry.KindTerminatingGateway {
+		if err := t.retagGateway(name); err != nil {
+			panic(err) // what is stored can be stored again
+		}
+	}
 	t.releaseNamed(named(a.Entry))
 	return true
 }

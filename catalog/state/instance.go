@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/sarnmesh/sarn/catalog"
+	"github.com/sarnmesh/sarn/catalog/entry"
 	"github.com/sarnmesh/sarn/internal/mvcc"
 	"github.com/sarnmesh/sarn/internal/rpc"
 )
@@ -246,26 +247,60 @@ func (t *Tx) left(s *catalog.Service, still []group) {
 	}
 }
 
-// giveVirtualIP sees to it that the service that s is the mesh's way to has a virtual IP, and adds it to the tagged
-// addresses of s (spec/registry.md section 5). Other addresses the servers own are not the registrar's to set.
+// giveVirtualIP gives an instance the tagged addresses that the servers own: the virtual IP of the service that it is
+// the mesh's way to, or for a terminating gateway those of the services linked to it (spec/registry.md section 5). What
+// the registrar says of them does not count.
 func (t *Tx) giveVirtualIP(s *catalog.Service) error {
-	name := meshName(s)
-	if name == "" {
+	if meshName(s) == "" && s.Kind != catalog.KindTerminatingGateway && len(s.TaggedAddresses) == 0 {
 		return nil
 	}
-	if err := t.assignVirtualIP(name, s.PeerName); err != nil {
-		return err
-	}
-	ip := t.VirtualIP(name, s.PeerName)
-	if ip == nil {
+	own := map[string]catalog.ServiceAddress{}
+	add := func(tag, service string) error {
+		if err := t.assignVirtualIP(service, s.PeerName); err != nil {
+			return err
+		}
+		if ip := t.VirtualIP(service, s.PeerName); ip != nil {
+			own[tag] = catalog.ServiceAddress{Address: ip.Address(), Port: s.Port}
+		}
 		return nil
 	}
-	tagged := maps.Clone(s.TaggedAddresses)
-	if tagged == nil {
-		tagged = map[string]catalog.ServiceAddress{}
+	if name := meshName(s); name != "" {
+		if err := add(catalog.VirtualAddressTag, name); err != nil {
+			return err
+		}
 	}
-	tagged[catalog.VirtualAddressTag] = catalog.ServiceAddress{Address: ip.Address(), Port: s.Port}
-	s.TaggedAddresses = tagged
+	if s.Kind == catalog.KindTerminatingGateway {
+		if g := EntryAs[entry.TerminatingGateway](&t.View, entry.KindTerminatingGateway, s.Service); g != nil {
+			for _, service := range named(g) {
+				if err := add(catalog.VirtualAddressTag+":"+service, service); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	tagged := own
+	for tag, address := range s.TaggedAddresses {
+		if tag != catalog.VirtualAddressTag && !strings.HasPrefix(tag, catalog.VirtualAddressTag+":") {
+			tagged[tag] = address
+		}
+	}
+	if s.TaggedAddresses = tagged; len(tagged) == 0 {
+		s.TaggedAddresses = nil
+	}
+	return nil
+}
+
+// retagGateway brings the tagged addresses of a terminating gateway's instances in line with its entry.
+func (t *Tx) retagGateway(name string) error {
+	for _, i := range slices.Collect(instances.PeekGet(t.tx, byName, nameKey(name))) {
+		if i.Service.Kind != catalog.KindTerminatingGateway {
+			continue
+		}
+		s := *i.Service
+		if _, err := t.SetService(i.Node.Node, &s); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 

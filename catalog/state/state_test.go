@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -17,6 +18,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/sarnmesh/sarn/catalog"
+	"github.com/sarnmesh/sarn/catalog/entry"
 	"github.com/sarnmesh/sarn/catalog/kv"
 	"github.com/sarnmesh/sarn/catalog/state"
 )
@@ -419,6 +421,46 @@ func TestVirtualIPOfMeshMembers(t *testing.T) {
 	}
 	if ip := s.View().VirtualIP("native", ""); ip == nil || ip.Address() != "240.0.0.2" {
 		t.Errorf("native has %v", ip)
+	}
+}
+
+func TestTerminatingGatewayShowsVirtualIPsOfItsServices(t *testing.T) {
+	s := newStore(t)
+	tags := func() string {
+		_, all := s.View().Instances("tg", true)
+		return strings.Join(slices.Sorted(maps.Keys(all[0].Service.TaggedAddresses)), " ")
+	}
+	link := func(services ...string) {
+		g := &entry.TerminatingGateway{}
+		g.Kind, g.Name = entry.KindTerminatingGateway, "tg"
+		for _, name := range services {
+			g.Services = append(g.Services, entry.LinkedService{Name: name})
+		}
+		s.write(func(tx *state.Tx) {
+			if _, err := tx.SetEntry(g); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+	link("db", "*")
+	s.register(catalog.RegisterRequest{Node: "n1", Address: "1", Service: &catalog.Service{
+		ID: "tg", Service: "tg", Kind: catalog.KindTerminatingGateway, Port: 8443,
+		TaggedAddresses: map[string]catalog.ServiceAddress{"lan": {Address: "10.0.0.5", Port: 8443}, "consul-virtual:old": {Address: "240.0.0.9"}},
+	}})
+	if got := tags(); got != "consul-virtual:db lan" {
+		t.Errorf("registered: %s", got)
+	}
+	link("db", "ext")
+	if got := tags(); got != "consul-virtual:db consul-virtual:ext lan" {
+		t.Errorf("linked: %s", got)
+	}
+	link("ext")
+	if got := tags(); got != "consul-virtual:ext lan" || s.View().VirtualIP("db", "") != nil {
+		t.Errorf("unlinked: %s", got)
+	}
+	s.write(func(tx *state.Tx) { tx.DeleteEntry(entry.KindTerminatingGateway, "tg") })
+	if got := tags(); got != "lan" {
+		t.Errorf("deleted: %s", got)
 	}
 }
 
