@@ -72,12 +72,16 @@ func (d *Decoder) Bootstrap(name string, b []byte) (*Bootstrap, error) {
 	var m bootstrapv3.Bootstrap
 	var err error
 	switch ext := filepath.Ext(name); ext {
-	case ".yaml", ".yml":
-		if b, err = yamlToJSON(b); err == nil {
+	case ".yaml", ".yml", ".json", "":
+		if ext == ".yaml" || ext == ".yml" {
+			b, err = yamlToJSON(b)
+		}
+		if err == nil {
+			b, err = lenient(b, m.ProtoReflect().Descriptor())
+		}
+		if err == nil {
 			err = protojson.Unmarshal(b, &m)
 		}
-	case ".json", "":
-		err = protojson.Unmarshal(b, &m)
 	case ".pb":
 		err = proto.Unmarshal(b, &m)
 	case ".pb_text":
