@@ -90,6 +90,7 @@ func (tr *trial) server(ctx context.Context) *server.Server {
 	return nil
 }
 
+var dbg sync.Map
 var trialKeys = []string{"x", "y", "z"}
 
 // client writes and reads until ctx ends.
@@ -171,11 +172,13 @@ func (tr *trial) watch(ctx context.Context, key string, seen *sync.Map) {
 			return
 		}
 		callCtx, cancel := context.WithTimeout(ctx, 15*time.Second)
+		dbg.Store(key, fmt.Sprint(s, " index ", index, " since ", time.Now()))
 		reply, err := kv.GetCall.Call(callCtx, s.Caller(), &kv.GetRequest{
 			Options: read.Options{MinIndex: index, MaxWait: 10 * time.Second, Mode: tr.mode}, Key: key,
 		})
 		cancel()
 		if err != nil {
+			dbg.Store(key, fmt.Sprint(s, " index ", index, " err ", err, time.Now()))
 			time.Sleep(20 * time.Millisecond)
 			continue
 		}
@@ -326,7 +329,23 @@ func linearizable(t *testing.T, seed uint64, mode read.Mode) {
 			t.Errorf("seed %d: the last write: %v", seed, err)
 		}
 	}
+	began := time.Now()
+	show := sync.OnceFunc(func() {
+		for _, key := range trialKeys {
+			v, _ := seen.Load(key)
+			d, _ := dbg.Load(key)
+			r, err := lead.get(context.Background(), key, read.Stale)
+			fmt.Println(key, v, d, r, err, time.Now())
+		}
+		for _, o := range tr.nodes {
+			st, _ := o.Leadership()
+			fmt.Println(o.name, st)
+		}
+	})
 	tr.within(15*time.Second, "the last write seen by every watch", func() bool {
+		if time.Since(began) > 14*time.Second {
+			show()
+		}
 		for _, key := range trialKeys {
 			if v, _ := seen.Load(key); v != "last" {
 				return false

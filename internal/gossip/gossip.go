@@ -10,6 +10,7 @@ import (
 	"io"
 	"log"
 	"maps"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
@@ -225,12 +226,48 @@ func (p *Pool) Run(ctx context.Context) error {
 	}
 	close(p.ready)
 
+	announced := make(chan struct{})
+	go func() {
+		defer close(announced)
+		p.announce(ctx, s)
+	}()
+	defer func() { <-announced }()
 	for {
 		select {
 		case e := <-events:
 			p.deliver(e)
 		case <-ctx.Done():
 			return p.shutdown(s, events)
+		}
+	}
+}
+
+// announcements are when, after the start, this member tells another one of itself again. The first time may have been
+// in vain: while the pool still holds an earlier life of this member, at another address, for alive, it refuses the new
+// one.
+var announcements = []time.Duration{3 * time.Second, 6 * time.Second, 10 * time.Second, 15 * time.Second, 25 * time.Second}
+
+func (p *Pool) announce(ctx context.Context, s *serf.Serf) {
+	began := time.Now()
+	for _, after := range announcements {
+		timer := time.NewTimer(time.Until(began.Add(after)))
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		case <-timer.C:
+		}
+		var others []string
+		for _, m := range p.Members() {
+			if m.Status == Alive && m.Name != p.cfg.Name {
+				others = append(others, netip.AddrPortFrom(m.Addr, m.Port).String())
+			}
+		}
+		if len(others) == 0 || s.State() != serf.SerfAlive {
+			continue
+		}
+		if _, err := s.Memberlist().Join([]string{others[rand.IntN(len(others))]}); err != nil {
+			p.cfg.Logger.Debug("cannot tell another member of this one again", "error", err)
 		}
 	}
 }
@@ -278,6 +315,7 @@ func (p *Pool) serfConfig(tr memberlist.Transport, events chan<- serf.Event, log
 	conf.MemberlistConfig = ml
 	conf.SnapshotPath = p.cfg.SnapshotPath
 	conf.RejoinAfterLeave = p.cfg.RejoinAfterLeave
+	conf.ReconnectInterval = 10 * time.Second // rather than 30s: after a partition the two sides should soon be one
 	conf.ReconnectTimeout = p.cfg.ReconnectTimeout
 	conf.TombstoneTimeout = p.cfg.ReconnectTimeout
 	conf.LeavePropagateDelay = p.cfg.LeavePropagation

@@ -211,7 +211,7 @@ func (d *Dispatcher) perform(ctx context.Context, r request) (any, error) {
 	if r.rt.Kind == rpc.KindRead {
 		until = d.limit(r.options())
 	}
-	return hold(ctx, d, r, until,
+	return hold(ctx, d, r,
 		func() (any, error) {
 			if r.rt.Kind == rpc.KindRead {
 				return d.read(ctx, r, until, false)
@@ -257,13 +257,10 @@ func (d *Dispatcher) limit(o *read.Options) time.Time {
 }
 
 // hold has a call answered by the leader: here, or there. While there is none it waits, up to the hold timeout after
-// the call, or after a blocking read's own limit, has begun. What may have been done is not tried again.
-func hold[T any](ctx context.Context, d *Dispatcher, r request, until time.Time, here func() (T, error), there func(address string) (T, error)) (none T, err error) {
-	deadline := time.Now()
-	if !until.IsZero() {
-		deadline = until
-	}
-	deadline = deadline.Add(d.cfg.HoldTimeout)
+// the call has begun, or after a leader has failed that was answering a blocking read. What may have been done is not
+// tried again.
+func hold[T any](ctx context.Context, d *Dispatcher, r request, here func() (T, error), there func(address string) (T, error)) (none T, err error) {
+	deadline := time.Now().Add(d.cfg.HoldTimeout)
 	for {
 		s, changed := d.cfg.Log.Status()
 		var reply T
@@ -289,6 +286,9 @@ func hold[T any](ctx context.Context, d *Dispatcher, r request, until time.Time,
 		}
 		if err == nil || !retriable(r.rt.Kind, err) {
 			return reply, err
+		}
+		if brokeOff(err) {
+			deadline = time.Now().Add(d.cfg.HoldTimeout)
 		}
 		wait := min(time.Until(deadline), time.Duration(rand.Int64N(int64(d.cfg.HoldTimeout/16)+1)))
 		if wait <= 0 {
@@ -332,6 +332,12 @@ func (d *Dispatcher) gaveUp(r request, err error) error {
 // isNotLeader recognises the error of a write that was not made, also when it comes from another server.
 func isNotLeader(err error) bool {
 	return errors.Is(err, consensus.ErrNotLeader) || strings.Contains(err.Error(), "node is not the leader")
+}
+
+// brokeOff reports whether a call failed after a leader had taken it.
+func brokeOff(err error) bool {
+	_, lost := errors.AsType[*rpcwire.LostError](err)
+	return lost || errors.Is(err, errLedNoMore)
 }
 
 // retriable reports whether a call that failed so has certainly not been done, or may be done twice.

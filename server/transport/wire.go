@@ -8,7 +8,6 @@ import (
 	"runtime/debug"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/sarnmesh/sarn/internal/rpc"
 	"github.com/sarnmesh/sarn/internal/rpcwire"
@@ -97,7 +96,7 @@ func (d *Dispatcher) performStream(ctx context.Context, r request, in io.Reader,
 	// Once bytes have been taken or given there is no second try.
 	used := &tracked{in: in, out: out, reply: reply}
 	in, out, reply = used, writerFunc(used.write), used.send
-	_, err := hold(ctx, d, r, time.Time{},
+	_, err := hold(ctx, d, r,
 		func() (struct{}, error) { return struct{}{}, used.final(here()) },
 		func(address string) (struct{}, error) {
 			resp := r.rt.newReply()
