@@ -43,8 +43,8 @@ type Config struct {
 
 // Bounds of renewal and retries.
 const (
-	renewFrom       = 0.6              // of the life of a leaf, earliest
-	renewTo         = 0.9              // latest
+	renewFrom       = 0.5              // of the life of a leaf, earliest: it leaves as long to retry as it took
+	renewTo         = 0.65             // latest
 	rootChangeDelay = 30 * time.Second // new leaves after a root change are spread over this
 	minRetry        = time.Second
 	maxRetry        = time.Minute
