@@ -93,6 +93,9 @@ type Config struct {
 	// DeregisteredGrace is after how long a proxy ends by itself that the
 	// agent says is not registered; default 1 minute.
 	DeregisteredGrace time.Duration
+	// OnReady is told of each proxy that has come to answer that it is ready.
+	// Nil tells nobody. It must not block.
+	OnReady func(id string)
 
 	Logger hclog.Logger // default discards
 	Rand   func() float64
@@ -230,6 +233,7 @@ func (s *Supervisor) look(ctx context.Context, id string) {
 		}
 		if p != nil {
 			s.setStatus(id, func(st *Status) { st.PID = p.Record().PID })
+			s.running.Go(func() { s.tellReady(ctx, id, p) })
 			select {
 			case <-ctx.Done():
 				s.drain(p)
@@ -261,6 +265,32 @@ func (s *Supervisor) look(ctx context.Context, id string) {
 		}
 	}
 }
+
+// tellReady waits until p is ready and tells so.
+func (s *Supervisor) tellReady(ctx context.Context, id string, p Process) {
+	if s.cfg.OnReady == nil {
+		return
+	}
+	for end := time.Now().Add(readyTime); time.Now().Before(end); {
+		if s.starter.Ready(ctx, p.Record()) {
+			s.cfg.OnReady(id)
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-p.Done():
+			return
+		case <-time.After(readyPoll):
+		}
+	}
+}
+
+// How often, and how long, a new proxy is asked whether it is ready.
+const (
+	readyPoll = 50 * time.Millisecond
+	readyTime = 30 * time.Second
+)
 
 // takeOver returns the process that an agent before this one left, if it is
 // what would be started now. One that is not is replaced.

@@ -35,7 +35,7 @@ func (a *Agent) superviseSidecars(ctx context.Context) error {
 	}
 	sup, err := sidecar.New(sidecar.Local{State: a.local, Token: a.tokens.Default}, sidecar.Exec{}, sidecar.Config{
 		Dir: dir, Args: []string{"-http-addr", httpAddr, "-grpc-addr", grpcAddr}, Build: version.Version + " " + version.Commit,
-		Backoff: restartSidecar, Logger: a.log.Named("sidecar"),
+		Backoff: restartSidecar, OnReady: a.local.RunChecks, Logger: a.log.Named("sidecar"),
 	})
 	if err != nil {
 		return err
