@@ -159,7 +159,8 @@ func (t *Tx) endSessionsBoundTo(node, check string) {
 	}
 }
 
-// endSession removes a session and releases or deletes the keys it holds (spec/state.md section 4.2).
+// endSession removes a session and the queries bound to it, and releases or deletes the keys it holds (spec/state.md
+// section 4.2).
 func (t *Tx) endSession(s *kv.Session) {
 	if t.session(s.ID) == nil {
 		return // ended by what it led to
@@ -169,6 +170,7 @@ func (t *Tx) endSession(s *kv.Session) {
 	for _, id := range boundChecks(s) {
 		bindings.Delete(t.tx, &binding{s.Node, id, s.ID})
 	}
+	t.deleteQueriesOf(s.ID)
 	delay := min(s.LockDelay, maxLockDelay)
 	for _, e := range slices.Collect(keys.PeekGet(t.tx, "session", sessionKey(s.ID))) {
 		if s.Behavior == kv.Delete {

@@ -30,6 +30,7 @@ func subjects() []subject {
 		derived(bindings, fillBindings),
 		stored(8, coordinates),
 		stored(9, facts),
+		storedQueries(10),
 		stored(40, entries),
 		stored(41, virtualIPs),
 		stored(42, virtualSlots),

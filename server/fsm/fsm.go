@@ -32,6 +32,7 @@ const (
 	CAConfig
 	Autopilot
 	System // small facts of the servers themselves, such as the cluster ID
+	PreparedQuery
 )
 
 // A Command is one write: a kind and its request, a pointer to the type its applier takes.
