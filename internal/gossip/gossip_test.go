@@ -80,6 +80,12 @@ func (m *member) saw(event string) bool {
 	return slices.Contains(m.events, event)
 }
 
+func (m *member) seen() []string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Clone(m.events)
+}
+
 func (m *member) status(name string) gossip.Status {
 	for _, o := range m.Members() {
 		if o.Name == name {
@@ -129,7 +135,7 @@ func TestMembersFailLeaveAndReturn(t *testing.T) {
 		ms[2].stop()
 		time.Sleep(5 * time.Second)
 		if got := ms[0].status("n2"); got != gossip.Left || !ms[1].saw("1 n2") {
-			t.Errorf("a member that left is %v", got)
+			t.Errorf("a member that left is %v; another saw %v", got, ms[1].seen())
 		}
 		if err := ms[0].ForceLeave("n3", true); err != nil {
 			t.Fatal(err)
