@@ -79,15 +79,22 @@ type DNS struct {
 // Redacted stands in the place of a token that the reader may not see.
 const Redacted = "<hidden>"
 
-// MaxRegexp bounds a template's regular expression, in bytes.
-const MaxRegexp = 16 << 10
+// Limits that keep the execution of a query cheap, in bytes.
+const (
+	MaxSize     = 512 << 10 // of a whole definition as it is sent to the servers
+	MaxName     = 1 << 10   // of its name, and of a name that a template stands for
+	MaxRegexp   = 4 << 10
+	MaxRendered = 1 << 20 // of the strings of a rendered template
+)
 
 var (
 	errUnbound     = errors.New("Must be bound to a session")
 	errNoService   = errors.New("Must provide a Service name to query")
 	errTargets     = errors.New("Targets cannot be populated with NearestN or Datacenters")
 	errSameness    = errors.New("sameness-groups are an enterprise-only feature")
+	errNameLimit   = fmt.Errorf("Name is longer than %d bytes", MaxName)
 	errRegexpLimit = fmt.Errorf("Bad Regexp: longer than %d bytes", MaxRegexp)
+	errRendered    = fmt.Errorf("rendered query is longer than %d bytes", MaxRendered)
 )
 
 // Validate checks the fields of a definition, save for what Compile checks. The error is the first rule it breaks.
@@ -95,6 +102,8 @@ func (q *Query) Validate() error {
 	switch s := &q.Service; {
 	case q.Name == "" && q.Session == "" && !q.IsTemplate():
 		return errUnbound
+	case len(q.Name) > MaxName:
+		return errNameLimit
 	case q.Token == Redacted:
 		return fmt.Errorf("Bad Token '%s', it looks like a query definition with a redacted token was submitted", Redacted)
 	case s.Service == "":

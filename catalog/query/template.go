@@ -55,7 +55,7 @@ func Compile(q *Query) (*Compiled, error) {
 func (c *Compiled) Render(name string) (*Query, error) {
 	s := &scope{variables: map[string]string{
 		"name.full": name, "name.prefix": c.query.Name, "name.suffix": strings.TrimPrefix(name, c.query.Name), "agent.segment": "",
-	}}
+	}, room: MaxRendered}
 	if c.re != nil {
 		s.match = c.re.FindStringSubmatch(name)
 	}

@@ -194,22 +194,22 @@ func (p *exprParser) named(depth int) (*expr, error) {
 type scope struct {
 	variables map[string]string
 	match     []string // groups of the regular expression, the whole first
+	room      int      // bytes that may still be rendered
 }
 
 // render returns the text with its expressions evaluated.
 func (t text) render(s *scope) (string, error) {
-	if len(t) == 1 && t[0].expr == nil {
-		return t[0].plain, nil
-	}
 	var b strings.Builder
 	for _, p := range t {
-		if p.expr == nil {
-			b.WriteString(p.plain)
-			continue
+		v := p.plain
+		if p.expr != nil {
+			var err error
+			if v, err = s.eval(p.expr); err != nil {
+				return "", err
+			}
 		}
-		v, err := s.eval(p.expr)
-		if err != nil {
-			return "", err
+		if s.room -= len(v); s.room < 0 {
+			return "", errRendered
 		}
 		b.WriteString(v)
 	}

@@ -63,6 +63,9 @@ var errTemplateID = errors.New("prepared query templates can only be resolved up
 // longest name that begins the one asked for. A template is rendered for that. It returns nil when there is none, and
 // records no watch.
 func (v *View) ResolveQuery(idOrName string) (*query.Query, error) {
+	if len(idOrName) > query.MaxName {
+		return nil, nil
+	}
 	if catalog.CheckUUID(idOrName) == nil {
 		if p, ok := queries.Peek(v.tx, "id", nameKey(idOrName)); ok {
 			if p.IsTemplate() {

@@ -83,7 +83,7 @@ func TestQueriesResolve(t *testing.T) {
 		{"broken-x", "Bad Regexp: error parsing regexp: missing closing ): `(`"},
 	})
 	s.mustQuery(prefixed("6", ""))
-	check(t, [][2]string{{"web-x", "6:web-x"}, {"geo-web", "1:web"}, {"", "6:"}})
+	check(t, [][2]string{{"web-x", "6:web-x"}, {"geo-web", "1:web"}, {"", "6:"}, {strings.Repeat("x", query.MaxName+1), ""}})
 	// Replaced under another name, a query leaves the old one.
 	s.mustQuery(plain("1", "other"))
 	check(t, [][2]string{{"geo-web", "6:geo-web"}, {"other", "1"}, {queryID("1"), "1"}})
