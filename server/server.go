@@ -137,7 +137,7 @@ func (s *Server) newPool() error {
 	guard := gossip.NewGuard(s.cfg.Datacenter, s.cfg.NodeName, s.cfg.NodeID)
 	cfg.Name = s.cfg.NodeName
 	tags := gossip.Server{
-		ID: s.cfg.NodeID, Datacenter: s.cfg.Datacenter, Addr: s.cfg.Advertise, Bootstrap: s.cfg.Bootstrap, Expect: s.cfg.BootstrapExpect,
+		ID: s.cfg.NodeID, Datacenter: s.cfg.Datacenter, Addr: s.cfg.Advertise, Bootstrap: s.cfg.Bootstrap && !s.cfg.Dev, Expect: s.cfg.BootstrapExpect,
 		Build: s.cfg.Build, GRPCPort: s.cfg.GRPCPort, GRPCTLSPort: s.cfg.GRPCTLSPort, WANPort: s.cfg.WANPort,
 		UseTLS: s.cfg.Security.UsesTLS(),
 	}.Tags()
@@ -350,7 +350,7 @@ func (s *Server) Stats() map[string]map[string]string {
 	return map[string]map[string]string{
 		"consul": {
 			"server": "true", "leader": strconv.FormatBool(status.Elected), "leader_addr": address,
-			"bootstrap": strconv.FormatBool(s.cfg.Bootstrap), "known_datacenters": "1",
+			"bootstrap": strconv.FormatBool(s.cfg.Bootstrap && !s.cfg.Dev), "known_datacenters": "1",
 		},
 		"raft":     s.raft.Stats(),
 		"serf_lan": s.pool.Stats(),

@@ -85,9 +85,6 @@ func (c *command) Run(args []string) int {
 	if err := s.CheckNodeID(); err != nil {
 		return c.fail(err)
 	}
-	if err := s.CheckStart(); err != nil {
-		return c.fail(err)
-	}
 	out, err := logOutput(s)
 	if err != nil {
 		return c.fail(err)
@@ -101,19 +98,29 @@ func (c *command) Run(args []string) int {
 	for _, w := range warnings {
 		log.Warn(w)
 	}
+	// From here on, what is wrong goes to the log, as everything later does.
+	refuse := func(err error) int {
+		for line := range strings.Lines(err.Error()) {
+			log.Error("cannot start: " + strings.TrimSuffix(line, "\n"))
+		}
+		return 1
+	}
+	if err := s.CheckStart(); err != nil {
+		return refuse(err)
+	}
 	if s.DataDir != "" {
 		if err := os.MkdirAll(s.DataDir, 0o700); err != nil {
-			return c.fail(fmt.Errorf("data_dir: %w", err))
+			return refuse(fmt.Errorf("data_dir: %w", err))
 		}
 	}
 	a, err := newAgent(src, s, log)
 	if err != nil {
-		return c.fail(err)
+		return refuse(err)
 	}
 	if s.PIDFile != "" {
 		if err := os.WriteFile(s.PIDFile, []byte(fmt.Sprint(os.Getpid())), 0o600); err != nil {
 			a.sockets.close()
-			return c.fail(fmt.Errorf("pid_file: %w", err))
+			return refuse(fmt.Errorf("pid_file: %w", err))
 		}
 		defer os.Remove(s.PIDFile)
 	}

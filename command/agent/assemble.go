@@ -122,8 +122,8 @@ func newAgent(src config.Sources, s *config.Settings, log hclog.InterceptLogger)
 	if a.metrics, err = newTelemetry(s); err != nil {
 		return nil, err
 	}
-	if s.TLS.GRPC.CertFile == "" {
-		s.Addresses.GRPCTLS = nil // without a certificate there is nothing to serve TLS with
+	if s.TLS.GRPC.CertFile == "" && (!s.Server || !s.Connect.Enabled) {
+		s.Addresses.GRPCTLS = nil // there is nothing to serve TLS with
 	}
 	if a.sockets, err = listen(s); err != nil {
 		return nil, err
@@ -282,12 +282,13 @@ func (a *Agent) newParts(s *config.Settings) (err error) {
 		Node: s.Node.Name, Datacenter: s.Node.Datacenter, Registrations: proxystate.Local(a.local, a.tokens.Default), Cache: a.cache, Leaves: a.leaves,
 		DefaultAllow: s.DefaultIntentionPolicy != "deny", OtherNodes: s.Server, Logger: a.log.Named("proxystate"),
 	})
+	auto := &autoCert{leaves: a.leaves}
 	var listeners []grpcapi.Listener
 	for _, l := range a.sockets.grpc {
 		listeners = append(listeners, grpcapi.Listener{Listener: l})
 	}
 	for _, l := range a.sockets.grpcTLS {
-		listeners = append(listeners, grpcapi.Listener{Listener: l, TLS: a.grpcTLS.serverTLS(s.TLS.GRPC, "h2")})
+		listeners = append(listeners, grpcapi.Listener{Listener: l, TLS: a.grpcTLS.serverTLS(s.TLS.GRPC, auto.get, "h2")})
 	}
 	xds := ads.New(a.proxies, ads.Config{Logger: a.log.Named("xds")})
 	a.grpc = grpcapi.New(listeners, []grpcapi.Service{xds}, grpcapi.Config{
@@ -406,7 +407,7 @@ func (a *Agent) serveHTTP(run func(string, func(context.Context) error), s *conf
 		run("HTTP", func(ctx context.Context) error { return a.http.Serve(ctx, httpapi.LimitConns(l, &a.conns, true)) })
 	}
 	for _, l := range a.sockets.https {
-		secure := tls.NewListener(httpapi.LimitConns(l, &a.conns, false), a.httpTLS.serverTLS(s.TLS.HTTPS, "h2", "http/1.1"))
+		secure := tls.NewListener(httpapi.LimitConns(l, &a.conns, false), a.httpTLS.serverTLS(s.TLS.HTTPS, nil, "h2", "http/1.1"))
 		run("HTTPS", func(ctx context.Context) error { return a.http.Serve(ctx, secure) })
 	}
 }

@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/user"
 	"strconv"
-	"syscall"
 	"time"
 
 	"github.com/sarnmesh/sarn/command/agent/config"
@@ -169,6 +168,3 @@ func dial(ctx context.Context, address string) (net.Conn, error) {
 	d := net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}
 	return d.DialContext(ctx, "tcp", address)
 }
-
-// taken reports whether err says that an address is in use.
-func taken(err error) bool { return errors.Is(err, syscall.EADDRINUSE) }

@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
 	"sync/atomic"
 
+	"github.com/sarnmesh/sarn/client/leaf"
 	"github.com/sarnmesh/sarn/command/agent/config"
 	"github.com/sarnmesh/sarn/internal/rpcwire"
 )
@@ -62,13 +64,17 @@ func (m *material) load(s config.TLSStanza) error {
 	return nil
 }
 
-// serverTLS is the configuration of a listener; the certificate and authorities are looked up at each handshake.
-func (m *material) serverTLS(s config.TLSStanza, protocols ...string) *tls.Config {
+// serverTLS is the configuration of a listener; the certificate and authorities are looked up at each handshake. auto
+// gives the certificate where none is configured; it may be nil.
+func (m *material) serverTLS(s config.TLSStanza, auto func(*tls.ClientHelloInfo) (*tls.Certificate, error), protocols ...string) *tls.Config {
 	base := &tls.Config{
 		MinVersion: s.MinTLS(), CipherSuites: s.CipherSuiteIDs(), NextProtos: protocols,
-		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+		GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 			if cert := m.cert.Load(); cert != nil {
 				return cert, nil
+			}
+			if auto != nil {
+				return auto(hello)
 			}
 			return nil, errors.New("no certificate is configured")
 		},
@@ -85,6 +91,33 @@ func (m *material) serverTLS(s config.TLSStanza, protocols ...string) *tls.Confi
 		return c, nil
 	}
 	return base
+}
+
+// An autoCert is the certificate of a server for those who configure none: a leaf of the mesh's own authority.
+type autoCert struct {
+	leaves *leaf.Keeper
+
+	mu     sync.Mutex
+	serial string
+	cert   *tls.Certificate
+}
+
+// get returns the current certificate; the leaf is kept and renewed by the keeper.
+func (c *autoCert) get(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+	res, err := c.leaves.Get(hello.Context(), leaf.Request{Server: true})
+	if err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.cert == nil || c.serial != res.Leaf.SerialNumber {
+		cert, err := tls.X509KeyPair([]byte(res.Leaf.CertPEM), []byte(res.Leaf.PrivateKeyPEM))
+		if err != nil {
+			return nil, err
+		}
+		c.cert, c.serial = &cert, res.Leaf.SerialNumber
+	}
+	return c.cert, nil
 }
 
 // security is the TLS of the server port.
