@@ -168,17 +168,19 @@ const rootsWait = 3 * time.Second
 func (k *Keeper) fetch(ctx context.Context, e *entry) (*ca.Leaf, error) {
 	patience := time.NewTimer(rootsWait)
 	defer patience.Stop()
+	impatient := false
 	for {
-		roots, err, news := k.Roots()
+		roots, news, err := k.Roots()
 		if roots != nil {
 			return k.sign(ctx, e.key, roots)
+		}
+		if impatient && err != nil {
+			return nil, err
 		}
 		select {
 		case <-news:
 		case <-patience.C:
-			if err != nil {
-				return nil, err
-			}
+			impatient = true
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}
@@ -196,7 +198,7 @@ func (k *Keeper) untilDue(ctx context.Context, e *entry) bool {
 	defer due.Stop()
 	changed := false
 	for {
-		roots, _, news := k.Roots()
+		roots, news, _ := k.Roots()
 		// Roots from before it was signed say nothing about it.
 		if !changed && roots != nil && roots.Index >= s.roots && roots.ActiveRootID != s.leaf.RootID {
 			changed = true

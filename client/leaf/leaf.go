@@ -245,12 +245,12 @@ func (k *Keeper) enter(key key) *entry {
 	return e
 }
 
-// Roots returns what is known of the roots, nil before the servers answered, and a channel that is closed when that
-// changes.
-func (k *Keeper) Roots() (roots *ca.RootsReply, err error, news <-chan struct{}) {
+// Roots returns what is known of the roots, nil before the servers answered, a channel that is closed when that changes,
+// and why the last attempt to learn more failed.
+func (k *Keeper) Roots() (roots *ca.RootsReply, news <-chan struct{}, err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return k.roots, k.rootsErr, k.rootsNews
+	return k.roots, k.rootsNews, k.rootsErr
 }
 
 // trusted reports whether the root a leaf was signed under is still one of the roots, as far as is known.

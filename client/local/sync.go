@@ -52,13 +52,12 @@ type pending struct {
 
 // syncState is guarded by the mutex of State.
 type syncState struct {
-	units     map[string]*unit
-	gen       uint64
-	node      *pending // nil when the node record is as it should be
-	nodeKnown bool     // the servers have taken the node record once
-	compared  bool     // a full sync has seen the catalog once, or was not allowed to
-	pushed    bool     // something was pushed once
-	paused    int      // how many want nothing to be pushed
+	units    map[string]*unit
+	gen      uint64
+	node     *pending // nil when the node record is as it should be
+	compared bool     // a full sync has seen the catalog once, or was not allowed to
+	pushed   bool     // something was pushed once
+	paused   int      // how many want nothing to be pushed
 
 	// deferred holds the checks whose output alone has changed, until the time given; queue has them by time, with
 	// entries that are no longer true.

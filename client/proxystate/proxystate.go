@@ -155,13 +155,6 @@ func (s *State) retire(p *proxy) bool {
 	return true
 }
 
-// subscribed reports whether anybody follows a proxy.
-func (s *State) subscribed(p *proxy) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return p.subscribers > 0
-}
-
 // Proxies returns how many proxies are followed.
 func (s *State) Proxies() int {
 	s.mu.Lock()

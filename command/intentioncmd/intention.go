@@ -163,7 +163,8 @@ func write(c *verb.Call, connect *api.Connect, i *api.Intention, replace bool) e
 		}
 		if old != nil {
 			if i.ID = old.ID; i.ID != "" { // it keeps its ID
-				_, err = connect.IntentionUpdate(i, c.Write()) //nolint:staticcheck // the exact endpoint drops IDs
+				//lint:ignore SA1019 the exact endpoint drops IDs
+				_, err = connect.IntentionUpdate(i, c.Write())
 			} else {
 				_, err = connect.IntentionUpsert(i, c.Write())
 			}
@@ -173,7 +174,8 @@ func write(c *verb.Call, connect *api.Connect, i *api.Intention, replace bool) e
 			return nil
 		}
 	}
-	_, _, err := connect.IntentionCreate(i, c.Write()) //nolint:staticcheck // the exact endpoint would replace silently
+	//lint:ignore SA1019 the exact endpoint would replace silently
+	_, _, err := connect.IntentionCreate(i, c.Write())
 	if err != nil && strings.Contains(err.Error(), "legacy intention API") {
 		// The destination's intentions are kept in a configuration entry, which only the exact endpoint adds to.
 		old, _, lookup := connect.IntentionGetExact(i.SourceString(), i.DestinationString(), c.Query())
@@ -192,7 +194,8 @@ func write(c *verb.Call, connect *api.Connect, i *api.Intention, replace bool) e
 func find(c *verb.Call, connect *api.Connect) (*api.Intention, error) {
 	switch len(c.Args) {
 	case 1:
-		i, _, err := connect.IntentionGet(c.Args[0], c.Query()) //nolint:staticcheck // the command takes IDs
+		//lint:ignore SA1019 the command takes IDs
+		i, _, err := connect.IntentionGet(c.Args[0], c.Query())
 		if err != nil {
 			return nil, verb.Errorf("Error reading the intention: %w", err)
 		}
@@ -339,7 +342,8 @@ func del(*flag.FlagSet) func(*verb.Call) error {
 		}
 		switch len(c.Args) {
 		case 1:
-			_, err = client.Connect().IntentionDelete(c.Args[0], c.Write()) //nolint:staticcheck // the command takes IDs
+			//lint:ignore SA1019 the command takes IDs
+			_, err = client.Connect().IntentionDelete(c.Args[0], c.Write())
 		case 2:
 			named, bad := build(c.Args[0], c.Args[1])
 			if bad != nil {

@@ -76,15 +76,12 @@ func authorizes(t *testing.T, fc *listenerv3.FilterChain) bool {
 			return true
 		}
 	}
-	for _, f := range fc.Filters {
-		m := new(hcmv3.HttpConnectionManager)
-		if !f.GetTypedConfig().MessageIs(m) {
-			return false // what comes before could end the connection on its own
-		}
-		if err := f.GetTypedConfig().UnmarshalTo(m); err != nil {
-			t.Fatal(err)
-		}
-		return len(m.HttpFilters) > 0 && m.HttpFilters[0].Name == "envoy.filters.http.rbac"
+	m := new(hcmv3.HttpConnectionManager)
+	if len(fc.Filters) == 0 || !fc.Filters[0].GetTypedConfig().MessageIs(m) {
+		return false // what comes before could end the connection on its own
 	}
-	return false
+	if err := fc.Filters[0].GetTypedConfig().UnmarshalTo(m); err != nil {
+		t.Fatal(err)
+	}
+	return len(m.HttpFilters) > 0 && m.HttpFilters[0].Name == "envoy.filters.http.rbac"
 }

@@ -12,7 +12,7 @@ var (
 	encMode = must(cbor.EncOptions{Time: cbor.TimeRFC3339Nano, ShortestFloat: cbor.ShortestFloat16, Sort: cbor.SortBytewiseLexical}.EncMode())
 	decMode = must(cbor.DecOptions{
 		DefaultMapType:   reflect.TypeFor[map[string]any](),
-		IntDec:           cbor.IntDecConvertSigned,
+		IntDec:           cbor.IntDecConvertSignedOrFail,
 		DupMapKey:        cbor.DupMapKeyEnforcedAPF,
 		MaxNestedLevels:  64,
 		UTF8:             cbor.UTF8DecodeInvalid, // keys and outputs of checks are any bytes
