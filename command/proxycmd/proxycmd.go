@@ -15,8 +15,6 @@ import (
 	"os/signal"
 	"path/filepath"
 	"regexp"
-	"runtime"
-	"runtime/debug"
 	"slices"
 	"strings"
 	"syscall"
@@ -207,14 +205,14 @@ func (c *command) check() error {
 // run configures the proxy and runs it with what stands beside it.
 func (c *command) run(ctx context.Context, log hclog.Logger) error {
 	x := &c.flags
-	trimMemory()
+	smallHeap()
 	cfg := proxy.Config{
 		Version: version.Number(), Decoder: decode.New(decode.FromSystem()), Logger: log,
 		Stdout: os.Stdout, Stderr: os.Stderr,
 		ShutdownTime: max(x.drainTime, time.Millisecond), MaxConnections: x.maxConnections,
 	}
 	g, gctx := errgroup.WithContext(ctx)
-	var beside []func(context.Context) error
+	beside := []func(context.Context) error{trimMemory}
 	if x.bootstrap != "" {
 		c.ui.Info("    Configuration mode: File")
 		data, err := os.ReadFile(x.bootstrap)
@@ -337,17 +335,6 @@ func fileName(id string) string {
 		name = "_" + name
 	}
 	return name[:min(len(name), 64)]
-}
-
-// trimMemory makes a small process of it: the collector runs a little more
-// often than it would in a program whose heap is its purpose, and what reading
-// flags and linking in an agent took goes back to the system.
-func trimMemory() {
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(50)
-	}
-	runtime.GC()
-	debug.FreeOSMemory()
 }
 
 // identify returns the ID of the proxy's registration.
