@@ -428,7 +428,7 @@ func (d *Dispatcher) call(ctx context.Context, r request) (*Call, error) {
 			return nil, err
 		}
 	}
-	return &Call{Authorizer: z, Store: d.cfg.Store, Datacenter: d.cfg.Datacenter}, nil
+	return &Call{Authorizer: z, Store: d.cfg.Store, Datacenter: d.cfg.Datacenter, Resolve: d.cfg.Resolver.Resolve}, nil
 }
 
 // run answers a call that is no read, here.
@@ -512,7 +512,7 @@ func (d *Dispatcher) readOnce(ctx context.Context, r request, c *Call, o *read.O
 	if lead != nil && lead.Err() != nil {
 		return nil, errLedNoMore
 	}
-	reply, err := r.rt.view(c, v, r.req)
+	reply, err := r.rt.view(ctx, c, v, r.req)
 	if err != nil {
 		return nil, err
 	}

@@ -24,6 +24,8 @@ type Call struct {
 	Store *state.Store
 	// Datacenter is this server's.
 	Datacenter string
+	// Resolve finds what another token may do.
+	Resolve func(ctx context.Context, token string) (*acl.Authorizer, error)
 	// Apply writes a command to the Raft log and returns its applier's reply once it is applied here. Only on the
 	// leader; nil for reads.
 	Apply func(ctx context.Context, k fsm.Kind, req any) (any, error)
@@ -37,7 +39,7 @@ type route struct {
 	rpc.Descriptor
 	newRequest, newReply func() any
 	// Exactly one of these and stream is set.
-	view func(c *Call, v *state.View, req any) (any, error)
+	view func(ctx context.Context, c *Call, v *state.View, req any) (any, error)
 	call func(ctx context.Context, c *Call, req any) (any, error)
 	// stream is set for calls with a stream of bytes on either side, and only it.
 	stream func(ctx context.Context, c *Call, req any, in io.Reader, reply func(any) error, out io.Writer) error
@@ -61,12 +63,18 @@ func newRoute[Req, Resp any](m rpc.Method[Req, Resp]) *route {
 // HandleRead registers the handler of a read. It sets Index (and Filtered, NotFound) of the reply's Meta; it is called
 // again, on a newer view, while a blocking read's index has not passed the one asked for.
 func HandleRead[Req, Resp any](r *Registry, m rpc.Method[Req, Resp], f func(c *Call, v *state.View, req *Req) (*Resp, error)) {
+	HandleReadContext(r, m, func(_ context.Context, c *Call, v *state.View, req *Req) (*Resp, error) { return f(c, v, req) })
+}
+
+// HandleReadContext is HandleRead for a read that goes beyond the local state: it asks others, or for another token's
+// rights.
+func HandleReadContext[Req, Resp any](r *Registry, m rpc.Method[Req, Resp], f func(ctx context.Context, c *Call, v *state.View, req *Req) (*Resp, error)) {
 	if m.Kind != rpc.KindRead {
 		panic(fmt.Sprintf("transport: %s is not a read", m.Name))
 	}
 	rt := newRoute(m)
-	rt.view = func(c *Call, v *state.View, req any) (any, error) {
-		resp, err := f(c, v, req.(*Req))
+	rt.view = func(ctx context.Context, c *Call, v *state.View, req any) (any, error) {
+		resp, err := f(ctx, c, v, req.(*Req))
 		if err != nil {
 			return nil, err
 		}
