@@ -408,7 +408,7 @@ func (s *Supervisor) setStatus(id string, f func(*Status)) {
 
 // spec is what to start for a proxy.
 func (s *Supervisor) spec(id string) Spec {
-	log := s.log.Named("sidecar").With("proxy", id)
+	log := s.log.With("proxy", id)
 	socket := s.socket(id)
 	return Spec{
 		Record: Record{ProxyID: id, Build: s.cfg.Build, Args: s.args(id, socket), Socket: socket, Log: s.file(id, "log")},
