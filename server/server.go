@@ -25,6 +25,7 @@ import (
 	"github.com/sarnmesh/sarn/server/kvrpc"
 	"github.com/sarnmesh/sarn/server/leader"
 	"github.com/sarnmesh/sarn/server/membership"
+	"github.com/sarnmesh/sarn/server/queryrpc"
 	"github.com/sarnmesh/sarn/server/statusrpc"
 	"github.com/sarnmesh/sarn/server/transport"
 )
@@ -104,7 +105,9 @@ func New(cfg Config) (*Server, error) {
 
 	sessions := leader.NewSessions()
 	authority := connectrpc.New(cfg.Connect)
-	catalogrpc.Register(&registry, &appliers, catalogrpc.Config{Resolve: configrpc.Resolve, LinkedGateways: configrpc.LinkedGateways})
+	lookups := catalogrpc.Config{Resolve: configrpc.Resolve, LinkedGateways: configrpc.LinkedGateways}
+	catalogrpc.Register(&registry, &appliers, lookups)
+	queryrpc.Register(&registry, &appliers, queryrpc.Config{Instances: lookups.Candidates, Logger: s.log})
 	kvrpc.Register(&registry, &appliers, kvrpc.Config{TTL: sessions, MinTTL: cfg.SessionTTLMin, KeyListPolicy: cfg.KeyListPolicy})
 	authority.Register(&registry, &appliers)
 	configrpc.Register(&registry, &appliers, cfg.Entries)

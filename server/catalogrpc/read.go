@@ -40,9 +40,9 @@ func hasMeta(n *catalog.Node, pairs map[string]string) bool {
 	return true
 }
 
-// sortNear sorts by the estimated round-trip time from a node, unless its coordinate is not known. What has no
+// SortNear sorts by the estimated round-trip time from a node, unless its coordinate is not known. What has no
 // coordinate comes last; what is equally far keeps its order.
-func sortNear[T any](v *state.View, near string, list []T, node func(T) string) {
+func SortNear[T any](v *state.View, near string, list []T, node func(T) string) {
 	if near == "" {
 		return
 	}
@@ -82,7 +82,8 @@ func sortNear[T any](v *state.View, near string, list []T, node func(T) string) 
 	})
 }
 
-func mayReadInstance(z *acl.Authorizer, i *catalog.Instance) bool {
+// MayReadInstance reports whether a token may see an instance.
+func MayReadInstance(z *acl.Authorizer, i *catalog.Instance) bool {
 	return z.May(acl.Node, acl.Read, i.Node.Node) && z.May(acl.Service, acl.Read, i.Service.Service)
 }
 
@@ -102,7 +103,7 @@ func (h *handlers) nodes(c *transport.Call, v *state.View, req *catalog.NodesReq
 	resp.Nodes = keep(c, &resp.Meta, all, func(z *acl.Authorizer, n *catalog.Node) bool { return z.May(acl.Node, acl.Read, n.Node) })
 	resp.Nodes = slices.DeleteFunc(resp.Nodes, func(n *catalog.Node) bool { return !hasMeta(n, req.NodeMeta) })
 	resp.Nodes = f.Select(resp.Nodes)
-	sortNear(v, req.Near, resp.Nodes, func(n *catalog.Node) string { return n.Node })
+	SortNear(v, req.Near, resp.Nodes, func(n *catalog.Node) string { return n.Node })
 	return resp, nil
 }
 
@@ -115,7 +116,7 @@ func (h *handlers) services(c *transport.Call, v *state.View, req *catalog.Servi
 	index, all := v.AllInstances()
 	resp.Index = index
 	for i := range all {
-		if !mayReadInstance(c.Authorizer, i) {
+		if !MayReadInstance(c.Authorizer, i) {
 			resp.Filtered = !c.Authorizer.Anonymous()
 			continue
 		}
@@ -208,10 +209,10 @@ func (h *handlers) instances(c *transport.Call, v *state.View, req *catalog.Inst
 		resp.Index, _ = v.Instances(req.Service, req.CatalogOnly)
 		return resp, nil
 	}
-	index, all := h.candidates(v, req)
+	index, all := h.cfg.Candidates(v, req)
 	resp.Index = index
 	for _, i := range all {
-		if !mayReadInstance(c.Authorizer, i) {
+		if !MayReadInstance(c.Authorizer, i) {
 			resp.Filtered = !c.Authorizer.Anonymous()
 			continue
 		}
@@ -234,7 +235,7 @@ func (h *handlers) instances(c *transport.Call, v *state.View, req *catalog.Inst
 		}
 		resp.Instances = append(resp.Instances, i)
 	}
-	sortNear(v, req.Near, resp.Instances, func(i *catalog.Instance) string { return i.Node.Node })
+	SortNear(v, req.Near, resp.Instances, func(i *catalog.Instance) string { return i.Node.Node })
 	return resp, nil
 }
 
@@ -248,8 +249,9 @@ func instanceFilters(req *catalog.InstancesRequest) (health *filter.Filter[*cata
 	return health, flat, err
 }
 
-// candidates returns the instances a request is about, before anything is left out.
-func (h *handlers) candidates(v *state.View, req *catalog.InstancesRequest) (uint64, []*catalog.Instance) {
+// Candidates returns the instances a request is about, before anything is left out: those of the service, or those
+// through which the mesh reaches it, or the ingress gateways that expose it.
+func (cfg Config) Candidates(v *state.View, req *catalog.InstancesRequest) (uint64, []*catalog.Instance) {
 	kind := ""
 	switch {
 	case req.Ingress:
@@ -264,13 +266,13 @@ func (h *handlers) candidates(v *state.View, req *catalog.InstancesRequest) (uin
 	if req.Connect {
 		index, all = v.MeshInstances(req.Service, req.CatalogOnly)
 	}
-	if h.cfg.LinkedGateways == nil {
+	if cfg.LinkedGateways == nil {
 		if req.Ingress {
 			index, _ = v.InstancesOfKind(kind)
 		}
 		return index, all
 	}
-	linked, gateways := h.cfg.LinkedGateways(v, kind, req.Service)
+	linked, gateways := cfg.LinkedGateways(v, kind, req.Service)
 	index = max(index, linked)
 	for _, g := range gateways {
 		at, instances := v.Instances(g, req.CatalogOnly)
@@ -342,7 +344,7 @@ func (h *handlers) checks(c *transport.Call, v *state.View, req *catalog.ChecksR
 		})
 	}
 	resp.Checks = f.Select(resp.Checks)
-	sortNear(v, req.Near, resp.Checks, func(k *catalog.Check) string { return k.Node })
+	SortNear(v, req.Near, resp.Checks, func(k *catalog.Check) string { return k.Node })
 	return resp, nil
 }
 
