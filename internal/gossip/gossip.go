@@ -161,6 +161,7 @@ type Pool struct {
 
 	mu   sync.Mutex
 	serf *serf.Serf // nil before Run
+	tr   *transport // nil before Run
 	tags map[string]string
 }
 
@@ -217,7 +218,7 @@ func (p *Pool) Run(ctx context.Context) error {
 		return fmt.Errorf("gossip: %w", err)
 	}
 	p.mu.Lock()
-	p.serf = s
+	p.serf, p.tr = s, tr
 	p.mu.Unlock()
 	if !maps.Equal(p.currentTags(), conf.Tags) { // changed while serf started
 		if err := s.SetTags(p.currentTags()); err != nil {
@@ -449,7 +450,15 @@ func (p *Pool) Leave() error {
 	if s == nil {
 		return ErrNotRunning
 	}
-	return s.Leave()
+	p.mu.Lock()
+	tr := p.tr
+	p.mu.Unlock()
+	tr.leaving.Store(true)
+	err := s.Leave()
+	if err != nil && s.State() == serf.SerfAlive {
+		tr.leaving.Store(false)
+	}
+	return err
 }
 
 // ForceLeave makes the pool treat a failed member as one that left; with prune it is forgotten at once.

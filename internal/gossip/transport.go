@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/memberlist"
@@ -20,7 +21,14 @@ type transport struct {
 	ctx     context.Context // of the reading goroutines and dials in progress: ended by Shutdown
 	stop    context.CancelFunc
 	wg      sync.WaitGroup
+
+	// leaving is set while and after this member leaves: no streams from then on. Over them members exchange all they
+	// know, and serf's account of a member that is about to leave would pass for its having joined at the moment it left,
+	// so that who has it takes the announcement of leaving for outdated and the member for failed.
+	leaving atomic.Bool
 }
+
+var errLeaving = errors.New("this member is leaving")
 
 // newTransport starts reading.
 func newTransport(cfg Config) *transport {
@@ -61,6 +69,9 @@ func (t *transport) DialTimeout(addr string, timeout time.Duration) (net.Conn, e
 }
 
 func (t *transport) DialAddressTimeout(a memberlist.Address, timeout time.Duration) (net.Conn, error) {
+	if t.leaving.Load() {
+		return nil, errLeaving
+	}
 	ctx, cancel := context.WithTimeout(t.ctx, timeout)
 	defer cancel()
 	return t.cfg.Dial(ctx, a.Addr)
@@ -110,6 +121,10 @@ func (t *transport) accept() {
 			if t.pause(err) {
 				return
 			}
+			continue
+		}
+		if t.leaving.Load() {
+			conn.Close()
 			continue
 		}
 		select {
