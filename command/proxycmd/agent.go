@@ -291,13 +291,13 @@ const watchInterval = 5 * time.Second
 // watchRegistration returns errDeregistered once the agent has said for the
 // given time that it does not know the proxy. An agent that does not answer
 // says nothing.
-func (a *agent) watchRegistration(ctx context.Context, id string, grace time.Duration) error {
+func (a *agent) watchRegistration(ctx context.Context, id string, grace, interval time.Duration) error {
 	var gone time.Time // zero: registered, as far as is known
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-time.After(watchInterval):
+		case <-time.After(interval):
 		}
 		_, _, err := a.api.Agent().Service(id, a.options(ctx))
 		switch {

@@ -238,7 +238,9 @@ func (c *command) run(ctx context.Context, log hclog.Logger) error {
 		if x.service != "" {
 			beside = append(beside, func(ctx context.Context) error { return a.keepRegistered(ctx, id) })
 		} else if x.deregisteredGrace > 0 {
-			beside = append(beside, func(ctx context.Context) error { return a.watchRegistration(ctx, id, x.deregisteredGrace) })
+			beside = append(beside, func(ctx context.Context) error {
+				return a.watchRegistration(ctx, id, x.deregisteredGrace, watchInterval)
+			})
 		}
 	}
 	id := fileName(cmp.Or(cfg.Bootstrap.Node.ID, "proxy"))
