@@ -114,6 +114,37 @@ func TestRunsAfterJitterThenAnIntervalAfterEachEnd(t *testing.T) {
 	})
 }
 
+func TestRunNow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, l := newScheduler(t, check.Config{
+			Jitter: func(max time.Duration) time.Duration { return max / 2 },
+			Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
+				time.Sleep(3 * time.Second)
+				return nil, errors.New("refused")
+			},
+		})
+		add(t, s, "a", definition.Check{TCP: "x:1", Interval: time.Minute})
+		add(t, s, "b", definition.Check{TCP: "x:1", Interval: time.Hour})
+		add(t, s, "ttl", definition.Check{TTL: time.Hour})
+		time.Sleep(time.Second)
+		s.RunNow("a")
+		s.RunNow("ttl") // would expire it
+		s.RunNow("nobody")
+		time.Sleep(time.Second)
+		s.RunNow("a") // runs already
+		time.Sleep(59 * time.Second)
+		synctest.Wait()
+		if got, want := l.take(), []string{"4s a critical refused"}; !slices.Equal(got, want) {
+			t.Errorf("within a minute: %q, want %q", got, want)
+		}
+		time.Sleep(10 * time.Second) // the next run is an interval after the end of that one
+		synctest.Wait()
+		if got, want := l.take(), []string{"1m7s a critical refused"}; !slices.Equal(got, want) {
+			t.Errorf("then: %q, want %q", got, want)
+		}
+	})
+}
+
 func TestShortIntervalsAreRaised(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, l := newScheduler(t, check.Config{Dial: refuse})

@@ -32,6 +32,7 @@ type servers struct {
 	tokens   map[string]string // by "service ID" or "check ID"
 	refuse   map[string]bool   // tokens that may do nothing
 	calls    []string
+	statuses map[string][]string // of each check, as they were written
 	resolved entry.Resolved
 	index    uint64
 	changed  chan struct{}
@@ -40,7 +41,7 @@ type servers struct {
 func newServers() *servers {
 	return &servers{services: map[string]*catalog.Service{"consul": {ID: "consul", Service: "consul"}},
 		checks: map[string]*catalog.Check{catalog.SerfCheckID: {CheckID: catalog.SerfCheckID, Status: "passing"}},
-		tokens: map[string]string{}, refuse: map[string]bool{}, index: 1, changed: make(chan struct{})}
+		tokens: map[string]string{}, statuses: map[string][]string{}, refuse: map[string]bool{}, index: 1, changed: make(chan struct{})}
 }
 
 // roundTrip copies v as the network would.
@@ -96,6 +97,7 @@ func (s *servers) Call(ctx context.Context, d rpc.Descriptor, req, resp any) err
 			}
 			s.checks[c.CheckID] = c
 			s.tokens["check "+c.CheckID] = token
+			s.statuses[c.CheckID] = append(s.statuses[c.CheckID], c.Status)
 			what = append(what, "check "+c.CheckID)
 		}
 		s.calls = append(s.calls, "register "+strings.Join(what, ", "))
@@ -166,6 +168,15 @@ func (s *servers) setDown(down bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.down = down
+}
+
+// written returns the statuses of a check since the last time, as they were written.
+func (s *servers) written(id string) []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := s.statuses[id]
+	delete(s.statuses, id)
+	return out
 }
 
 // take returns the writes since the last time, without reads.

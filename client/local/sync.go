@@ -655,6 +655,7 @@ func (s *State) takeOver(c *Check, remote *catalog.Check) *Check {
 	rec.Status, rec.Output = remote.Status, remote.Output
 	next.Record, next.CriticalSince = &rec, time.Time{}
 	s.checks[rec.CheckID] = &next
+	s.runner.Trigger(rec.CheckID) // an alias is judged again at once, by what its checks are now
 	s.triggerAliases(rec.ServiceID)
 	s.notify()
 	return &next

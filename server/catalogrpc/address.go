@@ -15,6 +15,7 @@ func (h *handlers) address(c *transport.Call, v *state.View, req *catalog.Addres
 	if err != nil {
 		return nil, err
 	}
+	want = want.Unmap()
 	is := func(s string) bool {
 		ip, err := netip.ParseAddr(s)
 		return err == nil && ip.Unmap() == want

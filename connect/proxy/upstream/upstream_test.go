@@ -259,6 +259,84 @@ func TestFailingHostIsEjectedAndComesBack(t *testing.T) {
 	})
 }
 
+// A cluster whose only host was ejected is tried all the same: it is back as soon as the instance is.
+func TestEjectedHostIsTriedWhenNobodyElseIsLeft(t *testing.T) {
+	outlier := &model.Outlier{Consecutive5xx: 2, EnforceConsecutive5xx: 100, Interval: 10 * time.Second,
+		BaseEjection: 30 * time.Second, MaxEjection: 300 * time.Second, MaxEjectionPercent: 100}
+	eject := func(w *world, addrs ...string) {
+		for _, a := range addrs {
+			w.n.set(func() { w.n.dead[a] = true })
+		}
+		for range 20 {
+			w.to(upstream.Request{})
+		}
+		if got := w.stats.Value("cluster.c.outlier_detection.ejections_active"); int(got) != len(addrs) {
+			w.Fatalf("%v hosts are ejected, want %d", got, len(addrs))
+		}
+	}
+	t.Run("one host", func(t *testing.T) {
+		run(t, func(w *world) {
+			c := static("10.0.0.1:1")
+			c.Outlier = outlier
+			w.m.Set(c, true)
+			eject(w, "10.0.0.1:1")
+			w.n.dials = nil
+			if got := w.to(upstream.Request{}); got != "UF,URX" || len(w.n.dials) != 1 {
+				t.Errorf("while it is dead: %q after %v; want one attempt", got, w.n.dials)
+			}
+			w.n.set(func() { w.n.dead["10.0.0.1:1"] = false })
+			if got := w.to(upstream.Request{}); got != "10.0.0.1:1" {
+				t.Errorf("once it lives: %q", got)
+			}
+		})
+	})
+	t.Run("a healthy one comes first", func(t *testing.T) {
+		run(t, func(w *world) {
+			c := static("10.0.0.1:1", "10.0.0.2:1", "10.0.0.3:1")
+			c.Outlier = outlier
+			w.m.Set(c, true)
+			eject(w, "10.0.0.1:1", "10.0.0.2:1")
+			w.n.dials = nil
+			for range 10 {
+				if got := w.to(upstream.Request{}); got != "10.0.0.3:1" {
+					t.Errorf("with one healthy host: %q", got)
+				}
+			}
+			if len(w.n.dials) != 10 {
+				t.Errorf("ejected hosts were tried: %v", w.n.dials)
+			}
+		})
+	})
+	t.Run("each is tried", func(t *testing.T) {
+		run(t, func(w *world) {
+			c := static("10.0.0.1:1", "10.0.0.2:1", "10.0.0.3:1")
+			c.Outlier = outlier
+			w.m.Set(c, true)
+			eject(w, "10.0.0.1:1", "10.0.0.2:1", "10.0.0.3:1")
+			w.n.set(func() { w.n.dead["10.0.0.2:1"] = false })
+			if got := w.to(upstream.Request{}); got != "10.0.0.2:1" {
+				t.Errorf("with one alive among the ejected: %q", got)
+			}
+		})
+	})
+	t.Run("not one the control plane calls unhealthy", func(t *testing.T) {
+		run(t, func(w *world) {
+			c := static("10.0.0.1:1")
+			c.Outlier = outlier
+			w.m.Set(c, true)
+			eject(w, "10.0.0.1:1")
+			w.n.set(func() { w.n.dead["10.0.0.1:1"] = false })
+			sick := static("10.0.0.1:1")
+			sick.Outlier = outlier
+			sick.Endpoints.Endpoints[0].Health = model.Unhealthy
+			w.m.Set(sick, true)
+			if got := w.to(upstream.Request{}); got != accesslog.NoHealthyUpstream.String() {
+				t.Errorf("got %q", got)
+			}
+		})
+	})
+}
+
 func TestNamesAreLookedUpAgainAndAgain(t *testing.T) {
 	run(t, func(w *world) {
 		w.n.names["db.example"] = []string{"10.0.0.2", "10.0.0.1"}
