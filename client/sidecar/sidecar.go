@@ -233,7 +233,8 @@ func (s *Supervisor) look(ctx context.Context, id string) {
 		}
 		if p != nil {
 			s.setStatus(id, func(st *Status) { st.PID = p.Record().PID })
-			s.running.Go(func() { s.tellReady(ctx, id, p) })
+			started := p
+			s.running.Go(func() { s.tellReady(ctx, id, started) })
 			select {
 			case <-ctx.Done():
 				s.drain(p)
