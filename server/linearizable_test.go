@@ -137,6 +137,7 @@ func (tr *trial) client(ctx context.Context, id int) {
 // stale reads one server again and again, through one life of its process: what it shows never gets older.
 func (tr *trial) stale(ctx context.Context, o *node) {
 	last, life := map[string]uint64{}, (*server.Server)(nil)
+	before := map[string]kv.GetReply{}
 	for ; ctx.Err() == nil; time.Sleep(5 * time.Millisecond) {
 		tr.mu.Lock()
 		up, s := tr.up[o], o.Server
@@ -154,12 +155,12 @@ func (tr *trial) stale(ctx context.Context, o *node) {
 			continue
 		}
 		if reply.Index < last[key] {
-			tr.t.Errorf("seed %d: a stale read at %s went from index %d back to %d (%v)", tr.seed, o.name, last[key], reply.Index, time.Now())
+			tr.t.Errorf("seed %d: a stale read of %s at %s went from index %d back to %d; applied %s, now %+v, before %+v", tr.seed, key, o.name, last[key], reply.Index, s.Stats()["raft"]["applied_index"], *reply, before[key])
 			if os.Getenv("SARN_TEST_LOG") != "" {
 				fmt.Println("BACK", time.Now().Format("04:05.000"), o.name, key, last[key], reply.Index, reply.Meta)
 			}
 		}
-		last[key] = reply.Index
+		last[key], before[key] = reply.Index, *reply
 	}
 }
 

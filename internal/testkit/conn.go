@@ -64,7 +64,7 @@ func (c *conn) forget() {
 func (c *conn) Close() error {
 	c.once.Do(func() {
 		c.forget()
-		c.in.abort(net.ErrClosed, syscall.ECONNRESET)
+		c.in.discard(net.ErrClosed)
 		c.out.finish()
 		c.out.abortWriter(net.ErrClosed)
 		c.read.set(time.Time{})
@@ -118,6 +118,7 @@ type pipe struct {
 	finAt    time.Time     // when the reader learns of it
 	readErr  error         // what the reader gets at once
 	writeErr error         // what the writer gets at once
+	deaf     bool          // nobody reads any more
 	changed  chan struct{} // closed and replaced at each change
 }
 
@@ -137,6 +138,18 @@ func (p *pipe) abort(reader, writer error) {
 	if p.writeErr == nil {
 		p.writeErr = writer
 	}
+	p.change()
+}
+
+// discard ends the reading side. The other end goes on writing in vain until it has read that the stream is over: never
+// does a write fail while a read would not.
+func (p *pipe) discard(reader error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.readErr == nil {
+		p.readErr = reader
+	}
+	p.deaf, p.queue, p.size = true, nil, 0
 	p.change()
 }
 
@@ -177,12 +190,19 @@ func (p *pipe) write(b []byte, d *deadline) (n int, err error) {
 		case d.passed():
 			defer p.mu.Unlock()
 			return n, os.ErrDeadlineExceeded
+		case p.deaf:
+			p.mu.Unlock()
+			return n + len(b), nil
 		}
 		if room := window - p.size; room > 0 {
 			k := min(room, len(b))
 			p.mu.Unlock()
 			at, cut := p.from.net.path(p.from, p.to)
 			p.mu.Lock()
+			if p.deaf || p.writeErr != nil {
+				p.mu.Unlock()
+				continue
+			}
 			if cut != nil {
 				at = time.Time{}
 			} else if at.Before(p.last) {

@@ -363,11 +363,16 @@ const forwardedPrefix = "Forwarded."
 func (d *Dispatcher) forward(ctx context.Context, r request, address string, until time.Time) (any, error) {
 	timeout := d.cfg.ClientTimeout
 	req := r.req
-	if !until.IsZero() {
-		left := max(time.Until(until), time.Millisecond)
-		timeout = left + left/16 + d.cfg.HoldTimeout
+	if o := r.options(); o != nil && (!until.IsZero() || o.Mode == read.Stale) {
 		req = r.rt.copyRequest(r.req)
-		req.(interface{ ReadOptions() *read.Options }).ReadOptions().MaxWait = left
+		own := req.(interface{ ReadOptions() *read.Options }).ReadOptions()
+		if !until.IsZero() {
+			own.MaxWait = max(time.Until(until), time.Millisecond)
+			timeout = own.MaxWait + own.MaxWait/16 + d.cfg.HoldTimeout
+		}
+		if o.Mode == read.Stale { // this server cannot answer; nor should another that is as far behind
+			own.Mode = read.Default
+		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
