@@ -138,7 +138,7 @@ func New(cfg Config) (*Server, error) {
 	slices.SortFunc(s.headers, func(a, b header) int { return strings.Compare(a.name, b.name) })
 
 	for _, group := range [][]endpoint{
-		s.catalogRoutes(), s.healthRoutes(), s.kvRoutes(), s.sessionRoutes(), s.txnRoutes(), s.statusRoutes(),
+		s.catalogRoutes(), s.healthRoutes(), s.kvRoutes(), s.sessionRoutes(), s.txnRoutes(), s.queryRoutes(), s.statusRoutes(),
 		s.operatorRoutes(), s.snapshotRoutes(), s.eventRoutes(), s.coordinateRoutes(),
 		s.agentRoutes(), s.connectRoutes(), s.configRoutes(),
 	} {

@@ -322,8 +322,11 @@ func FuzzRequests(f *testing.F) {
 	for p := range s.exact {
 		paths = append(paths, p)
 	}
-	for p := range s.prefixes {
+	for p, rt := range s.prefixes {
 		paths = append(paths, p)
+		for _, n := range rt.nested {
+			paths = append(paths, n.prefix+"x"+n.suffix)
+		}
 	}
 	paths = sorted(paths)
 	methods := []string{"GET", "PUT", "DELETE", "POST", "OPTIONS", "HEAD", "PATCH"}
@@ -365,6 +368,7 @@ func mayFail(r *http.Request, text string) bool {
 	for _, known := range []string{
 		"strconv.ParseUint: ", "incompatible coordinate", "sameness groups are not supported", "Invalid node filter: ", "Invalid service filter: ",
 		"Invalid tag filter: ", "Cannot provide tag filter", "stale not allowed for restore", "cross datacenter lock", "user event exceeds", "context canceled",
+		"Bad limit: ", "Error parsing 'connect' value: ",
 	} {
 		if strings.Contains(text, known) {
 			return true

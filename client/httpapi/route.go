@@ -20,7 +20,8 @@ import (
 type handler func(w http.ResponseWriter, r *http.Request) (any, error)
 
 // An endpoint is a path with the methods it knows, in the order they are told in the Allow header. A path that ends in
-// "/" is a prefix: what follows it is the argument, which argument returns.
+// "/" is a prefix: what follows it is the argument, which argument returns. In a path such as "/v1/query/*/execute" the
+// argument stands in the place of the star; the prefix before it must be an endpoint too, listed first.
 type endpoint struct {
 	path    string
 	methods string // "GET", or several separated by commas
@@ -29,10 +30,13 @@ type endpoint struct {
 
 // A route is an endpoint ready for use.
 type route struct {
-	prefix  string // the path
+	prefix  string // the path, up to the argument
+	suffix  string // what follows the argument
 	methods []string
-	allow   []string // value of the Allow header
+	allow   []string // value of the Allow header, when it is asked for
+	refusal []string // value of the Allow header, when the method is not known
 	handle  handler
+	nested  []*route // with this prefix and a suffix
 }
 
 func (s *Server) add(e endpoint) error {
@@ -41,6 +45,18 @@ func (s *Server) add(e endpoint) error {
 		methods: strings.Split(e.methods, ","),
 		allow:   []string{"OPTIONS," + e.methods},
 		handle:  e.handle,
+	}
+	rt.refusal = rt.allow
+	var inside bool
+	if rt.prefix, rt.suffix, inside = strings.Cut(e.path, "*"); inside {
+		parent := s.prefixes[rt.prefix]
+		if parent == nil {
+			return fmt.Errorf("httpapi: path %s is inside of none", e.path)
+		}
+		parent.nested = append(parent.nested, rt)
+		// Of these, a refusal does not tell OPTIONS (spec/state.md section 6).
+		parent.refusal, rt.refusal = []string{strings.Join(parent.methods, ",")}, []string{e.methods}
+		return nil
 	}
 	table := s.exact
 	if strings.HasSuffix(e.path, "/") {
@@ -69,6 +85,13 @@ func (s *Server) find(p string) *route {
 		end += i + 1
 		if rt := s.prefixes[p[:end]]; rt != nil {
 			found = rt
+		}
+	}
+	if found != nil {
+		for _, rt := range found.nested {
+			if strings.HasSuffix(p, rt.suffix) && len(p) > len(rt.prefix)+len(rt.suffix) {
+				return rt
+			}
 		}
 	}
 	return found
@@ -136,7 +159,7 @@ func (w *response) serve() {
 		return
 	}
 	if !w.route.knows(r.Method) {
-		w.writeError(&methodError{r.Method, w.route.allow})
+		w.writeError(&methodError{r.Method, w.route.refusal})
 		return
 	}
 	if err := s.checkWriter(r); err != nil {
@@ -273,7 +296,8 @@ func printable(p string) bool {
 	return true
 }
 
-// argument returns what follows the prefix of the request's route, decoded.
+// argument returns what follows the prefix of the request's route, up to its suffix, decoded.
 func argument(w http.ResponseWriter, r *http.Request) string {
-	return r.URL.Path[len(w.(*response).route.prefix):]
+	rt, p := w.(*response).route, r.URL.Path
+	return p[len(rt.prefix) : len(p)-len(rt.suffix)]
 }
