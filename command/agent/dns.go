@@ -19,20 +19,27 @@ type dnsSource struct {
 	views  *cache.Cache // nil on servers
 }
 
-func ask[Req, Resp any](ctx context.Context, d *dnsSource, m rpc.Method[Req, Resp], req *Req) (*Resp, error) {
-	if d.views != nil {
-		if resp, _, ok := cache.Peek(d.views, m, req); ok {
-			return resp, nil
-		}
-		resp, _, err := cache.Get(ctx, d.views, m, req)
+// ask answers from a standing view if there is one. What is asked for the first time is asked of a server; a view is made
+// of it only when keep says that it is about something that exists, so that questions with made-up names leave nothing
+// behind.
+func ask[Req, Resp any](ctx context.Context, d *dnsSource, m rpc.Method[Req, Resp], req *Req, keep func(*Resp) bool) (*Resp, error) {
+	if d.views == nil {
+		return m.Call(ctx, d.caller, req)
+	}
+	if resp, _, ok := cache.Peek(d.views, m, req); ok {
+		return resp, nil
+	}
+	resp, err := m.Call(ctx, d.caller, req)
+	if err != nil || !keep(resp) {
 		return resp, err
 	}
-	return m.Call(ctx, d.caller, req)
+	resp, _, err = cache.Get(ctx, d.views, m, req)
+	return resp, err
 }
 
 // Instances implements dns.Source.
 func (d *dnsSource) Instances(ctx context.Context, req *catalog.InstancesRequest) (*catalog.InstancesReply, error) {
-	resp, err := ask(ctx, d, catalog.InstancesCall, req)
+	resp, err := ask(ctx, d, catalog.InstancesCall, req, func(r *catalog.InstancesReply) bool { return len(r.Instances) > 0 })
 	if err == nil && d.views == nil && req.MaxStale > 0 && resp.LastContact > req.MaxStale {
 		fresh := *req
 		fresh.Mode, fresh.MaxStale = read.Default, 0
@@ -43,7 +50,7 @@ func (d *dnsSource) Instances(ctx context.Context, req *catalog.InstancesRequest
 
 // Node implements dns.Source.
 func (d *dnsSource) Node(ctx context.Context, req *catalog.NodeServicesRequest) (*catalog.NodeServicesReply, error) {
-	return ask(ctx, d, catalog.NodeServicesCall, req)
+	return ask(ctx, d, catalog.NodeServicesCall, req, func(r *catalog.NodeServicesReply) bool { return r.Node != nil })
 }
 
 // Address implements dns.Source.
