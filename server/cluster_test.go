@@ -2,7 +2,9 @@ package server_test
 
 import (
 	"context"
+	"crypto/x509"
 	"fmt"
+	"net"
 	"os"
 	"testing"
 	"time"
@@ -11,6 +13,7 @@ import (
 
 	"github.com/sarnmesh/sarn/catalog/kv"
 	"github.com/sarnmesh/sarn/catalog/read"
+	"github.com/sarnmesh/sarn/internal/rpcwire"
 	"github.com/sarnmesh/sarn/internal/testkit"
 	"github.com/sarnmesh/sarn/server"
 	"github.com/sarnmesh/sarn/server/consensus"
@@ -226,4 +229,16 @@ func (o *node) members() (voters, all int) {
 		}
 	}
 	return voters, all
+}
+
+func poolOf(p *x509.CertPool) func() *x509.CertPool { return func() *x509.CertPool { return p } }
+
+func dialer(h *testkit.Host, sec *rpcwire.Security) func(context.Context, string) (net.Conn, error) {
+	return func(ctx context.Context, address string) (net.Conn, error) {
+		conn, err := h.Dial(ctx, address)
+		if err != nil {
+			return nil, err
+		}
+		return sec.Secure(ctx, conn, rpcwire.ProtoRPC, "dc1")
+	}
 }
