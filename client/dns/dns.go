@@ -1,5 +1,5 @@
-// Package dns answers DNS questions about the catalog: nodes, services, mesh-capable instances, gateways and addresses
-// under one or two domains, reverse names, and everything else through recursors. The rules are in spec/dns.md.
+// Package dns answers DNS questions about the catalog: nodes, services, mesh-capable instances, gateways, prepared
+// queries and addresses under one or two domains, reverse names, and everything else through recursors. The rules are in spec/dns.md.
 package dns
 
 import (
@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/sarnmesh/sarn/catalog"
+	"github.com/sarnmesh/sarn/catalog/query"
 	"github.com/sarnmesh/sarn/catalog/read"
 )
 
@@ -26,6 +27,8 @@ type Source interface {
 	Node(ctx context.Context, req *catalog.NodeServicesRequest) (*catalog.NodeServicesReply, error)
 	// Address finds who has an IP address: a node, else a service. Both may be absent.
 	Address(ctx context.Context, req *catalog.AddressRequest) (*catalog.AddressReply, error)
+	// Query executes a prepared query. It fills in what the request does not say of its origin.
+	Query(ctx context.Context, req *query.ExecuteRequest) (*query.ExecuteReply, error)
 	// Virtual returns the virtual IP of a service; peer is empty for local ones. The zero address means none.
 	Virtual(ctx context.Context, target read.Target, service, peer string) (netip.Addr, error)
 }
@@ -160,7 +163,8 @@ func (s *Server) Run(ctx context.Context, packets []net.PacketConn, streams []ne
 func (s *Server) serve(ctx context.Context, w dns.ResponseWriter, req *dns.Msg) {
 	began := time.Now()
 	tcp := w.RemoteAddr().Network() == "tcp"
-	resp := s.Answer(ctx, req, tcp)
+	from, _ := netip.ParseAddrPort(w.RemoteAddr().String())
+	resp := s.AnswerTo(ctx, from.Addr(), req, tcp)
 	if resp == nil {
 		return
 	}
@@ -174,9 +178,14 @@ func (s *Server) serve(ctx context.Context, w dns.ResponseWriter, req *dns.Msg) 
 	}
 }
 
-// Answer returns the answer to req, fit for the transport it came over. It returns nil for what deserves none: a
-// message that is itself an answer.
+// Answer is AnswerTo for a client whose address is not known.
 func (s *Server) Answer(ctx context.Context, req *dns.Msg, tcp bool) *dns.Msg {
+	return s.AnswerTo(ctx, netip.Addr{}, req, tcp)
+}
+
+// AnswerTo returns the answer to req, fit for the transport it came over. It returns nil for what deserves none: a
+// message that is itself an answer. The client's address matters to prepared queries alone.
+func (s *Server) AnswerTo(ctx context.Context, client netip.Addr, req *dns.Msg, tcp bool) *dns.Msg {
 	if req.Response {
 		return nil
 	}
@@ -193,11 +202,16 @@ func (s *Server) Answer(ctx context.Context, req *dns.Msg, tcp bool) *dns.Msg {
 	resp.RecursionAvailable = len(st.Recursors) > 0
 	q := req.Question[0]
 	zone, ours := s.zone(q.Name)
+	scoped := false
 	switch {
 	case ours:
 		resp.Authoritative = true
-		l := &lookup{Server: s, st: st, ctx: ctx, question: q, zone: zone, resp: resp}
+		l := &lookup{Server: s, st: st, ctx: ctx, question: q, zone: zone, client: client, resp: resp}
+		if subnet := clientSubnet(req); subnet != nil {
+			l.client, _ = netip.AddrFromSlice(subnet.Address)
+		}
 		l.zoneQuestion()
+		scoped = l.scoped
 	case isReverse(q.Name):
 		resp.Authoritative = true
 		l := &lookup{Server: s, st: st, ctx: ctx, question: q, zone: s.zones[0], resp: resp}
@@ -210,8 +224,22 @@ func (s *Server) Answer(ctx context.Context, req *dns.Msg, tcp bool) *dns.Msg {
 		resp.Rcode = dns.RcodeRefused
 		return resp
 	}
-	s.fit(st, req, resp, tcp)
+	s.fit(st, req, resp, tcp, scoped)
 	return resp
+}
+
+// clientSubnet returns the option that tells on whose behalf a question is asked, nil if there is none.
+func clientSubnet(req *dns.Msg) *dns.EDNS0_SUBNET {
+	opt := req.IsEdns0()
+	if opt == nil {
+		return nil
+	}
+	for _, o := range opt.Option {
+		if subnet, ok := o.(*dns.EDNS0_SUBNET); ok {
+			return subnet
+		}
+	}
+	return nil
 }
 
 // zone returns the end of name that is one of the server's zones, in name's own case.
@@ -276,8 +304,9 @@ const (
 	maxTCPSize    = 65535
 )
 
-// fit cuts the answer to what the client can take and adds the OPT record.
-func (s *Server) fit(st *Settings, req, resp *dns.Msg, tcp bool) {
+// fit cuts the answer to what the client can take and adds the OPT record. A scoped answer is one for the client's
+// subnet alone.
+func (s *Server) fit(st *Settings, req, resp *dns.Msg, tcp, scoped bool) {
 	resp.Compress = !st.DisableCompression
 	opt := req.IsEdns0()
 	size := dns.MinMsgSize
@@ -285,12 +314,13 @@ func (s *Server) fit(st *Settings, req, resp *dns.Msg, tcp bool) {
 		size = min(max(int(opt.UDPSize()), dns.MinMsgSize), maxEDNSSize)
 		reply := &dns.OPT{Hdr: dns.RR_Header{Name: ".", Rrtype: dns.TypeOPT}}
 		reply.SetUDPSize(opt.UDPSize())
-		for _, o := range opt.Option {
-			if subnet, ok := o.(*dns.EDNS0_SUBNET); ok {
-				echo := *subnet
-				echo.SourceScope = 0
-				reply.Option = append(reply.Option, &echo)
+		if subnet := clientSubnet(req); subnet != nil {
+			echo := *subnet
+			echo.SourceScope = 0
+			if scoped {
+				echo.SourceScope = subnet.SourceNetmask
 			}
+			reply.Option = append(reply.Option, &echo)
 		}
 		resp.Extra = append(resp.Extra, reply)
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/miekg/dns"
 
 	"github.com/sarnmesh/sarn/catalog"
+	"github.com/sarnmesh/sarn/catalog/query"
 	"github.com/sarnmesh/sarn/catalog/read"
 	sarndns "github.com/sarnmesh/sarn/client/dns"
 	"github.com/sarnmesh/sarn/internal/wireerr"
@@ -25,6 +26,8 @@ type fakeSource struct {
 	services map[string][]*catalog.Instance // by lower-case name
 	nodes    map[string]*catalog.Node
 	virtual  map[string]string
+	queries  map[string]*query.ExecuteReply
+	executed *query.ExecuteRequest // the last one
 	err      error
 }
 
@@ -60,6 +63,20 @@ func (f *fakeSource) Address(_ context.Context, req *catalog.AddressRequest) (*c
 func (f *fakeSource) Virtual(_ context.Context, _ read.Target, service, _ string) (netip.Addr, error) {
 	ip, _ := netip.ParseAddr(f.virtual[service])
 	return ip, f.err
+}
+
+func (f *fakeSource) Query(_ context.Context, req *query.ExecuteRequest) (*query.ExecuteReply, error) {
+	f.executed = req
+	reply, ok := f.queries[req.Query]
+	switch {
+	case f.err != nil:
+		return nil, f.err
+	case req.Datacenter != "" && req.Datacenter != "dc1" && req.Datacenter != "dc2":
+		return nil, wireerr.ErrNoDatacenter
+	case !ok:
+		return nil, wireerr.Remote(404, "Query not found")
+	}
+	return reply, nil
 }
 
 func instance(node, nodeAddr, id, addr string, port int, checks ...string) *catalog.Instance {
@@ -347,7 +364,7 @@ func TestServesUDPAndTCPUntilCancelled(t *testing.T) {
 
 // FuzzAnswer sends arbitrary messages: every answer can be packed, repeats the question and fits its size.
 func FuzzAnswer(f *testing.F) {
-	for _, name := range []string{"web.service.consul.", "_web._tcp.service.dc1.consul.", "1.1.1.10.in-addr.arpa.", "0a090807.addr.consul.", "a.b.node.x.dc.sarn."} {
+	for _, name := range []string{"web.service.consul.", "_web._tcp.service.dc1.consul.", "1.1.1.10.in-addr.arpa.", "0a090807.addr.consul.", "a.b.node.x.dc.sarn.", "_q.x._tcp.query.dc1.consul."} {
 		for _, qtype := range []uint16{dns.TypeA, dns.TypeSRV, dns.TypeANY, dns.TypeSOA} {
 			m := new(dns.Msg)
 			m.SetQuestion(name, qtype)

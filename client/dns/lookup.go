@@ -5,6 +5,7 @@ import (
 	"errors"
 	"maps"
 	"math/rand/v2"
+	"net/http"
 	"net/netip"
 	"slices"
 	"strings"
@@ -13,6 +14,7 @@ import (
 	"github.com/miekg/dns"
 
 	"github.com/sarnmesh/sarn/catalog"
+	"github.com/sarnmesh/sarn/catalog/query"
 	"github.com/sarnmesh/sarn/catalog/read"
 	"github.com/sarnmesh/sarn/internal/wireerr"
 )
@@ -33,7 +35,9 @@ type lookup struct {
 	question dns.Question
 	zone     string // the end of the question's name, in its own case
 	depth    int
+	client   netip.Addr // on whose behalf the question is asked; the zero address when that is not known
 	resp     *dns.Msg
+	scoped   bool // the answer may be another for another client
 }
 
 func (l *lookup) header(name string, rrtype uint16, ttl time.Duration) dns.RR_Header {
@@ -76,6 +80,8 @@ func (l *lookup) zoneQuestion() {
 		l.service(s, &catalog.InstancesRequest{Service: s.parts[len(s.parts)-1], Ingress: true})
 	case kindVirtual:
 		l.virtual(s)
+	case kindQuery:
+		l.query(s)
 	case kindAddr:
 		l.addr(s)
 	default:
@@ -90,7 +96,7 @@ func (l *lookup) missing() {
 
 // failed answers for an error of the catalog.
 func (l *lookup) failed(err error) {
-	if errors.Is(err, wireerr.ErrNoDatacenter) || strings.Contains(err.Error(), wireerr.ErrPermissionDenied.Error()) {
+	if errors.Is(err, wireerr.ErrNoDatacenter) || wireerr.Status(err) == http.StatusNotFound || strings.Contains(err.Error(), wireerr.ErrPermissionDenied.Error()) {
 		l.missing()
 		return
 	}
@@ -269,7 +275,35 @@ func (l *lookup) service(s subject, req *catalog.InstancesRequest) {
 		return
 	}
 	rand.Shuffle(len(instances), func(i, j int) { instances[i], instances[j] = instances[j], instances[i] })
-	ttl := l.serviceTTL(req.Service)
+	l.instances(s, instances, l.serviceTTL(req.Service))
+}
+
+// query answers a question about a prepared query, in the order that it gives. It has chosen by health already.
+func (l *lookup) query(s subject) {
+	req := &query.ExecuteRequest{Options: l.options(s.dc), Query: s.query()}
+	if l.client.IsValid() {
+		req.Origin.IP = l.client.Unmap().WithZone("").String()
+	}
+	l.scoped = true
+	reply, err := l.cfg.Source.Query(l.ctx, req)
+	if err != nil {
+		l.failed(err)
+		return
+	}
+	if len(reply.Instances) == 0 {
+		l.missing()
+		return
+	}
+	ttl, ok := reply.DNS.Duration()
+	if !ok {
+		ttl = l.serviceTTL(reply.Service)
+	}
+	s.dc = reply.Datacenter
+	l.instances(s, reply.Instances, ttl)
+}
+
+// instances answers with instances in their order.
+func (l *lookup) instances(s subject, instances []*catalog.Instance, ttl time.Duration) {
 	switch l.question.Qtype {
 	case dns.TypeSRV:
 		l.srv(s, instances, ttl)
@@ -325,10 +359,11 @@ func (l *lookup) chase(name string) []dns.RR {
 			return nil
 		}
 		inner := &lookup{
-			Server: l.Server, st: l.st, ctx: l.ctx, zone: zone, depth: l.depth + 1, resp: new(dns.Msg),
+			Server: l.Server, st: l.st, ctx: l.ctx, zone: zone, depth: l.depth + 1, client: l.client, resp: new(dns.Msg),
 			question: dns.Question{Name: name, Qtype: dns.TypeANY, Qclass: dns.ClassINET},
 		}
 		inner.zoneQuestion()
+		l.scoped = l.scoped || inner.scoped
 		return slices.DeleteFunc(inner.resp.Answer, func(rr dns.RR) bool { return rr.Header().Rrtype == dns.TypeTXT })
 	}
 	if len(l.st.Recursors) == 0 {

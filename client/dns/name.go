@@ -95,6 +95,15 @@ func (s subject) service() (name, tag string) {
 	return s.parts[last], strings.Join(s.parts[:last], ".")
 }
 
+// query returns the name or ID of a query question. In the form of RFC 2782 the last part, a protocol, does not count.
+func (s subject) query() string {
+	parts := s.parts
+	if n := len(parts); n >= 2 && strings.HasPrefix(parts[0], "_") && strings.HasPrefix(parts[n-1], "_") {
+		return strings.Join(parts[:n-1], ".")[1:]
+	}
+	return strings.Join(parts, ".")
+}
+
 // encodeAddr writes an address as the label that decodeAddr reads.
 func encodeAddr(ip netip.Addr) string { return hex.EncodeToString(ip.AsSlice()) }
 

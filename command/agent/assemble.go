@@ -20,6 +20,7 @@ import (
 	"github.com/sarnmesh/sarn/catalog/definition"
 	"github.com/sarnmesh/sarn/catalog/event"
 	"github.com/sarnmesh/sarn/catalog/operator"
+	"github.com/sarnmesh/sarn/catalog/query"
 	"github.com/sarnmesh/sarn/catalog/read"
 	"github.com/sarnmesh/sarn/client/cache"
 	"github.com/sarnmesh/sarn/client/check"
@@ -294,7 +295,7 @@ func (a *Agent) newParts(s *config.Settings) (err error) {
 	a.grpc = grpcapi.New(listeners, []grpcapi.Service{xds}, grpcapi.Config{
 		KeepAlive: s.Performance.GRPCKeepaliveInterval, Logger: a.log.Named("grpc"),
 	})
-	source := &dnsSource{caller: a.caller}
+	source := &dnsSource{caller: a.caller, origin: query.Origin{Node: s.Node.Name, Datacenter: s.Node.Datacenter}}
 	if !s.Server {
 		source.views = a.cache
 	}

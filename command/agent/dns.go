@@ -6,6 +6,7 @@ import (
 
 	"github.com/sarnmesh/sarn/catalog"
 	"github.com/sarnmesh/sarn/catalog/entry"
+	"github.com/sarnmesh/sarn/catalog/query"
 	"github.com/sarnmesh/sarn/catalog/read"
 	"github.com/sarnmesh/sarn/client/cache"
 	"github.com/sarnmesh/sarn/client/dns"
@@ -17,6 +18,7 @@ import (
 type dnsSource struct {
 	caller rpc.Caller
 	views  *cache.Cache // nil on servers
+	origin query.Origin // of the questions: this agent
 }
 
 // ask answers from a standing view if there is one. What is asked for the first time is asked of a server; a view is made
@@ -56,6 +58,18 @@ func (d *dnsSource) Node(ctx context.Context, req *catalog.NodeServicesRequest) 
 // Address implements dns.Source.
 func (d *dnsSource) Address(ctx context.Context, req *catalog.AddressRequest) (*catalog.AddressReply, error) {
 	return catalog.AddressCall.Call(ctx, d.caller, req)
+}
+
+// Query implements dns.Source.
+func (d *dnsSource) Query(ctx context.Context, req *query.ExecuteRequest) (*query.ExecuteReply, error) {
+	own := *req
+	own.Origin.Node, own.Origin.Datacenter = d.origin.Node, d.origin.Datacenter
+	resp, err := query.ExecuteCall.Call(ctx, d.caller, &own)
+	if err == nil && own.MaxStale > 0 && resp.LastContact > own.MaxStale {
+		own.Mode, own.MaxStale = read.Default, 0
+		return query.ExecuteCall.Call(ctx, d.caller, &own)
+	}
+	return resp, err
 }
 
 // Virtual implements dns.Source.
