@@ -11,10 +11,14 @@ import (
 var (
 	encMode = must(cbor.EncOptions{Time: cbor.TimeRFC3339Nano, ShortestFloat: cbor.ShortestFloat16, Sort: cbor.SortBytewiseLexical}.EncMode())
 	decMode = must(cbor.DecOptions{
-		DefaultMapType:   reflect.TypeFor[map[string]any](),
-		IntDec:           cbor.IntDecConvertSignedOrFail,
-		DupMapKey:        cbor.DupMapKeyEnforcedAPF,
-		MaxNestedLevels:  64,
+		DefaultMapType:  reflect.TypeFor[map[string]any](),
+		IntDec:          cbor.IntDecConvertSignedOrFail,
+		DupMapKey:       cbor.DupMapKeyEnforcedAPF,
+		MaxNestedLevels: 64,
+		// What Marshal makes of subject types has none of these, and what JSON cannot express must not be stored.
+		TagsMd:           cbor.TagsForbidden,
+		NaN:              cbor.NaNDecodeForbidden,
+		Inf:              cbor.InfDecodeForbidden,
 		UTF8:             cbor.UTF8DecodeInvalid, // keys and outputs of checks are any bytes
 		MaxArrayElements: 1 << 24,
 		MaxMapPairs:      1 << 24,
