@@ -115,6 +115,14 @@ type indexMark struct {
 
 var indexes = mvcc.NewTable("index", func(buf []byte, m *indexMark) ([]byte, bool) { return mvcc.String(buf, m.Name), true })
 
+// LastIndex returns the index of the last change of anything, 0 for an empty state.
+func (v *View) LastIndex() (last uint64) {
+	for m := range indexes.PeekPrefix(v.tx, "id", nil) {
+		last = max(last, m.Value)
+	}
+	return last
+}
+
 // mark raises the mark to the transaction's index.
 func (t *Tx) mark(name string) {
 	// Commands that share a log entry raise the same marks; once is enough.

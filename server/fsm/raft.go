@@ -64,7 +64,13 @@ func (f *FSM) Snapshot() (raft.FSMSnapshot, error) { return &snapshot{f.store.Vi
 // Restore replaces the state by a snapshot and closes it. A damaged one changes nothing.
 func (f *FSM) Restore(r io.ReadCloser) error {
 	defer r.Close()
-	return f.store.Restore(r)
+	if err := f.store.Restore(r); err != nil {
+		return err
+	}
+	// Raft may restore an older state than there was, when a copy of a snapshot arrives late, and then applies again
+	// what follows it.
+	f.applied.Store(f.store.View().LastIndex())
+	return nil
 }
 
 type snapshot struct{ view *state.View }

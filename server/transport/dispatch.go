@@ -68,8 +68,9 @@ type Dispatcher struct {
 
 	refused context.Context // ends with Refuse
 	refuse  context.CancelFunc
-	// floor is the greatest index the leader answered to stale reads while this server could not: it answers none
-	// itself before it has reached that, so that what it shows never gets older.
+	// floor is the greatest index this server has shown in stale reads, from its own state or on behalf of the leader: it
+	// answers none from an older state, so that what it shows never gets older. Its state may be behind that after a
+	// start, and when Raft restores a snapshot whose copy arrives late.
 	floor atomic.Uint64
 }
 
@@ -205,7 +206,10 @@ func (d *Dispatcher) perform(ctx context.Context, r request) (any, error) {
 	case r.rt.Kind == rpc.KindLocal:
 		return d.run(ctx, r)
 	case r.rt.Kind == rpc.KindRead && d.mayAnswerStale(r.options()):
-		return d.read(ctx, r, d.limit(r.options()), true)
+		reply, err := d.read(ctx, r, d.limit(r.options()), true)
+		if !errors.Is(err, errBehind) {
+			return reply, err
+		}
 	}
 	until := time.Time{}
 	if r.rt.Kind == rpc.KindRead {
@@ -238,8 +242,13 @@ func (d *Dispatcher) mayAnswerStale(o *read.Options) bool {
 	if !heard {
 		return false
 	}
+	return !d.behind()
+}
+
+// behind reports whether the state is older than what was shown before.
+func (d *Dispatcher) behind() bool {
 	floor := d.floor.Load()
-	return floor == 0 || d.cfg.Applied() >= floor
+	return floor != 0 && d.cfg.Applied() < floor
 }
 
 // limit returns when a blocking read ends, the zero time for one that does not block.
@@ -313,6 +322,7 @@ var (
 	errNotCaughtUp   = errors.New("elected, but not caught up")
 	errLeaderAddress = errors.New("Raft leader not found in server lookup mapping")
 	errLedNoMore     = errors.New("no longer the leader")
+	errBehind        = errors.New("the state is older than what was shown before")
 )
 
 // gaveUp is the error of a call that found no leader in time.
@@ -390,11 +400,15 @@ func (d *Dispatcher) forward(ctx context.Context, r request, address string, unt
 		return nil, err
 	}
 	if o := r.options(); o != nil && o.Mode == read.Stale {
-		shown := reply.(interface{ ReadMeta() *read.Meta }).ReadMeta().Index
-		for old := d.floor.Load(); shown > old && !d.floor.CompareAndSwap(old, shown); old = d.floor.Load() {
-		}
+		d.showed(reply.(interface{ ReadMeta() *read.Meta }).ReadMeta().Index)
 	}
 	return reply, nil
+}
+
+// showed raises the floor of stale reads.
+func (d *Dispatcher) showed(index uint64) {
+	for old := d.floor.Load(); index > old && !d.floor.CompareAndSwap(old, index); old = d.floor.Load() {
+	}
 }
 
 // cancelWhenLeaderChanges calls cancel when another server has become the leader.
@@ -514,12 +528,18 @@ func (d *Dispatcher) readOnce(ctx context.Context, r request, c *Call, o *read.O
 			return nil, err
 		}
 	}
-	if lead != nil && lead.Err() != nil {
+	switch {
+	case lead != nil && lead.Err() != nil:
 		return nil, errLedNoMore
+	case lead == nil && r.authorizer == nil && d.behind(): // the view may be from after a restore
+		return nil, errBehind
 	}
 	reply, err := r.rt.view(ctx, c, v, r.req)
 	if err != nil {
 		return nil, err
+	}
+	if lead == nil {
+		d.showed(d.cfg.Applied())
 	}
 	d.finish(reply.(interface{ ReadMeta() *read.Meta }).ReadMeta(), lead != nil)
 	return reply, nil
