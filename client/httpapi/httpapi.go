@@ -60,6 +60,8 @@ type Config struct {
 	TxnMaxRequestLength int64             // default 512 KiB; the effective limit is the greater of this and KVMaxValueSize
 	MaxBodySize         int64             // of any other request; default 64 MiB
 
+	// Debug answers below /debug/pprof/. Nil answers 404 there.
+	Debug http.Handler
 	// Authorize returns what decides for a token about data of the agent itself. Nil grants everything, as with ACLs
 	// off.
 	Authorize func(ctx context.Context, token string) (*acl.Authorizer, error)

@@ -240,6 +240,8 @@ func (s *Server) serveOther(w http.ResponseWriter, r *http.Request, raw string) 
 		fmt.Fprint(w, "Sarn agent: the web console is off. Set ui_config.enabled = true in the agent's configuration to turn it on.\n")
 	case s.cfg.UIEnabled && s.cfg.UI != nil && strings.HasPrefix(p, s.cfg.UIPath):
 		s.cfg.UI.ServeHTTP(w, r)
+	case s.cfg.Debug != nil && strings.HasPrefix(p, "/debug/pprof/"):
+		s.cfg.Debug.ServeHTTP(w, r)
 	case strings.Contains(p, "/v1/"):
 		notFound(w, "Invalid URL path: not a recognized HTTP API endpoint\n")
 	default:

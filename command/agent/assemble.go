@@ -325,6 +325,9 @@ func (a *Agent) newHTTP(s *config.Settings) (err error) {
 	if s.HTTP.UseCache {
 		conf.Cache = a.cache
 	}
+	if s.EnableDebug {
+		conf.Debug = profiles()
+	}
 	a.http, err = httpapi.New(conf)
 	return err
 }

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"net/http"
+	"net/http/pprof"
 	"os"
 	"time"
 
@@ -48,4 +49,15 @@ func newTelemetry(s *config.Settings) (*telemetry, error) {
 		return nil, err
 	}
 	return t, nil
+}
+
+// profiles answers below /debug/pprof/ with profiles of this process: for enable_debug.
+func profiles() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("/debug/pprof/", pprof.Index)
+	mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
+	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
+	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
+	return mux
 }
