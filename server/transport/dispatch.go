@@ -154,8 +154,8 @@ func (i internal) Call(ctx context.Context, m rpc.Descriptor, req, resp any) err
 	}
 	var reply any
 	if rt.view != nil {
-		o := req.(interface{ ReadOptions() *read.Options }).ReadOptions()
-		reply, err = i.d.read(ctx, request{rt: rt, req: req, authorizer: acl.Everything()}, i.d.limit(o), true)
+		r := request{rt: rt, req: req, authorizer: acl.Everything()}
+		reply, err = i.d.read(ctx, r, i.d.limit(r), true)
 	} else {
 		if s, _ := i.d.cfg.Log.Status(); !s.Leading && rt.Kind != rpc.KindLocal {
 			return consensus.ErrNotLeader
@@ -206,14 +206,14 @@ func (d *Dispatcher) perform(ctx context.Context, r request) (any, error) {
 	case r.rt.Kind == rpc.KindLocal:
 		return d.run(ctx, r)
 	case r.rt.Kind == rpc.KindRead && d.mayAnswerStale(r.options()):
-		reply, err := d.read(ctx, r, d.limit(r.options()), true)
+		reply, err := d.read(ctx, r, d.limit(r), true)
 		if !errors.Is(err, errBehind) {
 			return reply, err
 		}
 	}
 	until := time.Time{}
 	if r.rt.Kind == rpc.KindRead {
-		until = d.limit(r.options())
+		until = d.limit(r)
 	}
 	return hold(ctx, d, r,
 		func() (any, error) {
@@ -252,11 +252,15 @@ func (d *Dispatcher) behind() bool {
 }
 
 // limit returns when a blocking read ends, the zero time for one that does not block.
-func (d *Dispatcher) limit(o *read.Options) time.Time {
+func (d *Dispatcher) limit(r request) time.Time {
+	o := r.options()
 	if o == nil || o.MinIndex == 0 {
 		return time.Time{}
 	}
 	wait := o.MaxWait
+	if r.forwarded && wait > 0 { // the server that forwards it has set the limit
+		return time.Now().Add(min(wait, d.cfg.MaxQueryTime+d.cfg.MaxQueryTime/16))
+	}
 	if wait <= 0 {
 		wait = d.cfg.DefaultQueryTime
 	}
