@@ -341,20 +341,23 @@ func (r *run) permission(path string, m *rbacv3.Permission) model.Rule {
 	case *rbacv3.Permission_DestinationIp:
 		return model.Rule{Kind: model.RuleDestinationIP, Prefix: r.prefix(join(path, "destination_ip"), p.DestinationIp)}
 	case *rbacv3.Permission_DestinationPort:
-		if p.DestinationPort > math.MaxUint16-1 {
+		if p.DestinationPort > math.MaxUint16 {
 			r.errorf(join(path, "destination_port"), "%d is no port", p.DestinationPort)
 		}
-		return model.Rule{Kind: model.RuleDestinationPort, Port: uint16(p.DestinationPort), End: uint16(p.DestinationPort) + 1}
+		return model.Rule{Kind: model.RuleDestinationPort, Port: uint16(p.DestinationPort), End: p.DestinationPort + 1}
 	case *rbacv3.Permission_DestinationPortRange:
 		s, e := p.DestinationPortRange.GetStart(), p.DestinationPortRange.GetEnd()
-		if s < 0 || e > math.MaxUint16 || s >= e {
+		if s < 0 || e > math.MaxUint16+1 || s >= e {
 			r.errorf(join(path, "destination_port_range"), "[%d, %d) is no range of ports", s, e)
 			return model.Rule{}
 		}
-		return model.Rule{Kind: model.RuleDestinationPort, Port: uint16(s), End: uint16(e)}
+		return model.Rule{Kind: model.RuleDestinationPort, Port: uint16(s), End: uint32(e)}
 	case *rbacv3.Permission_RequestedServerName:
 		return model.Rule{Kind: model.RuleServerName, Match: r.stringMatch(join(path, "requested_server_name"), p.RequestedServerName)}
 	case *rbacv3.Permission_Metadata:
+		if p.Metadata.GetInvert() {
+			break // would hold for every connection
+		}
 		return model.Rule{Kind: model.RuleMetadata}
 	}
 	r.errorf(path, "permission %T is not supported for connections", m.GetRule())
@@ -390,6 +393,9 @@ func (r *run) principal(path string, m *rbacv3.Principal) model.Rule {
 	case *rbacv3.Principal_RemoteIp:
 		return model.Rule{Kind: model.RuleRemoteIP, Prefix: r.prefix(join(path, "remote_ip"), p.RemoteIp)}
 	case *rbacv3.Principal_Metadata:
+		if p.Metadata.GetInvert() {
+			break
+		}
 		return model.Rule{Kind: model.RuleMetadata}
 	}
 	r.errorf(path, "principal %T is not supported for connections", m.GetIdentifier())

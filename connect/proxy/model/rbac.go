@@ -33,7 +33,7 @@ type Rule struct {
 	Match  StringMatch
 	Prefix netip.Prefix
 	Port   uint16 // first port of a range
-	End    uint16 // port after the last of a range; 0 with Port 0 is never valid
+	End    uint32 // port after the last of a range
 }
 
 // A RuleKind is a kind of condition.

@@ -91,7 +91,7 @@ func matches(r *model.Rule, f *Facts, doubt bool) bool {
 		return contains(r.Prefix, f.Local.Addr())
 	case model.RuleDestinationPort:
 		p := uint32(f.Local.Port())
-		return uint32(r.Port) <= p && p < uint32(r.End)
+		return uint32(r.Port) <= p && p < r.End
 	case model.RuleServerName:
 		return r.Match.Match(f.ServerName)
 	case model.RuleMetadata:

@@ -54,6 +54,7 @@ func TestEvaluate(t *testing.T) {
 		{"source address", &model.RBAC{Policies: policy(model.Rule{Kind: model.RuleDirectRemoteIP, Prefix: netip.MustParsePrefix("10.0.0.0/8")})}, &Facts{DirectRemote: netip.MustParseAddr("::ffff:10.1.2.3")}, true, "p"},
 		{"unknown address is in no range", &model.RBAC{Policies: policy(model.Rule{Kind: model.RuleRemoteIP, Prefix: netip.MustParsePrefix("0.0.0.0/0")})}, &Facts{}, false, ""},
 		{"port after the range", &model.RBAC{Policies: policy(model.Rule{Kind: model.RuleDestinationPort, Port: 80, End: 90})}, &Facts{Local: netip.MustParseAddrPort("1.2.3.4:90")}, false, ""},
+		{"the last port there is", &model.RBAC{Policies: policy(model.Rule{Kind: model.RuleDestinationPort, Port: 65535, End: 65536})}, &Facts{Local: netip.MustParseAddrPort("1.2.3.4:65535")}, true, "p"},
 		{"port in the range", &model.RBAC{Policies: policy(model.Rule{Kind: model.RuleDestinationPort, Port: 80, End: 90})}, &Facts{Local: netip.MustParseAddrPort("1.2.3.4:89")}, true, "p"},
 	}
 	for _, tt := range tests {
