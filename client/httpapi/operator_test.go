@@ -288,27 +288,29 @@ func TestEventListLeavesOutWhatTheTokenMayNotSee(t *testing.T) {
 }
 
 func TestGatewayServices(t *testing.T) {
-	entries := map[string]entry.Entry{
-		"terminating-gateway/tgw": &entry.TerminatingGateway{Header: entry.Header{Kind: entry.KindTerminatingGateway, Name: "tgw", Indexes: catalog.Indexes{CreateIndex: 5, ModifyIndex: 6}},
-			Services: []entry.LinkedService{{Name: "legacy", SNI: "s.example", CAFile: "/ca", DisableAutoHostRewrite: true}, {Name: "*", DisableAutoHostRewrite: true}}},
-		"ingress-gateway/igw": &entry.IngressGateway{Header: entry.Header{Kind: entry.KindIngressGateway, Name: "igw"},
-			Listeners: []entry.IngressListener{{Port: 8888, Protocol: "http", Services: []entry.IngressService{{Name: "web", Hosts: []string{"h.example"}}}}}},
-	}
-	s, _ := newServer(t, Config{}, map[string]any{
-		"ConfigEntry.Get": func(req any) (any, error) {
-			r := req.(*entry.GetRequest)
-			return &entry.GetReply{Meta: read.Meta{Index: 6, KnownLeader: true}, Entry: entry.Any{Entry: entries[string(r.Kind)+"/"+r.Name]}}, nil
+	s, f := newServer(t, Config{}, map[string]any{
+		"ConfigEntry.GatewayServices": func(req any) (any, error) {
+			reply := &entry.GatewayServicesReply{Meta: read.Meta{Index: 9, KnownLeader: true}}
+			if req.(*entry.GatewayServicesRequest).Gateway == "gw" {
+				reply.Services = []entry.GatewayService{
+					{Gateway: entry.GatewayName{Name: "gw"}, Service: entry.GatewayName{Name: "web"}, GatewayKind: "ingress-gateway", Port: 8888, Protocol: "http", Hosts: []string{"h.example"}},
+					{Gateway: entry.GatewayName{Name: "gw"}, Service: entry.GatewayName{Name: "old"}, GatewayKind: "terminating-gateway", CAFile: "/ca", SNI: "s", FromWildcard: true,
+						ServiceKind: "service", Indexes: catalog.Indexes{CreateIndex: 5, ModifyIndex: 6}},
+				}
+			}
+			return reply, nil
 		},
-		"Catalog.Services": &catalog.ServicesReply{Meta: read.Meta{Index: 9}, Services: map[string][]string{"consul": nil, "legacy": nil, "web": nil}},
 	})
 	run(t, s, []step{
 		{"GET", "/v1/catalog/gateway-services/none", "", 200, "[]"},
-		{"GET", "/v1/catalog/gateway-services/none?index=3", "", 200, "[]"},
-		{"GET", "/v1/catalog/gateway-services/igw", "", 200, `[{"Gateway":{"Name":"igw"},"Service":{"Name":"web"},"GatewayKind":"ingress-gateway","Port":8888,"Protocol":"http","Hosts":["h.example"],"CreateIndex":0,"ModifyIndex":0}]`},
-		{"GET", "/v1/catalog/gateway-services/tgw?index=1", "", 200, `[{"Gateway":{"Name":"tgw"},"Service":{"Name":"legacy"},"GatewayKind":"terminating-gateway","CAFile":"/ca","SNI":"s.example","CreateIndex":5,"ModifyIndex":6},` +
-			`{"Gateway":{"Name":"tgw"},"Service":{"Name":"web"},"GatewayKind":"terminating-gateway","FromWildcard":true,"CreateIndex":5,"ModifyIndex":6}]`},
+		{"GET", "/v1/catalog/gateway-services/gw?index=3", "", 200,
+			`[{"Gateway":{"Name":"gw"},"Service":{"Name":"web"},"GatewayKind":"ingress-gateway","Port":8888,"Protocol":"http","Hosts":["h.example"],"CreateIndex":0,"ModifyIndex":0},` +
+				`{"Gateway":{"Name":"gw"},"Service":{"Name":"old"},"GatewayKind":"terminating-gateway","CAFile":"/ca","SNI":"s","FromWildcard":true,"ServiceKind":"service","CreateIndex":5,"ModifyIndex":6}]`},
 	})
-	if got := do(s, "GET", "/v1/catalog/gateway-services/tgw", "").Header().Get("X-Consul-Index"); got != "9" {
+	if req := last[entry.GatewayServicesRequest](t, f, "ConfigEntry.GatewayServices"); req.MinIndex != 3 {
+		t.Errorf("%+v", req)
+	}
+	if got := do(s, "GET", "/v1/catalog/gateway-services/gw", "").Header().Get("X-Consul-Index"); got != "9" {
 		t.Errorf("index %s", got)
 	}
 }

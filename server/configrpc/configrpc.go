@@ -45,6 +45,7 @@ func Register(r *transport.Registry, a *fsm.Appliers, cfg Config) {
 	transport.Handle(r, entry.ApplyCall, h.set)
 	transport.Handle(r, entry.DeleteCall, h.delete)
 	transport.HandleRead(r, entry.ResolvedCall, h.resolved)
+	transport.HandleRead(r, entry.GatewayServicesCall, h.gatewayServices)
 	transport.HandleRead(r, chain.GetCall, h.chain)
 	transport.HandleRead(r, intention.ListCall, h.intentions)
 	transport.HandleRead(r, intention.GetCall, h.intention)
@@ -248,38 +249,4 @@ func (h *handlers) chain(c *transport.Call, v *state.View, req *chain.GetRequest
 		reply.Index = max(reply.Index, ip.ModifyIndex)
 	}
 	return reply, nil
-}
-
-// LinkedGateways returns the names of the gateways of a kind that entries link a service to, in order, and the index of
-// the last change of such an entry.
-func LinkedGateways(v *state.View, kind, service string) (uint64, []string) {
-	index, gateways := v.Entries(entry.Kind(kind))
-	var names []string
-	for _, g := range gateways {
-		if links(v, g, service) {
-			names = append(names, g.Head().Name)
-		}
-	}
-	return index, names
-}
-
-// links reports whether a gateway's entry links a service, by name or by wildcard.
-func links(v *state.View, g entry.Entry, service string) bool {
-	switch g := g.(type) {
-	case *entry.TerminatingGateway:
-		for _, s := range g.Services {
-			if s.Name == service || s.Name == entry.Wildcard {
-				return true
-			}
-		}
-	case *entry.IngressGateway:
-		for _, l := range g.Listeners {
-			for _, s := range l.Services {
-				if s.Name == service || s.Name == entry.Wildcard && chain.Protocol(v, service) == l.Protocol {
-					return true
-				}
-			}
-		}
-	}
-	return false
 }
