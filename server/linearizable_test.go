@@ -90,7 +90,6 @@ func (tr *trial) server(ctx context.Context) *server.Server {
 	return nil
 }
 
-var dbg sync.Map
 var trialKeys = []string{"x", "y", "z"}
 
 // client writes and reads until ctx ends.
@@ -137,7 +136,6 @@ func (tr *trial) client(ctx context.Context, id int) {
 // stale reads one server again and again, through one life of its process: what it shows never gets older.
 func (tr *trial) stale(ctx context.Context, o *node) {
 	last, life := map[string]uint64{}, (*server.Server)(nil)
-	before := map[string]kv.GetReply{}
 	for ; ctx.Err() == nil; time.Sleep(5 * time.Millisecond) {
 		tr.mu.Lock()
 		up, s := tr.up[o], o.Server
@@ -155,12 +153,9 @@ func (tr *trial) stale(ctx context.Context, o *node) {
 			continue
 		}
 		if reply.Index < last[key] {
-			tr.t.Errorf("seed %d: a stale read of %s at %s went from index %d back to %d; applied %s, now %+v, before %+v", tr.seed, key, o.name, last[key], reply.Index, s.Stats()["raft"]["applied_index"], *reply, before[key])
-			if os.Getenv("SARN_TEST_LOG") != "" {
-				fmt.Println("BACK", time.Now().Format("04:05.000"), o.name, key, last[key], reply.Index, reply.Meta)
-			}
+			tr.t.Errorf("seed %d: a stale read of %s at %s went from index %d back to %d; the log is applied to %s", tr.seed, key, o.name, last[key], reply.Index, s.Stats()["raft"]["applied_index"])
 		}
-		last[key], before[key] = reply.Index, *reply
+		last[key] = reply.Index
 	}
 }
 
@@ -173,13 +168,11 @@ func (tr *trial) watch(ctx context.Context, key string, seen *sync.Map) {
 			return
 		}
 		callCtx, cancel := context.WithTimeout(ctx, 15*time.Second)
-		dbg.Store(key, fmt.Sprint(s, " index ", index, " since ", time.Now()))
 		reply, err := kv.GetCall.Call(callCtx, s.Caller(), &kv.GetRequest{
 			Options: read.Options{MinIndex: index, MaxWait: 10 * time.Second, Mode: tr.mode}, Key: key,
 		})
 		cancel()
 		if err != nil {
-			dbg.Store(key, fmt.Sprint(s, " index ", index, " err ", err, time.Now()))
 			time.Sleep(20 * time.Millisecond)
 			continue
 		}
@@ -217,7 +210,7 @@ func (tr *trial) attack() {
 			down = append(down, o)
 		}
 		pause() // longer than a leader's lease
-		if tr.chance(3) == 0 {
+		if tr.chance(3) == 0 && !raceEnabled {
 			down[0].host.Move(fmt.Sprintf("10.1.%d.%d", tr.chance(250), tr.chance(250)+1))
 		}
 		for _, o := range down {
@@ -330,23 +323,7 @@ func linearizable(t *testing.T, seed uint64, mode read.Mode) {
 			t.Errorf("seed %d: the last write: %v", seed, err)
 		}
 	}
-	began := time.Now()
-	show := sync.OnceFunc(func() {
-		for _, key := range trialKeys {
-			v, _ := seen.Load(key)
-			d, _ := dbg.Load(key)
-			r, err := lead.get(context.Background(), key, read.Stale)
-			fmt.Println(key, v, d, r, err, time.Now())
-		}
-		for _, o := range tr.nodes {
-			st, _ := o.Leadership()
-			fmt.Println(o.name, st)
-		}
-	})
 	tr.within(15*time.Second, "the last write seen by every watch", func() bool {
-		if time.Since(began) > 14*time.Second {
-			show()
-		}
 		for _, key := range trialKeys {
 			if v, _ := seen.Load(key); v != "last" {
 				return false

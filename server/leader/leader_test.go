@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -26,7 +27,7 @@ func TestRunRetriesFailingDutiesAndWaitsForAll(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		start := time.Now()
 		var at []time.Duration
-		ended := 0
+		var ended atomic.Int32
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 		defer cancel()
 		leader.Run(ctx, lead(nil), []leader.Duty{
@@ -34,19 +35,19 @@ func TestRunRetriesFailingDutiesAndWaitsForAll(t *testing.T) {
 				at = append(at, time.Since(start))
 				return errors.New("not yet")
 			}},
-			{Name: "ends early", Run: func(context.Context, *leader.Leader) error { ended++; return nil }},
+			{Name: "ends early", Run: func(context.Context, *leader.Leader) error { ended.Add(1); return nil }},
 			{Name: "ends with leadership", Run: func(ctx context.Context, _ *leader.Leader) error {
 				<-ctx.Done()
 				time.Sleep(time.Second)
-				ended++
+				ended.Add(1)
 				return nil
 			}},
 		})
 		if want := []time.Duration{0, time.Second, 3 * time.Second, 7 * time.Second}; !slices.Equal(at, want) {
 			t.Errorf("tried at %v, want %v", at, want)
 		}
-		if ended != 2 || time.Since(start) != 11*time.Second {
-			t.Errorf("returned after %v with %d duties ended", time.Since(start), ended)
+		if ended.Load() != 2 || time.Since(start) != 11*time.Second {
+			t.Errorf("returned after %v with %d duties ended", time.Since(start), ended.Load())
 		}
 	})
 }
@@ -119,7 +120,8 @@ func TestTombstonesAreReapedByAge(t *testing.T) {
 		}
 		var reaped []reap
 		start := time.Now()
-		index := uint64(10)
+		var index atomic.Uint64
+		index.Store(10)
 		var l *leader.Leader
 		l = lead(func(_ context.Context, _ fsm.Kind, req any) (any, error) {
 			upTo := req.(uint64)
@@ -130,8 +132,7 @@ func TestTombstonesAreReapedByAge(t *testing.T) {
 			return nil, nil
 		})
 		remove := func(key string) {
-			index++
-			tx := l.Store.Write(index)
+			tx := l.Store.Write(index.Add(1))
 			tx.ApplyKey(kv.OpSet, &kv.Entry{Key: key})
 			tx.ApplyKey(kv.OpDelete, &kv.Entry{Key: key})
 			tx.Commit()
@@ -143,7 +144,7 @@ func TestTombstonesAreReapedByAge(t *testing.T) {
 			time.Sleep(10*time.Minute + 10*time.Second)
 			remove("during")
 		}()
-		leader.Run(ctx, l, []leader.Duty{leader.Tombstones(func() uint64 { return index }, func(upTo uint64) any { return upTo })})
+		leader.Run(ctx, l, []leader.Duty{leader.Tombstones(index.Load, func(upTo uint64) any { return upTo })})
 		want := []reap{{11, 15 * time.Minute}, {12, 25*time.Minute + 30*time.Second}}
 		if !slices.Equal(reaped, want) {
 			t.Errorf("reaped %v, want %v", reaped, want)
