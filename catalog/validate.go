@@ -49,6 +49,7 @@ func (s *Service) validate(nested bool) error {
 	if l := s.Locality; l != nil && l.Zone != "" && l.Region == "" {
 		p.addf("zone cannot be set without region")
 	}
+	s.Proxy.validateSettings(&p)
 	if s.Kind == KindConnectProxy {
 		s.validateSidecar(&p, nested)
 	}
@@ -59,6 +60,48 @@ func (s *Service) validate(nested bool) error {
 		s.validateGateway(&p)
 	}
 	return p.err()
+}
+
+// MaxDepth bounds how deeply free-form settings may be nested. What stores and carries them has a limit above it, which
+// one setting must not exceed: nothing that holds it could be read any more.
+const MaxDepth = 24
+
+// TooDeep reports whether a free-form setting is nested deeper than MaxDepth.
+func TooDeep(v any) bool { return deeper(v, MaxDepth) }
+
+// deeper reports whether v has more levels of lists and maps than given.
+func deeper(v any, levels int) bool {
+	switch v := v.(type) {
+	case map[string]any:
+		for _, item := range v {
+			if levels == 0 || deeper(item, levels-1) {
+				return true
+			}
+		}
+	case []any:
+		for _, item := range v {
+			if levels == 0 || deeper(item, levels-1) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func (x *Proxy) validateSettings(p *Problems) {
+	if TooDeep(x.Config) {
+		p.addf("Proxy.Config is nested too deeply")
+	}
+	for i := range x.Upstreams {
+		if u := &x.Upstreams[i]; TooDeep(u.Config) {
+			p.addf("Config of the upstream %q is nested too deeply", u.DestinationName)
+		}
+	}
+	for i := range x.EnvoyExtensions {
+		if e := &x.EnvoyExtensions[i]; TooDeep(e.Arguments) {
+			p.addf("Arguments of the Envoy extension %q are nested too deeply", e.Name)
+		}
+	}
 }
 
 // IsGateway reports whether instances of this kind are gateways.

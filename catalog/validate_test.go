@@ -46,6 +46,12 @@ func TestServiceStructureRules(t *testing.T) {
 		{"expose without path and port", expose(catalog.ExposePath{}), []string{"expose.paths: empty path exposed", "expose.paths: invalid listener port: 0"}},
 		{"expose port twice", expose(catalog.ExposePath{Path: "/a", ListenerPort: 1}, catalog.ExposePath{Path: "/b", ListenerPort: 1}), []string{"expose.paths: duplicate listener ports exposed"}},
 		{"expose protocol", expose(catalog.ExposePath{Path: "/a", ListenerPort: 1, Protocol: "tcp"}), []string{"protocol 'tcp' not supported for path: /a, must be in: [http http2]"}},
+		{"settings as deep as may be", sidecar(func(s *catalog.Service) { s.Proxy.Config = deep(catalog.MaxDepth) }), nil},
+		{"deep settings", &catalog.Service{Proxy: catalog.Proxy{Config: deep(catalog.MaxDepth + 1)}}, []string{"Proxy.Config is nested too deeply"}},
+		{"deep settings of an upstream", upstreams(catalog.Upstream{DestinationName: "a", LocalBindPort: 1, Config: deep(1000)}), []string{`Config of the upstream "a" is nested too deeply`}},
+		{"deep settings of an extension", sidecar(func(s *catalog.Service) {
+			s.Proxy.EnvoyExtensions = []catalog.EnvoyExtension{{Name: "x", Arguments: map[string]any{"l": []any{[]any{}, []any{deep(catalog.MaxDepth)}}}}}
+		}), []string{`Arguments of the Envoy extension "x" are nested too deeply`}},
 		{"mesh gateway without port", &catalog.Service{Kind: catalog.KindMeshGateway}, []string{"Port must be non-zero for a mesh-gateway"}},
 		{"ingress gateway needs no port", &catalog.Service{Kind: catalog.KindIngressGateway}, nil},
 		{"gateway with upstreams", &catalog.Service{Kind: catalog.KindIngressGateway, Proxy: catalog.Proxy{Upstreams: []catalog.Upstream{{}}}}, []string{"The Proxy.Upstreams configuration is invalid for a ingress-gateway"}},
@@ -72,6 +78,15 @@ func TestServiceStructureRules(t *testing.T) {
 	if err := (&catalog.Service{Kind: catalog.KindConnectProxy}).ValidateNested(); err != nil {
 		t.Errorf("a nested sidecar needs no port: %v", err)
 	}
+}
+
+// deep returns a setting with n levels of maps below it.
+func deep(n int) map[string]any {
+	m := map[string]any{}
+	for range n {
+		m = map[string]any{"a": m}
+	}
+	return m
 }
 
 func TestMetaRules(t *testing.T) {

@@ -61,8 +61,7 @@ func lookup(doc map[string]any, name string) (any, bool) {
 	return nil, false
 }
 
-// maxDepth bounds how deeply free-form settings may be nested; the encoding of the log has a limit above it.
-const maxDepth = 24
+const maxDepth = catalog.MaxDepth
 
 type decoder struct {
 	unknown []string

@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/sarnmesh/sarn/catalog"
 )
 
 // Names of providers.
@@ -59,6 +61,10 @@ func ParseSettings(provider string, config map[string]any) (Settings, error) {
 	var problems []error
 	for key, value := range config {
 		if value == nil {
+			continue
+		}
+		if catalog.TooDeep(value) {
+			problems = append(problems, fmt.Errorf("'%s' is nested too deeply", key))
 			continue
 		}
 		if name, err := s.set(key, value); err != nil {

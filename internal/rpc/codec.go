@@ -14,7 +14,7 @@ var (
 		DefaultMapType:  reflect.TypeFor[map[string]any](),
 		IntDec:          cbor.IntDecConvertSignedOrFail,
 		DupMapKey:       cbor.DupMapKeyEnforcedAPF,
-		MaxNestedLevels: 64,
+		MaxNestedLevels: 96, // subjects bound what users nest: catalog.TooDeep
 		// What Marshal makes of subject types has none of these, and what JSON cannot express must not be stored.
 		TagsMd:           cbor.TagsForbidden,
 		NaN:              cbor.NaNDecodeForbidden,
