@@ -142,7 +142,7 @@ func New(cfg Config) (*Server, error) {
 	for _, group := range [][]endpoint{
 		s.catalogRoutes(), s.healthRoutes(), s.kvRoutes(), s.sessionRoutes(), s.txnRoutes(), s.queryRoutes(), s.statusRoutes(),
 		s.operatorRoutes(), s.snapshotRoutes(), s.eventRoutes(), s.coordinateRoutes(),
-		s.agentRoutes(), s.connectRoutes(), s.configRoutes(),
+		s.aclRoutes(), s.agentRoutes(), s.connectRoutes(), s.configRoutes(),
 	} {
 		for _, e := range group {
 			if err := s.add(e); err != nil {
