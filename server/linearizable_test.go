@@ -65,7 +65,7 @@ type trial struct {
 
 	mu      sync.Mutex
 	rng     *rand.Rand
-	up      map[*node]bool // may be called by clients
+	up      map[*node]*server.Server // those that may be called by clients
 	history []porcupine.Operation
 }
 
@@ -75,14 +75,25 @@ func (tr *trial) chance(n int) int {
 	return tr.rng.IntN(n)
 }
 
+// running returns the process of a server, nil when it is down.
+func (tr *trial) running(o *node) *server.Server {
+	tr.mu.Lock()
+	defer tr.mu.Unlock()
+	return tr.up[o]
+}
+
+// set tells clients of a server, nil when it goes down.
+func (tr *trial) set(o *node, s *server.Server) {
+	tr.mu.Lock()
+	defer tr.mu.Unlock()
+	tr.up[o] = s
+}
+
 // server returns one that is up, nil when ctx ends.
 func (tr *trial) server(ctx context.Context) *server.Server {
 	for ctx.Err() == nil {
 		o := tr.nodes[tr.chance(len(tr.nodes))]
-		tr.mu.Lock()
-		up, s := tr.up[o], o.Server
-		tr.mu.Unlock()
-		if up {
+		if s := tr.running(o); s != nil {
 			return s
 		}
 		time.Sleep(time.Millisecond)
@@ -137,10 +148,8 @@ func (tr *trial) client(ctx context.Context, id int) {
 func (tr *trial) stale(ctx context.Context, o *node) {
 	last, life := map[string]uint64{}, (*server.Server)(nil)
 	for ; ctx.Err() == nil; time.Sleep(5 * time.Millisecond) {
-		tr.mu.Lock()
-		up, s := tr.up[o], o.Server
-		tr.mu.Unlock()
-		if !up {
+		s := tr.running(o)
+		if s == nil {
 			continue
 		}
 		if s != life {
@@ -203,9 +212,7 @@ func (tr *trial) attack() {
 		var down []*node
 		for i := range n {
 			o := tr.nodes[(index(tr.nodes, victim)+i)%len(tr.nodes)]
-			tr.mu.Lock()
-			tr.up[o] = false
-			tr.mu.Unlock()
+			tr.set(o, nil)
 			o.crash()
 			down = append(down, o)
 		}
@@ -214,12 +221,10 @@ func (tr *trial) attack() {
 			down[0].host.Move(fmt.Sprintf("10.1.%d.%d", tr.chance(250), tr.chance(250)+1))
 		}
 		for _, o := range down {
-			tr.mu.Lock()
 			o.start()
-			tr.up[o] = true
-			tr.mu.Unlock()
+			tr.set(o, o.Server)
 			for _, other := range tr.nodes {
-				if tr.up[other] && other != o {
+				if tr.running(other) != nil && other != o {
 					o.Gossip().Join([]string{other.host.Addr().String() + ":8301"})
 					break
 				}
@@ -275,12 +280,12 @@ func TestKeysAreLinearizable(t *testing.T) {
 
 func linearizable(t *testing.T, seed uint64, mode read.Mode) {
 	conf := server.Config{HoldTimeout: 3 * time.Second, RaftSnapshotEntries: 100, RaftSnapshotEvery: 2 * time.Second, RaftTrailingLogs: 20}
-	tr := &trial{cluster: newCluster(t, seed, 3, conf), seed: seed, mode: mode, rng: rand.New(rand.NewPCG(seed, 7)), up: map[*node]bool{}}
+	tr := &trial{cluster: newCluster(t, seed, 3, conf), seed: seed, mode: mode, rng: rand.New(rand.NewPCG(seed, 7)), up: map[*node]*server.Server{}}
 	if mode == read.Consistent {
 		tr.net.SetAll(testkit.Link{Delay: time.Millisecond, Jitter: 2 * time.Millisecond, Loss: 0.02})
 	}
 	for _, o := range tr.nodes {
-		tr.up[o] = true
+		tr.set(o, o.Server)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg, watchers sync.WaitGroup
