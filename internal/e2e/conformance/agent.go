@@ -107,7 +107,7 @@ func (a *agent) configure() (err error) {
 	}
 	a.echo = &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Connection", "close")
-		json.NewEncoder(w).Encode(map[string]string{"line": r.Method + " " + r.RequestURI + " " + r.Proto})
+		fmt.Fprintf(w, `{"line": %q}`, r.Method+" "+r.RequestURI+" "+r.Proto)
 	})}
 	go a.echo.Serve(l)
 
