@@ -10,6 +10,7 @@ import (
 	"os"
 	"reflect"
 	"runtime"
+	"slices"
 	"strconv"
 	"time"
 
@@ -206,6 +207,10 @@ func (a *Agent) Reload(ctx context.Context) error {
 	return nil
 }
 
+// mayHoldSecrets are fields in which users put what only they can tell from a secret: credentials of certificate
+// authorities and providers, headers and bodies of requests, parameters of watches.
+var mayHoldSecrets = []string{"CAConfig", "ConfigEntries", "MetricsProxyHeaders", "Watches", "Header", "Body"}
+
 // redact copies a value of the configuration for people to look at, with every secret hidden.
 func redact(v reflect.Value) any {
 	switch v.Kind() {
@@ -228,8 +233,11 @@ func redact(v reflect.Value) any {
 				if v.Field(i).IsZero() {
 					out[f.Name] = ""
 				}
-			case f.Name == "CAConfig" || f.Name == "ConfigEntries" || f.Name == "MetricsProxyHeaders" || f.Name == "Watches":
+			case slices.Contains(mayHoldSecrets, f.Name):
 				out[f.Name] = "hidden"
+				if v.Field(i).IsZero() {
+					out[f.Name] = nil
+				}
 			default:
 				out[f.Name] = redact(v.Field(i))
 			}

@@ -99,15 +99,35 @@ func unsupported(s *config.Settings) error {
 	refuse(s.Log.Syslog, "enable_syslog = true")
 	refuse(len(s.Join.WAN) > 0, "retry_join_wan")
 	for _, addr := range s.Join.LAN {
-		refuse(strings.Contains(addr, "provider="), "retry_join with "+strings.Fields(addr)[0])
+		for word := range strings.FieldsSeq(addr) { // others may be secrets
+			refuse(strings.HasPrefix(word, "provider="), "retry_join with "+word)
+		}
 	}
 	return errors.Join(errs...)
+}
+
+// withoutEffect lists settings that this version reads and does nothing about, and that do no harm left alone.
+func withoutEffect(s *config.Settings) (keys []string) {
+	for _, k := range []struct {
+		key string
+		set bool
+	}{
+		{"auto_reload_config", s.AutoReload}, {"watches", len(s.Watches) > 0}, {"log_rotate_bytes", s.Log.RotateBytes > 0},
+	} {
+		if k.set {
+			keys = append(keys, k.key)
+		}
+	}
+	return keys
 }
 
 // newAgent opens the sockets and puts the parts together. Nothing runs before Run.
 func newAgent(src config.Sources, s *config.Settings, log hclog.InterceptLogger) (_ *Agent, err error) {
 	if err := unsupported(s); err != nil {
 		return nil, err
+	}
+	for _, key := range withoutEffect(s) {
+		log.Warn("a setting has no effect in this version", "key", key)
 	}
 	id, err := nodeID(s)
 	if err != nil {

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"sync"
@@ -72,15 +73,19 @@ func (t *tokens) get(kind httpapi.AgentToken) string {
 func (t *tokens) put(kind httpapi.AgentToken, secret string) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.set[kind] = secret
-	if t.path == "" {
-		return nil
+	set := maps.Clone(t.set)
+	set[kind] = secret
+	if t.path != "" {
+		data, err := json.Marshal(set)
+		if err != nil {
+			return err
+		}
+		if err := writeFile(t.path, data); err != nil {
+			return err
+		}
 	}
-	data, err := json.Marshal(t.set)
-	if err != nil {
-		return err
-	}
-	return writeFile(t.path, data)
+	t.set = set
+	return nil
 }
 
 // Default implements local.Tokens.
