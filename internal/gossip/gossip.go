@@ -455,8 +455,15 @@ func (p *Pool) Leave() error {
 	p.mu.Unlock()
 	tr.leaving.Store(true)
 	err := s.Leave()
-	if err != nil && s.State() == serf.SerfAlive {
+	switch s.State() {
+	case serf.SerfAlive:
 		tr.leaving.Store(false)
+	case serf.SerfLeft:
+		// Two others may have exchanged their state while only one of them had heard of it: see transport.leaving. It is
+		// said once more, for a later time.
+		if again := s.RemoveFailedNode(p.cfg.Name); again != nil {
+			p.cfg.Logger.Debug("leaving was not told again", "error", again)
+		}
 	}
 	return err
 }
