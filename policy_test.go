@@ -6,9 +6,11 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -149,6 +151,49 @@ func TestEveryPackageHasAComment(t *testing.T) {
 			t.Errorf("%s: %d package comments, want 1", folder, n)
 		}
 	}
+}
+
+// TestEveryDependencyIsExplained asks ARCHITECTURE.md to name each module that the code, its tests or its tools import.
+func TestEveryDependencyIsExplained(t *testing.T) {
+	text, err := os.ReadFile("ARCHITECTURE.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const imports = `{{join .Imports "\n"}}
+{{join .TestImports "\n"}}
+{{join .XTestImports "\n"}}`
+	direct := map[string]bool{}
+	for _, imp := range golist(t, "-f", imports, "./...") {
+		if first, _, _ := strings.Cut(imp, "/"); strings.Contains(first, ".") && !strings.HasPrefix(imp, module) {
+			direct[imp] = true
+		}
+	}
+	for _, tool := range golist(t, "tool") {
+		direct[tool] = true
+	}
+	modules := map[string]bool{}
+	for _, m := range golist(t, append([]string{"-f", "{{with .Module}}{{.Path}}{{end}}"}, slices.Sorted(maps.Keys(direct))...)...) {
+		modules[m] = true
+	}
+	delete(modules, strings.TrimSuffix(module, "/"))
+	if len(modules) == 0 {
+		t.Error("no module found")
+	}
+	for _, m := range slices.Sorted(maps.Keys(modules)) {
+		if !strings.Contains(string(text), "`"+m+"`") {
+			t.Errorf("ARCHITECTURE.md does not say what %s is for", m)
+		}
+	}
+}
+
+// golist runs go list and returns the lines of its output that are not empty.
+func golist(t *testing.T, args ...string) []string {
+	t.Helper()
+	out, err := exec.Command("go", append([]string{"list"}, args...)...).Output()
+	if err != nil {
+		t.Fatalf("go list: %v", err)
+	}
+	return strings.FieldsFunc(string(out), func(r rune) bool { return r == '\n' })
 }
 
 // eachFile parses every Go file that is not a test.
