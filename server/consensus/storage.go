@@ -3,12 +3,16 @@ package consensus
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
 	wal "github.com/hashicorp/raft-wal"
+	"github.com/hashicorp/raft-wal/metadb"
+	"go.etcd.io/bbolt"
 )
 
 // Storage is where a member keeps its log, its votes and its snapshots.
@@ -56,13 +60,36 @@ func Disk(cfg DiskConfig) (*Storage, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	log, err := wal.Open(dir, wal.WithSegmentSize(cfg.SegmentBytes), wal.WithLogger(cfg.Logger.Named("wal")))
-	if err != nil {
+	if err := checkUnused(filepath.Join(dir, metadb.FileName)); err != nil {
 		return nil, fmt.Errorf("log in %s: %w", dir, err)
 	}
+	meta := &metadb.BoltMetaDB{} // kept, since the log does not close it
+	log, err := wal.Open(dir, wal.WithSegmentSize(cfg.SegmentBytes), wal.WithMetaStore(meta), wal.WithLogger(cfg.Logger.Named("wal")))
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("log in %s: %w", dir, err), meta.Close())
+	}
+	closeLog := func() error { return errors.Join(log.Close(), meta.Close()) }
 	snaps, err := raft.NewFileSnapshotStoreWithLogger(cfg.Dir, snapshotsKept, cfg.Logger.Named("snapshot"))
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("snapshots in %s: %w", cfg.Dir, err), log.Close())
+		return nil, errors.Join(fmt.Errorf("snapshots in %s: %w", cfg.Dir, err), closeLog())
 	}
-	return &Storage{Logs: log, Stable: log, Snapshots: snaps, Close: log.Close}, nil
+	return &Storage{Logs: log, Stable: log, Snapshots: snaps, Close: closeLog}, nil
+}
+
+// errInUse reports a data directory that another process has open.
+var errInUse = errors.New("another process uses it")
+
+// checkUnused opens and closes the log's metadata. The log itself would wait for ever for a process that has it open.
+func checkUnused(path string) error {
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: time.Second})
+	switch {
+	case errors.Is(err, bbolt.ErrTimeout):
+		return errInUse
+	case err != nil:
+		return fmt.Errorf("%s: %w", filepath.Base(path), err)
+	}
+	return db.Close()
 }

@@ -1,0 +1,100 @@
+package router_test
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/sarnmesh/sarn/client/router"
+	"github.com/sarnmesh/sarn/internal/gossip"
+	"github.com/sarnmesh/sarn/internal/rpc"
+	"github.com/sarnmesh/sarn/internal/wireerr"
+)
+
+func member(name, dc, role string) gossip.Member {
+	tags := gossip.Server{ID: "id-" + name, Datacenter: dc, Addr: netip.MustParseAddrPort("10.0.0.1:8300")}.Tags()
+	tags["role"] = role
+	return gossip.Member{Name: name, Addr: netip.MustParseAddr("10.0.0.1"), Tags: tags, Status: gossip.Alive}
+}
+
+var call = rpc.Local[struct{}, struct{}]("Some.Call")
+
+func TestServersComeAndGo(t *testing.T) {
+	r := router.New(router.Config{Datacenter: "dc1"})
+	names := func() map[string]bool {
+		m := map[string]bool{}
+		for _, s := range r.Servers() {
+			m[s.Name] = true
+		}
+		return m
+	}
+	r.Observe(gossip.Event{Kind: gossip.Joined, Members: []gossip.Member{
+		member("a", "dc1", gossip.RoleServer), member("b", "dc1", gossip.RoleServer), member("c", "dc2", gossip.RoleServer), member("d", "dc1", gossip.RoleClient),
+	}})
+	if got := names(); len(got) != 2 || !got["a"] || !got["b"] {
+		t.Errorf("servers %v, want a and b: those of this datacenter", got)
+	}
+	r.Observe(gossip.Event{Kind: gossip.Updated, Members: []gossip.Member{member("a", "dc1", gossip.RoleServer)}})
+	r.Observe(gossip.Event{Kind: gossip.Lost, Members: []gossip.Member{member("b", "dc1", gossip.RoleServer)}})
+	if got := names(); len(got) != 1 || !got["a"] {
+		t.Errorf("servers %v, want a", got)
+	}
+}
+
+func TestEveryServerIsTriedAtOnceThenWaitedFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dials := 0
+		r := router.New(router.Config{Datacenter: "dc1", Dial: func(context.Context, string) (net.Conn, error) {
+			dials++
+			return nil, errors.New("refused")
+		}})
+		if _, err := call.Call(t.Context(), r, &struct{}{}); !errors.Is(err, wireerr.ErrNoServers) {
+			t.Errorf("without servers: %v", err)
+		}
+		r.Observe(gossip.Event{Kind: gossip.Joined, Members: []gossip.Member{
+			member("a", "dc1", gossip.RoleServer), member("b", "dc1", gossip.RoleServer), member("c", "dc1", gossip.RoleServer),
+		}})
+		start := time.Now()
+		time.AfterFunc(time.Nanosecond, func() {
+			if dials < 3 {
+				t.Errorf("%d servers tried at once, want 3", dials)
+			}
+		})
+		_, err := call.Call(t.Context(), r, &struct{}{})
+		if err == nil || err.Error() != "rpc error getting client: failed to get conn: refused" {
+			t.Errorf("unreachable servers: %v", err)
+		}
+		if took := time.Since(start); took < 6*time.Second || took > 7*time.Second {
+			t.Errorf("gave up after %v, want the hold time of 7s", took)
+		}
+	})
+}
+
+func TestRate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := router.New(router.Config{Datacenter: "dc1", Rate: 10, Burst: 3})
+		refused := func(n int) (refused int) {
+			for range n {
+				if _, err := call.Call(t.Context(), r, &struct{}{}); errors.Is(err, wireerr.ErrClientRateLimit) {
+					refused++
+				}
+			}
+			return refused
+		}
+		if got := refused(5); got != 2 {
+			t.Errorf("%d of 5 refused, want 2: a burst of 3", got)
+		}
+		time.Sleep(200 * time.Millisecond)
+		if got := refused(5); got != 3 {
+			t.Errorf("%d of 5 refused after 200ms at 10/s, want 3", got)
+		}
+		r.SetRate(0, 0)
+		if got := refused(100); got != 0 {
+			t.Errorf("%d refused without a limit", got)
+		}
+	})
+}
