@@ -58,7 +58,7 @@ func (b *build) localApp() error {
 				Endpoints:   []*endpointv3.LocalityLbEndpoints{{LbEndpoints: []*endpointv3.LbEndpoint{host(addr)}}},
 			},
 		}
-		if isHTTP2(cfg.Protocol) {
+		if b.http2(cfg.Protocol) {
 			c.TypedExtensionProtocolOptions = httpOptions(&httpv3.HttpProtocolOptions{
 				UpstreamProtocolOptions: &httpv3.HttpProtocolOptions_UseDownstreamProtocolConfig{
 					UseDownstreamProtocolConfig: &httpv3.HttpProtocolOptions_UseDownstreamHttpConfig{
@@ -218,7 +218,7 @@ func (b *build) targetCluster(name string, u *mesh.Upstream, c *chain.Chain, n *
 			OutlierDetection:     b.outliers(u.Config.PassiveHealthCheck),
 			TransportSocket:      socket,
 		}
-		if isHTTP2(c.Protocol) {
+		if b.http2(c.Protocol) {
 			cluster.TypedExtensionProtocolOptions = http2Options()
 		}
 		balance(cluster, n.LoadBalancer)

@@ -220,3 +220,10 @@ func isHTTP(protocol string) bool {
 }
 
 func isHTTP2(protocol string) bool { return protocol == "http2" || protocol == "grpc" }
+
+// http reports whether requests of this protocol are told apart. The built-in proxy carries bytes only so far: flavour
+// Own serves every protocol as connections, under the rules for connections, where intentions that ask for something of
+// a request refuse. A listener it would refuse would leave an older one, with older rules, in its place.
+func (b *build) http(protocol string) bool { return b.flavour != Own && isHTTP(protocol) }
+
+func (b *build) http2(protocol string) bool { return b.flavour != Own && isHTTP2(protocol) }

@@ -20,6 +20,10 @@ import (
 // exposed makes the listeners for paths of the application that are reachable without mutual TLS.
 func (b *build) exposed() error {
 	p := &b.s.Proxy.Service.Proxy
+	if b.flavour == Own && len(p.Expose.Paths) > 0 {
+		b.problem("the built-in proxy does not expose paths yet")
+		return nil
+	}
 	for i := range p.Expose.Paths {
 		path := &p.Expose.Paths[i]
 		if path.ListenerPort <= 0 || path.ListenerPort > math.MaxUint16 || !strings.HasPrefix(path.Path, "/") {

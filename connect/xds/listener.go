@@ -89,7 +89,7 @@ func (b *build) publicChain() (*listenerv3.FilterChain, []ref, error) {
 		return nil, nil, err
 	}
 	fc := &listenerv3.FilterChain{TransportSocket: socket}
-	if !isHTTP(cfg.Protocol) {
+	if !b.http(cfg.Protocol) {
 		fc.Filters = append(fc.Filters, b.authorization())
 	}
 	if n := cfg.MaxInboundConnections; n > 0 {
@@ -98,7 +98,7 @@ func (b *build) publicChain() (*listenerv3.FilterChain, []ref, error) {
 			MaxConnections: wrapperspb.UInt64(uint64(n)),
 		}))
 	}
-	if isHTTP(cfg.Protocol) {
+	if b.http(cfg.Protocol) {
 		m, err := b.inboundManager()
 		if err != nil {
 			return nil, nil, err
@@ -175,16 +175,19 @@ func (b *build) upstreamListener(u *mesh.Upstream, c *chain.Chain) error {
 		}
 		m := made{message: l}
 		var last *listenerv3.Filter
-		if usesRoutes(c) {
+		if b.usesRoutes(c) {
 			last = filter(filterHCM, b.outboundManager(protocol, prefix, &routeSource{name: u.ID}))
 			m.children = []string{u.ID}
 		} else {
+			if isHTTP(protocol) && !b.http(protocol) && !c.Default {
+				b.problem("upstream %s: the built-in proxy does not apply routes and splits yet, all connections go one way", u.ID)
+			}
 			cluster, err := startCluster(u, c)
 			if err != nil {
 				return made{}, err
 			}
 			m.uses = []ref{{Cluster, cluster}}
-			if isHTTP(protocol) {
+			if b.http(protocol) {
 				last = filter(filterHCM, b.outboundManager(protocol, prefix, &routeSource{
 					inline: singleRoute(u.ID, filterName, cluster, c),
 				}))
@@ -202,15 +205,38 @@ func startCluster(u *mesh.Upstream, c *chain.Chain) (string, error) {
 	if custom, err := customCluster(u, c); err != nil || custom != nil {
 		return custom.GetName(), err
 	}
-	t, err := primary(c, c.Nodes[c.StartNode])
+	t, err := primary(c, connectionNode(c))
 	if err != nil {
 		return "", err
 	}
 	return clusterName(c, t), nil
 }
 
+// connectionNode returns the resolver that connections are led to: the last route of a router, which matches everything,
+// and the largest share of a splitter.
+func connectionNode(c *chain.Chain) *chain.Node {
+	n := c.Nodes[c.StartNode]
+	for range len(c.Nodes) {
+		switch {
+		case n != nil && len(n.Routes) > 0:
+			n = c.Nodes[n.Routes[len(n.Routes)-1].NextNode]
+		case n != nil && len(n.Splits) > 0:
+			largest := n.Splits[0]
+			for _, s := range n.Splits {
+				if s.Weight > largest.Weight {
+					largest = s
+				}
+			}
+			n = c.Nodes[largest.NextNode]
+		default:
+			return n
+		}
+	}
+	return n
+}
+
 // usesRoutes reports whether a chain needs a route configuration.
-func usesRoutes(c *chain.Chain) bool { return isHTTP(c.Protocol) && !c.Default }
+func (b *build) usesRoutes(c *chain.Chain) bool { return b.http(c.Protocol) && !c.Default }
 
 func (b *build) tcpProxy(cluster, prefix string) *listenerv3.Filter {
 	return filter(filterTCPProxy, &tcpproxyv3.TcpProxy{

@@ -20,7 +20,7 @@ import (
 
 // chainRoutes makes the route configuration of a chain that needs one (spec/xds.md section 6.4).
 func (b *build) chainRoutes(u *mesh.Upstream, c *chain.Chain) error {
-	if !usesRoutes(c) {
+	if !b.usesRoutes(c) {
 		return nil
 	}
 	return b.add(Route, u.ID, []any{u, c, b.s.Mesh()}, func() (made, error) {

@@ -127,9 +127,9 @@ func (b *build) downstreamTLS(protocol string) (*corev3.TransportSocket, []ref, 
 		return nil, nil, fmt.Errorf("incoming TLS parameters: %w", err)
 	}
 	switch {
-	case isHTTP2(protocol):
+	case b.http2(protocol):
 		common.AlpnProtocols = []string{"h2", "http/1.1"}
-	case isHTTP(protocol):
+	case b.http(protocol):
 		common.AlpnProtocols = []string{"http/1.1"}
 	}
 	return tlsSocket(&tlsv3.DownstreamTlsContext{

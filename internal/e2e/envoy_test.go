@@ -30,7 +30,7 @@ func envoy(t *testing.T) string {
 func TestEnvoyAndBuiltInProxyWorkTogether(t *testing.T) {
 	binary(t)
 	envoy := envoy(t)
-	for _, tt := range []struct{ caller, callee string }{{"envoy", "sarn"}, {"sarn", "envoy"}, {"envoy", "envoy"}} {
+	for _, tt := range []struct{ caller, callee string }{{"envoy", "sarn"}, {"sarn", "envoy"}, {"envoy", "envoy"}, {"sarn", "sarn"}} {
 		t.Run(tt.caller+" calls "+tt.callee, func(t *testing.T) {
 			web := echo(t, "web")
 			ports := freePorts(5)
@@ -84,6 +84,15 @@ func TestEnvoyAndBuiltInProxyWorkTogether(t *testing.T) {
 				t.Fatal(out)
 			}
 			eventually(t, 10*time.Second, "the call arrives again", works)
+
+			// Whatever protocol a service is said to speak, a deny holds.
+			a.must(t, "PUT", "/v1/config", `{"Kind": "service-defaults", "Name": "web", "Protocol": "http"}`)
+			time.Sleep(time.Second) // for the listeners to change; there is nothing else to see it by
+			eventually(t, 10*time.Second, "the call arrives with protocol http", works)
+			if out, code := a.cli(t, "intention", "create", "-replace", "-deny", "shop", "web"); code != 0 {
+				t.Fatal(out)
+			}
+			eventually(t, 10*time.Second, "the call is refused with protocol http", func() bool { return !works() })
 		})
 	}
 }
