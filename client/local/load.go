@@ -57,6 +57,7 @@ func (s *State) Load(ctx context.Context, services []*definition.Service, checks
 			errs = append(errs, fmt.Errorf("service %q: %w", def.Name, err))
 		}
 	}
+	s.adoptSaved()
 	for _, def := range checks {
 		id, err := s.applyCheck(def, Options{Token: def.Token, Source: File})
 		if err == nil {
@@ -120,7 +121,7 @@ func (s *State) loadService(def *definition.Service) error {
 	return errors.Join(errs...)
 }
 
-// dropSource removes registrations of a source, except those named.
+// dropSource removes registrations of a source, except those named and the maintenance of what stays.
 func (s *State) dropSource(src Source, keepServices, keepChecks map[string]bool) {
 	s.mu.Lock()
 	var gone []string
@@ -135,7 +136,7 @@ func (s *State) dropSource(src Source, keepServices, keepChecks map[string]bool)
 		}
 	}
 	for id, c := range s.checks {
-		if c.Source == src && !c.Nested && !keepChecks[id] {
+		if c.Source == src && !c.Nested && c.Def != nil && !keepChecks[id] {
 			s.dropCheck(id)
 			gone = append(gone, id)
 		}
@@ -185,7 +186,6 @@ func (s *State) loadSaved() error {
 	if err != nil {
 		return err
 	}
-	var orphans []string
 	err = s.disk.read(checksFolder, func(data []byte) error {
 		var f savedCheck
 		if err := json.Unmarshal(data, &f); err != nil {
@@ -205,20 +205,15 @@ func (s *State) loadSaved() error {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		f.Check.Node, f.Check.Indexes, f.Check.ExposedPort = s.node.Node, catalog.Indexes{}, 0
+		c := &Check{Record: f.Check, Def: f.ChkType, Token: f.Token, Source: API, Nested: f.Nested}
 		if id := f.Check.ServiceID; id != "" && s.services[id] == nil {
-			orphans = append(orphans, f.Check.CheckID)
+			s.orphans = append(s.orphans, c) // the configuration may have the service
 			return nil
 		}
-		return s.putCheck(&Check{Record: f.Check, Def: f.ChkType, Token: f.Token, Source: API, Nested: f.Nested})
+		return s.putCheck(c)
 	})
 	if err != nil {
 		return err
-	}
-	for _, id := range orphans {
-		s.log.Warn("saved check belongs to a service that is not there, removing it", "check", id)
-		if err := s.persistCheck(id); err != nil {
-			s.log.Error("removing a saved check", "check", id, "error", err)
-		}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -226,6 +221,37 @@ func (s *State) loadSaved() error {
 		s.refreshExposed(id)
 	}
 	return nil
+}
+
+// adoptSaved gives services of the configuration the checks that were registered for them over the API before the
+// agent was started. Saved checks whose service is not there are removed.
+func (s *State) adoptSaved() {
+	s.mu.Lock()
+	orphans := s.orphans
+	s.orphans = nil
+	var gone []string
+	for _, c := range orphans {
+		id, svc := c.Record.CheckID, s.services[c.Record.ServiceID]
+		switch {
+		case s.checks[id] != nil: // the configuration has one with this ID
+			gone = append(gone, id)
+		case svc == nil, c.Nested: // or nested in a definition that gave way
+			s.log.Warn("saved check belongs to a service that is not there, removing it", "check", id)
+			gone = append(gone, id)
+		default:
+			c.Record.ServiceName, c.Record.ServiceTags = svc.Given.Service, svc.Given.Tags
+			if err := s.putCheck(c); err != nil {
+				s.log.Error("saved check is not run", "check", id, "error", err)
+			}
+			s.refreshExposed(c.Record.ServiceID)
+		}
+	}
+	s.mu.Unlock()
+	for _, id := range gone {
+		if err := s.persistCheck(id); err != nil {
+			s.log.Error("removing a saved check", "check", id, "error", err)
+		}
+	}
 }
 
 // restoreTTLs gives TTL checks the status they had when the agent ended, unless that has run out.

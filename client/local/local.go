@@ -127,6 +127,7 @@ type State struct {
 	central            map[string]*central        // by service ID
 	discard            bool
 	loaded             bool                     // Load has run once
+	orphans            []*Check                 // read from disk, until the services of the configuration are there
 	changed            chan struct{}            // closed at the next change
 	watched            map[string]chan struct{} // by service ID, closed when it changes
 

@@ -12,6 +12,7 @@ import (
 
 	"github.com/sarnmesh/sarn/catalog"
 	"github.com/sarnmesh/sarn/catalog/definition"
+	"github.com/sarnmesh/sarn/client/local"
 )
 
 // A peer answers connections while it is up.
@@ -143,4 +144,107 @@ func TestStatusOfAnotherCheckIsNotTakenOver(t *testing.T) {
 			})
 		})
 	}
+}
+
+// Maintenance of a service that is defined in a file, and checks registered for it over the API, outlive the agent and
+// reloads; those of a service that the file no longer has do not.
+func TestFileServiceKeepsMaintenanceAndChecks(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		load := func(c *servers, names ...string) (*local.State, func()) {
+			cfg := config(c)
+			cfg.DataDir = dir
+			var defs []*definition.Service
+			for _, name := range names {
+				defs = append(defs, service(t, `{"Name":"`+name+`","Check":{"CheckID":"ttl-`+name+`","TTL":"1h"}}`))
+			}
+			return start(t, cfg, defs...)
+		}
+		s, stop := load(newServers(), "web", "db")
+		for _, id := range []string{"web", "db"} {
+			if err := s.SetServiceMaintenance(t.Context(), id, true, "kernel", ""); err != nil {
+				t.Fatal(err)
+			}
+			registerCheck(t, s, `{"ID":"api-`+id+`","Name":"c","ServiceID":"`+id+`","TTL":"1h"}`)
+			if err := s.UpdateTTL(t.Context(), "api-"+id, "warning", "busy"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := s.Load(t.Context(), []*definition.Service{service(t, `{"Name":"web"}`), service(t, `{"Name":"db"}`)}, nil); err != nil {
+			t.Fatal(err)
+		}
+		kept := "_service_maintenance:db=critical/ _service_maintenance:web=critical/ api-db=warning/busy api-web=warning/busy"
+		if got := checkStates(s); got != kept {
+			t.Errorf("after a reload %q, want %q", got, kept)
+		}
+		stop()
+
+		c := newServers()
+		s, stop = load(c, "web")
+		want := "_service_maintenance:web=critical/ api-web=warning/busy ttl-web=critical/"
+		if got := checkStates(s); got != want {
+			t.Errorf("after a restart %q, want %q", got, want)
+		}
+		if m := s.Check("_service_maintenance:web").Record; m.Notes != "kernel" || m.ServiceName != "web" {
+			t.Errorf("maintenance is %+v", m)
+		}
+		if got := c.check("_service_maintenance:web"); got.Status != catalog.Critical || got.ServiceID != "web" {
+			t.Errorf("in the catalog %+v", got)
+		}
+		if err := s.SetServiceMaintenance(t.Context(), "web", false, "", ""); err != nil {
+			t.Fatal(err)
+		}
+		stop()
+
+		s, _ = load(newServers(), "web", "db")
+		if got, want := checkStates(s), "api-web=warning/busy ttl-db=critical/ ttl-web=critical/"; got != want {
+			t.Errorf("after another restart %q, want %q", got, want)
+		}
+	})
+}
+
+// A check of the file takes the place of a saved one that has its ID, wherever that belonged.
+func TestFileCheckTakesThePlaceOfASavedOne(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		cfg := config(newServers())
+		cfg.DataDir = dir
+		s, stop := start(t, cfg, service(t, `{"Name":"web"}`))
+		registerCheck(t, s, `{"ID":"c","Name":"saved","ServiceID":"web","TTL":"1h"}`)
+		stop()
+		for range 2 {
+			s, stop = start(t, cfg, service(t, `{"Name":"web","Check":{"CheckID":"c","Name":"nested","TTL":"1h"}}`))
+			if c := s.Check("c"); c.Record.Name != "nested" || c.Source != local.File {
+				t.Errorf("the check is %+v of %s", c.Record, c.Source)
+			}
+			stop()
+		}
+		s, _ = start(t, cfg, service(t, `{"Name":"web"}`))
+		if got := checkStates(s); got != "" {
+			t.Errorf("the saved check is back: %q", got)
+		}
+	})
+}
+
+// An agent without a data folder forgets registrations on a reload, not maintenance of what stays.
+func TestReloadWithoutDataDirKeepsMaintenance(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, _ := start(t, config(newServers()), service(t, `{"Name":"file"}`))
+		register(t, s, `{"Name":"api"}`)
+		registerCheck(t, s, `{"ID":"n","Name":"n","ServiceID":"file","TTL":"1h"}`)
+		for _, id := range []string{"file", "api"} {
+			if err := s.SetServiceMaintenance(t.Context(), id, true, "", ""); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := s.SetNodeMaintenance(t.Context(), true, "", ""); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Load(t.Context(), []*definition.Service{service(t, `{"Name":"file"}`)}, nil); err != nil {
+			t.Fatal(err)
+		}
+		if got, want := checkStates(s), "_node_maintenance=critical/ _service_maintenance:file=critical/"; got != want {
+			t.Errorf("checks %q, want %q", got, want)
+		}
+	})
 }
