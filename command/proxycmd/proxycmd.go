@@ -87,7 +87,7 @@ func (c *command) set() *flag.FlagSet {
 	f.StringVar(&x.service, "service", "", "`name` of the service to represent; registers the proxy for as long as it runs")
 	f.StringVar(&x.serviceAddr, "service-addr", "", "`address` of the local service, with -service")
 	f.StringVar(&x.listen, "listen", "", "`address` to take connections for -service on; default a free local port")
-	f.Var(&x.upstreams, "upstream", "service to make reachable, as `name:addr`, with -service; repeatable")
+	f.Var(&x.upstreams, "upstream", "service to make reachable, as `name:addr` or name:port, with -service; repeatable")
 	f.BoolVar(&x.register, "register", false, "accepted with -service, which implies it")
 	f.StringVar(&x.registerID, "register-id", "", "`suffix` of the ID to register under")
 	f.StringVar(&x.grpcAddr, "grpc-addr", env("GRPC_ADDR"), "`address` of the agent's gRPC port, asked of the agent if not given; also https://host:port and unix:///path")
@@ -381,10 +381,14 @@ func retry(ctx context.Context, log hclog.Logger, f func() (string, error)) (str
 	}
 }
 
+// parseUpstream reads a service and the address it is to be reached at, or only a port of this host's loopback.
 func parseUpstream(s string) (api.Upstream, error) {
 	name, addr, ok := strings.Cut(s, ":")
 	if !ok || name == "" || addr == "" {
 		return api.Upstream{}, fmt.Errorf("Upstream value should be name:addr in %q", s)
+	}
+	if !strings.Contains(addr, ":") {
+		addr = net.JoinHostPort("127.0.0.1", addr)
 	}
 	host, port, err := hostPort(addr)
 	if err != nil {

@@ -30,6 +30,7 @@ func TestFlagsAreChecked(t *testing.T) {
 		{"-proxy-id a -upstream x:1", "may only be specified with -service"},
 		{"-service a -listen :1", "-listen requires -service-addr"},
 		{"-service a -upstream nope", `Upstream value should be name:addr in "nope"`},
+		{"-service a -upstream nope:http", `Upstream value should be name:addr in "nope:http": "http" is no port`},
 		{"-proxy-id a -log-level loud", "Invalid log level: loud"},
 		{"-proxy-id a more", "Too many arguments: more"},
 		{"-nope", "flag provided but not defined: -nope"},
@@ -190,15 +191,16 @@ func TestEndsWhenDeregisteredForLong(t *testing.T) {
 
 func TestExplicitModeRegisters(t *testing.T) {
 	c := &command{ui: cli.NewMockUi()}
-	if err := c.set().Parse([]string{"-service", "web", "-service-addr", "127.0.0.1:8080", "-listen", "10.0.0.1:8443", "-upstream", "db:127.0.0.1:9191", "-upstream", "cache::9192", "-register-id", "x"}); err != nil {
+	if err := c.set().Parse([]string{"-service", "web", "-service-addr", "127.0.0.1:8080", "-listen", "10.0.0.1:8443", "-upstream", "db:127.0.0.1:9191", "-upstream", "cache::9192", "-upstream", "api:9193", "-register-id", "x"}); err != nil {
 		t.Fatal(err)
 	}
 	reg, err := c.flags.registration()
 	if err != nil {
 		t.Fatal(err)
 	}
-	got := fmt.Sprintln(reg.ID, reg.Name, reg.Address, reg.Port, reg.Proxy.DestinationServiceName, reg.Proxy.LocalServiceAddress, reg.Proxy.LocalServicePort, reg.Proxy.Upstreams[0].DestinationName, reg.Proxy.Upstreams[0].LocalBindPort, reg.Proxy.Upstreams[1].LocalBindPort)
-	if want := fmt.Sprintln("web-proxy-x", "web-proxy", "10.0.0.1", 8443, "web", "127.0.0.1", 8080, "db", 9191, 9192); got != want {
+	got := fmt.Sprintln(reg.ID, reg.Name, reg.Address, reg.Port, reg.Proxy.DestinationServiceName, reg.Proxy.LocalServiceAddress, reg.Proxy.LocalServicePort, reg.Proxy.Upstreams[0].DestinationName, reg.Proxy.Upstreams[0].LocalBindPort, reg.Proxy.Upstreams[1].LocalBindPort,
+		reg.Proxy.Upstreams[2].DestinationName, reg.Proxy.Upstreams[2].LocalBindAddress, reg.Proxy.Upstreams[2].LocalBindPort)
+	if want := fmt.Sprintln("web-proxy-x", "web-proxy", "10.0.0.1", 8443, "web", "127.0.0.1", 8080, "db", 9191, 9192, "api", "127.0.0.1", 9193); got != want {
 		t.Errorf("registers %s, want %s", got, want)
 	}
 }
