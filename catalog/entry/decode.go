@@ -85,8 +85,11 @@ func (d *decoder) unknownKeys() error {
 // structure decodes a document into a struct.
 func (d *decoder) structure(path string, into reflect.Value, doc map[string]any) error {
 	for _, key := range sortedKeys(doc) {
-		at := join(path, key)
-		f, ok := d.field(into, strings.ReplaceAll(key, "_", ""))
+		at, name := join(path, key), strings.ReplaceAll(key, "_", "")
+		if path == "" && storeSets(name) {
+			continue
+		}
+		f, ok := d.field(into, name)
 		if !ok {
 			d.unknown = append(d.unknown, at)
 			continue
@@ -96,6 +99,12 @@ func (d *decoder) structure(path string, into reflect.Value, doc map[string]any)
 		}
 	}
 	return nil
+}
+
+// storeSets reports whether a field of the header is the store's to set. Entries are written as they were read, so it
+// is there, and its value counts for nothing. A hash may be more than a JSON number is good for.
+func storeSets(name string) bool {
+	return slices.ContainsFunc([]string{"Hash", "CreateIndex", "ModifyIndex"}, func(f string) bool { return strings.EqualFold(f, name) })
 }
 
 var headerType = reflect.TypeFor[Header]()

@@ -55,7 +55,7 @@ func TestDecodeForms(t *testing.T) {
 			"Expose": {"Paths": {"Path": "/h", "ListenerPort": 1}}, "Meta": [{"some_key": "v"}]}`},
 		{"what a read returns", `{"Kind": "service-defaults", "Name": "web", "Protocol": "http", "ExternalSNI": "s", "LocalConnectTimeoutMs": 5, "TransparentProxy": {}, "EnvoyExtensions": null,
 			"MeshGateway": {"Mode": "local"}, "UpstreamConfig": {"Overrides": [{"Name": "db", "MeshGateway": {}, "PassiveHealthCheck": {"Interval": 10000000000, "EnforcingConsecutive5xx": 50}}]},
-			"Expose": {"Paths": [{"Path": "/h", "Protocol": "http", "ListenerPort": 1}]}, "Meta": {"some_key": "v"}, "Hash": 17, "CreateIndex": 3, "ModifyIndex": 4}`},
+			"Expose": {"Paths": [{"Path": "/h", "Protocol": "http", "ListenerPort": 1}]}, "Meta": {"some_key": "v"}, "Hash": 17446744073709551615, "CreateIndex": 3, "Modify_Index": 4}`},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
