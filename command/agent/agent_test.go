@@ -106,6 +106,8 @@ func TestUnsupportedSettingsAreRefused(t *testing.T) {
 		{"acls", "acl { enabled = true }", "acl.enabled = true is not supported by this version"},
 		{"auto-encrypt", "auto_encrypt { allow_tls = true }", "auto_encrypt.allow_tls = true is not supported by this version"},
 		{"syslog", "enable_syslog = true", "enable_syslog = true is not supported by this version"},
+		{"built-in authority", `connect { ca_provider = "consul" }`, ""},
+		{"vault", `connect { ca_provider = "vault" ca_config { token = "` + marker + `" } }`, `connect.ca_provider = "vault" is not supported by this version`},
 		{"cloud", `retry_join = ["secret_access_key=` + marker + `aws provider=aws tag_key=x"]`, "retry_join with provider=aws is not supported by this version"},
 		{"two", "enable_syslog = true\nacl { enabled = true }", "acl.enabled = true is not supported by this version\nenable_syslog = true is not supported by this version"},
 	}
