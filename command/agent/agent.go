@@ -230,11 +230,16 @@ func (c *command) leave(a *Agent, signals <-chan os.Signal, done chan error) boo
 	}
 }
 
-// banner is what is printed before the log begins.
+// banner is what is printed before the log begins. Ports where nothing listens are -1, as is that of gossip between
+// datacenters, which this version does not have.
 func banner(s *config.Settings, a *Agent) string {
 	clients := make([]string, len(s.Addresses.Client))
 	for i, addr := range s.Addresses.Client {
 		clients[i] = addr.String()
+	}
+	grpcTLS := s.Ports.GRPCTLS
+	if len(s.Addresses.GRPCTLS) == 0 {
+		grpcTLS = -1 // there is nothing to serve TLS with
 	}
 	return fmt.Sprintf(`==> Starting %s agent...
               Version: '%s'
@@ -244,7 +249,7 @@ func banner(s *config.Settings, a *Agent) string {
            Datacenter: '%s' (Segment: '')
                Server: %v (Bootstrap: %v)
           Client Addr: [%s] (HTTP: %d, HTTPS: %d, gRPC: %d, gRPC-TLS: %d, DNS: %d)
-         Cluster Addr: %s (LAN: %d, WAN: %d)
+         Cluster Addr: %s (LAN: %d, WAN: -1)
     Gossip Encryption: %v
      Auto-Encrypt-TLS: %v
           ACL Enabled: %v
@@ -255,8 +260,8 @@ Internal RPC TLS: Verify Incoming: %v, Verify Outgoing: %v (Verify Hostname: %v)
 
 ==> Log data will now stream in as it occurs:
 `, version.Name, version.Human(), version.BuildDate, a.node.ID, s.Node.Name, s.Node.Datacenter, s.Server, s.Bootstrap,
-		strings.Join(clients, " "), s.Ports.HTTP, s.Ports.HTTPS, s.Ports.GRPC, s.Ports.GRPCTLS, s.Ports.DNS,
-		s.Addresses.Advertise, s.Ports.SerfLAN, s.Ports.SerfWAN, a.pool.Encrypted(), s.AutoEncrypt.TLS || s.AutoEncrypt.AllowTLS,
+		strings.Join(clients, " "), s.Ports.HTTP, s.Ports.HTTPS, s.Ports.GRPC, grpcTLS, s.Ports.DNS,
+		s.Addresses.Advertise, s.Ports.SerfLAN, a.pool.Encrypted(), s.AutoEncrypt.TLS || s.AutoEncrypt.AllowTLS,
 		s.ACL.Enabled, s.ACL.DefaultPolicy, s.TLS.HTTPS.VerifyIncoming, s.TLS.HTTPS.VerifyOutgoing, s.TLS.HTTPS.MinVersion,
 		s.TLS.GRPC.VerifyIncoming, s.TLS.GRPC.MinVersion, s.TLS.InternalRPC.VerifyIncoming, s.TLS.InternalRPC.VerifyOutgoing,
 		s.TLS.InternalRPC.VerifyServerHostname, s.TLS.InternalRPC.MinVersion)

@@ -329,6 +329,21 @@ func newTestAgent(t *testing.T, dir string) *Agent {
 	return a
 }
 
+// The banner names ports only where something listens.
+func TestBannerShowsWhatListens(t *testing.T) {
+	dir := t.TempDir()
+	write(t, filepath.Join(dir, "agent.hcl"), fmt.Sprintf("server = false\nbind_addr = \"127.0.0.1\"\ndata_dir = %q\n", t.TempDir()))
+	a := newTestAgent(t, dir)
+	s := *a.settings
+	s.Ports.GRPCTLS = 8503
+	for want, listeners := range map[string][]config.Listen{"gRPC-TLS: -1,": nil, "gRPC-TLS: 8503,": {{Network: "tcp", Address: "127.0.0.1:8503"}}} {
+		s.Addresses.GRPCTLS = listeners
+		if got := banner(&s, a); !strings.Contains(got, want) || !strings.Contains(got, "WAN: -1)") {
+			t.Errorf("with gRPC-TLS on %v the banner is\n%s", listeners, got)
+		}
+	}
+}
+
 func write(t *testing.T, path, text string) {
 	t.Helper()
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
