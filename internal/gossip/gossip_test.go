@@ -195,7 +195,7 @@ func TestSickMemberFlipsNobodyForLong(t *testing.T) {
 			net.SetLink(ms[0].host, m.host, testkit.Link{Delay: time.Millisecond, Loss: 0.5})
 			net.SetLink(m.host, ms[0].host, testkit.Link{Delay: time.Millisecond, Loss: 0.5})
 		}
-		time.Sleep(10 * time.Minute)
+		time.Sleep(4 * time.Minute)
 		for _, m := range ms[1:] {
 			m.mu.Lock()
 			delete(m.lost, "n0")
