@@ -19,7 +19,7 @@ func smallHeap() {
 // links an agent in and decodes everything at once, and then now and then.
 const (
 	firstTrim = 3 * time.Second
-	nextTrim  = 5 * time.Minute
+	nextTrim  = time.Minute
 )
 
 // trimMemory gives memory back that only the start needed, until ctx ends.
