@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -47,9 +48,9 @@ func TestServersComeAndGo(t *testing.T) {
 
 func TestEveryServerIsTriedAtOnceThenWaitedFor(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		dials := 0
+		var dials atomic.Int32
 		r := router.New(router.Config{Datacenter: "dc1", Dial: func(context.Context, string) (net.Conn, error) {
-			dials++
+			dials.Add(1)
 			return nil, errors.New("refused")
 		}})
 		if _, err := call.Call(t.Context(), r, &struct{}{}); !errors.Is(err, wireerr.ErrNoServers) {
@@ -60,8 +61,8 @@ func TestEveryServerIsTriedAtOnceThenWaitedFor(t *testing.T) {
 		}})
 		start := time.Now()
 		time.AfterFunc(time.Nanosecond, func() {
-			if dials < 3 {
-				t.Errorf("%d servers tried at once, want 3", dials)
+			if n := dials.Load(); n < 3 {
+				t.Errorf("%d servers tried at once, want 3", n)
 			}
 		})
 		_, err := call.Call(t.Context(), r, &struct{}{})
