@@ -151,7 +151,7 @@ var meanings = map[string]string{
 	"client_addr":                                "Addresses for HTTP, HTTPS, gRPC and DNS, separated by blanks.",
 	"config_entries.bootstrap":                   "Configuration entries that the leader writes where they are absent.",
 	"connect.ca_config":                          "Settings of the certificate authority as [`connect ca set-config`](../certificates.md) takes them; used when the authority is first made.",
-	"connect.ca_provider":                        "Provider of the certificate authority. Only `consul`, the built-in one, exists: with another the mesh gets no certificates.",
+	"connect.ca_provider":                        "Provider of the certificate authority. Only `consul`, the built-in one, exists: with another the agent does not start.",
 	"connect.enabled":                            "Run the certificate authority and serve proxies.",
 	"connect.sidecars":                           "Run a sidecar proxy for each local service that declares one; needs `ports.grpc`.",
 	"data_dir":                                   "Folder for what has to survive a restart; made if it is not there, closed to others.",
