@@ -75,7 +75,7 @@ func (c *cluster) add(conf server.Config) *node {
 		t: c.t, name: fmt.Sprintf("s%d", i), id: fmt.Sprintf("%08d-0000-4000-8000-000000000000", i),
 		host: c.net.Host(fmt.Sprintf("10.0.0.%d", i)), disk: testkit.NewDisk(), conf: conf,
 	}
-	o.disk.SyncTime = 200 * time.Microsecond
+	o.disk.SetSyncTime(200 * time.Microsecond)
 	c.nodes = append(c.nodes, o)
 	return o
 }

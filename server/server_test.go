@@ -323,7 +323,7 @@ func TestWritesThatArriveTogetherShareEntries(t *testing.T) {
 		c := newCluster(t, 9, 1, server.Config{})
 		s := c.nodes[0]
 		time.Sleep(time.Second)
-		s.disk.SyncTime = 5 * time.Millisecond
+		s.disk.SetSyncTime(5 * time.Millisecond)
 		index := func() uint64 {
 			var n uint64
 			fmt.Sscan(s.Stats()["raft"]["last_log_index"], &n)

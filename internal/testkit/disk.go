@@ -7,6 +7,7 @@ import (
 	"io"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -15,10 +16,10 @@ import (
 // ErrCrashed is what every operation on a crashed disk handle returns.
 var ErrCrashed = errors.New("testkit: the machine crashed")
 
-// A Disk keeps a server's Raft log, terms, votes and snapshots over crashes. A write takes SyncTime; one under way when
-// the machine crashes is lost.
+// A Disk keeps a server's Raft log, terms, votes and snapshots over crashes. One under way when the machine
+// crashes is lost.
 type Disk struct {
-	SyncTime time.Duration
+	syncTime atomic.Int64 // nanoseconds
 
 	mu     sync.Mutex
 	handle *Handle
@@ -36,6 +37,9 @@ type snapshot struct {
 
 // NewDisk returns an empty disk.
 func NewDisk() *Disk { return &Disk{logs: map[uint64]raft.Log{}, values: map[string][]byte{}} }
+
+// SetSyncTime makes every write from now on take that long; at first it is nothing.
+func (d *Disk) SetSyncTime(t time.Duration) { d.syncTime.Store(int64(t)) }
 
 // A Handle is a disk as one life of a process sees it. It is a raft.LogStore, StableStore and SnapshotStore.
 type Handle struct{ disk *Disk }
@@ -63,8 +67,8 @@ func (d *Disk) Crash() {
 
 // sync waits for the disk; then change runs, unless the machine has crashed meanwhile.
 func (h *Handle) sync(change func() error) error {
-	if h.disk.SyncTime > 0 {
-		time.Sleep(h.disk.SyncTime)
+	if d := h.disk.syncTime.Load(); d > 0 {
+		time.Sleep(time.Duration(d))
 	}
 	return h.do(change)
 }

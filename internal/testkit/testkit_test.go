@@ -170,7 +170,7 @@ func TestPackets(t *testing.T) {
 func TestDiskLosesOnlyWhatWasNotSynced(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := NewDisk()
-		d.SyncTime = time.Millisecond
+		d.SetSyncTime(time.Millisecond)
 		h := d.Open()
 		if err := h.StoreLog(&raft.Log{Index: 1, Data: []byte("kept")}); err != nil {
 			t.Fatal(err)
