@@ -221,9 +221,15 @@ func isHTTP(protocol string) bool {
 
 func isHTTP2(protocol string) bool { return protocol == "http2" || protocol == "grpc" }
 
-// http reports whether requests of this protocol are told apart. The built-in proxy carries bytes only so far: flavour
-// Own serves every protocol as connections, under the rules for connections, where intentions that ask for something of
-// a request refuse. A listener it would refuse would leave an older one, with older rules, in its place.
-func (b *build) http(protocol string) bool { return b.flavour != Own && isHTTP(protocol) }
+// ownHTTP tells whether flavour Own has what concerns requests as flavour Envoy has it. While it is false, the built-in
+// proxy is served every protocol as connections, under the rules for connections, where intentions that ask for something
+// of a request refuse: a listener it does not know how to run would leave an older one, with older rules, in its place.
+var ownHTTP = false
 
-func (b *build) http2(protocol string) bool { return b.flavour != Own && isHTTP2(protocol) }
+// bytesOnly reports whether everything is served as connections.
+func (b *build) bytesOnly() bool { return b.flavour == Own && !ownHTTP }
+
+// http reports whether requests of this protocol are told apart.
+func (b *build) http(protocol string) bool { return isHTTP(protocol) && !b.bytesOnly() }
+
+func (b *build) http2(protocol string) bool { return isHTTP2(protocol) && !b.bytesOnly() }

@@ -20,7 +20,7 @@ import (
 // exposed makes the listeners for paths of the application that are reachable without mutual TLS.
 func (b *build) exposed() error {
 	p := &b.s.Proxy.Service.Proxy
-	if b.flavour == Own && len(p.Expose.Paths) > 0 {
+	if b.bytesOnly() && len(p.Expose.Paths) > 0 {
 		b.problem("the built-in proxy does not expose paths yet")
 		return nil
 	}

@@ -179,7 +179,7 @@ func (b *build) upstreamListener(u *mesh.Upstream, c *chain.Chain) error {
 			last = filter(filterHCM, b.outboundManager(protocol, prefix, &routeSource{name: u.ID}))
 			m.children = []string{u.ID}
 		} else {
-			if isHTTP(protocol) && !b.http(protocol) && !c.Default {
+			if b.bytesOnly() && isHTTP(protocol) && !c.Default {
 				b.problem("upstream %s: the built-in proxy does not apply routes and splits yet, all connections go one way", u.ID)
 			}
 			cluster, err := startCluster(u, c)
