@@ -6,6 +6,9 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/sarnmesh/sarn/connect/proxy/message"
+	"github.com/sarnmesh/sarn/connect/proxy/model"
 )
 
 // An Entry is what a log line can tell about a connection. A field that is
@@ -39,6 +42,39 @@ type Entry struct {
 	PeerFingerprint         string
 	LocalURIs               []string
 	TLSVersion, TLSCipher   string
+
+	HTTP *HTTP // nil if the line is about a connection
+}
+
+// HTTP is what a log line can tell about a request besides what it tells about its connection. Times are since
+// Entry.Start; -1 means that it did not happen.
+type HTTP struct {
+	Request         *message.Request
+	Response        *message.Response // nil if there was none
+	RequestTrailer  *message.Header   // nil if there were none
+	ResponseTrailer *message.Header
+
+	Status           int    // sent downstream; 0 if nothing was
+	Details          string // why this status: "via_upstream", "route_not_found"
+	UpstreamProtocol message.Version
+	ClusterMetadata  model.Metadata
+	RouteMetadata    model.Metadata
+	HostMetadata     model.Metadata
+	VirtualHost      string
+	VirtualCluster   string
+	LocalBody        string // body of a reply of the proxy's own
+	StreamID         uint64
+	Rule             string // policy that decided about the request; empty if none did
+	TraceID          string
+	Decision         string // id of a reply of the proxy's own, which the client got, too
+
+	Received, UpstreamStart, UpstreamSent, UpstreamHead, UpstreamEnd, Head time.Duration // of: request complete, first and last byte to upstream, head and last byte from upstream, first byte downstream
+
+	UpstreamTLSVersion, UpstreamTLSCipher string
+	UpstreamPeerURIs                      []string
+
+	Metadata    model.Metadata // dynamic
+	FilterState map[string]string
 }
 
 // A Format renders entries. Make one with ParseFormat.

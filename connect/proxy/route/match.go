@@ -1,0 +1,63 @@
+package route
+
+import (
+	"github.com/sarnmesh/sarn/connect/proxy/message"
+	"github.com/sarnmesh/sarn/connect/proxy/model"
+)
+
+// Facts are what a table looks at.
+type Facts struct {
+	Request      *message.Request
+	Random       uint64
+	TLSPresented bool // the client showed a certificate
+	TLSValidated bool // and it was good
+	Internal     bool
+	Metadata     model.Metadata // dynamic
+}
+
+// A Match is where a request goes.
+type Match struct {
+	VirtualHost *model.VirtualHost   // nil: no virtual host has the domain
+	Route       *model.Route         // nil: no route matches
+	Weighted    *model.WeightedRoute // nil unless the route draws a cluster
+	Cluster     string               // where Route.Forward sends; may name no cluster
+
+	levels [4]perFilter // of the table, the virtual host, the route and the weighted cluster
+}
+
+// perFilter is what one level says about filters, by their names.
+type perFilter map[string]*filterConfig
+
+type filterConfig struct {
+	disabled bool
+	value    any // nil: not changed
+}
+
+// FilterConfig returns what the most specific level says about a filter; nil if none does.
+func (m *Match) FilterConfig(name string) any {
+	for i := len(m.levels) - 1; i >= 0; i-- {
+		if c := m.levels[i][name]; c != nil && c.value != nil {
+			return c.value
+		}
+	}
+	return nil
+}
+
+// FilterConfigs calls f with what each level says about a filter, the least specific first.
+func (m *Match) FilterConfigs(name string, f func(any)) {
+	for i := range m.levels {
+		if c := m.levels[i][name]; c != nil && c.value != nil {
+			f(c.value)
+		}
+	}
+}
+
+// Disabled reports whether a filter is switched off, for one that is off or on by itself.
+func (m *Match) Disabled(name string, off bool) bool {
+	for i := len(m.levels) - 1; i >= 0; i-- {
+		if c := m.levels[i][name]; c != nil {
+			return c.disabled
+		}
+	}
+	return off
+}
