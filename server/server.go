@@ -120,7 +120,7 @@ func New(cfg Config) (*Server, error) {
 	}
 	s.duties = append([]leader.Duty{
 		s.membership.Reconcile(), s.membership.Autopilot(), sessions.Duty(), leader.Tombstones(s.fsm.Applied, kvrpc.ReapRequest),
-		leader.CA(authority), s.firstAutopilot(),
+		leader.CA(authority), leader.APIGateways(configrpc.Bind), s.firstAutopilot(),
 	}, cfg.Duties...)
 
 	s.dispatcher = transport.NewDispatcher(transport.Config{

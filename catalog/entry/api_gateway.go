@@ -147,3 +147,22 @@ func (l *APIGatewayListener) check() error {
 	}
 	return checkTLS(l.TLS.MinVersion, l.TLS.MaxVersion, l.TLS.CipherSuites)
 }
+
+// ListenerHosts returns the hosts that a listener for a host serves of a route: those of the route that fit the
+// listener's, or the listener's when the route names none. "*" stands for any host.
+func ListenerHosts(listener string, route []string) []string {
+	if listener == "" {
+		listener = Wildcard
+	}
+	if len(route) == 0 {
+		return []string{listener}
+	}
+	var out []string
+	for _, h := range route {
+		suffix, wild := strings.CutPrefix(listener, Wildcard)
+		if h == listener || wild && len(h) > len(suffix) && strings.HasSuffix(h, suffix) {
+			out = append(out, h)
+		}
+	}
+	return out
+}

@@ -24,6 +24,7 @@ const (
 	opLegacyUpdate op = "legacy-update"
 	opLegacyDelete op = "legacy-delete"
 	opVirtualIPs   op = "virtual-ips"
+	opBind         op = "bind"
 )
 
 // A command changes one entry.
@@ -39,6 +40,8 @@ type command struct {
 	// Of opVirtualIPs, for the service Name.
 	Peer      string
 	Addresses []string
+	// Of opBind: gateways and routes with their new status, and bound gateways.
+	Bind []entry.Any
 }
 
 // A result is what applying a command gave.
@@ -67,6 +70,8 @@ func (h *handlers) apply(tx *state.Tx, cmd *command) (*result, error) {
 	case opVirtualIPs:
 		found, from := tx.SetManualVirtualIPs(cmd.Name, cmd.Peer, cmd.Addresses)
 		return &result{found, from}, nil
+	case opBind:
+		return &result{OK: true}, applyBind(tx, cmd.Bind)
 	}
 	return h.applySource(tx, cmd)
 }
@@ -120,22 +125,13 @@ func (h *handlers) deleteEntry(tx *state.Tx, kind entry.Kind, name string) (*res
 
 // keepStatus keeps what the leader found out about a gateway or route; writers do not set it.
 func keepStatus(e, old entry.Entry) {
-	switch e := e.(type) {
-	case *entry.APIGateway:
-		e.Status = entry.Status{}
-		if old, ok := old.(*entry.APIGateway); ok {
-			e.Status = old.Status
-		}
-	case *entry.HTTPRoute:
-		e.Status = entry.Status{}
-		if old, ok := old.(*entry.HTTPRoute); ok {
-			e.Status = old.Status
-		}
-	case *entry.TCPRoute:
-		e.Status = entry.Status{}
-		if old, ok := old.(*entry.TCPRoute); ok {
-			e.Status = old.Status
-		}
+	s := statusOf(e)
+	if s == nil {
+		return
+	}
+	*s = entry.Status{}
+	if old != nil {
+		*s = *statusOf(old)
 	}
 }
 
