@@ -24,7 +24,7 @@ import (
 // A Filter acts on the exchanges of a connection manager.
 type Filter interface {
 	// Request is called with the head of a request, filter by filter in their order. It may change the head, replace
-	// x.Body, wait (until x.Context ends), and answer: a reply that is not nil goes to the client, and neither later
+	// x.Body, wait (until x.Context() ends), and answer: a reply that is not nil goes to the client, and neither later
 	// filters nor a host see the request.
 	Request(x *Exchange) *Reply
 }
@@ -104,10 +104,9 @@ type Conn struct {
 
 // An Exchange is a request and its response on their way.
 type Exchange struct {
-	Conn    *Conn
-	Context context.Context // ends when the exchange does, or the client has left
-	Start   time.Time
-	Random  uint64 // one number for all draws of the exchange
+	Conn   *Conn
+	Start  time.Time
+	Random uint64 // one number for all draws of the exchange
 
 	Request *message.Request
 	Body    message.Source // of the request; message.NoBody if there is none
@@ -130,6 +129,23 @@ type Exchange struct {
 	BufferLimit int
 
 	states []state
+	ctx    context.Context
+	cancel context.CancelFunc
+}
+
+// Context returns a context that ends when the exchange does, or the client has left. It is made when it is first
+// asked for.
+func (x *Exchange) Context() context.Context {
+	if x.ctx == nil {
+		x.ctx, x.cancel = context.WithCancel(context.Background())
+	}
+	return x.ctx
+}
+
+// Cancel ends the context.
+func (x *Exchange) Cancel() {
+	x.Context()
+	x.cancel()
 }
 
 type state struct{ key, value any }
@@ -160,6 +176,9 @@ func (x *Exchange) SetState(key, value any) {
 
 // Reset makes the exchange empty and keeps its memory.
 func (x *Exchange) Reset() {
+	if x.cancel != nil {
+		x.cancel()
+	}
 	s := x.states
 	clear(s)
 	*x = Exchange{states: s[:0]}
