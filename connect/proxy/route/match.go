@@ -20,7 +20,8 @@ type Match struct {
 	VirtualHost *model.VirtualHost   // nil: no virtual host has the domain
 	Route       *model.Route         // nil: no route matches
 	Weighted    *model.WeightedRoute // nil unless the route draws a cluster
-	Cluster     string               // where Route.Forward sends; may name no cluster
+	Cluster     string               // where Route.Forward sends; may name no cluster, or be empty
+	TLSRedirect bool                 // the virtual host demands TLS: Location tells where to go
 
 	levels [4]perFilter // of the table, the virtual host, the route and the weighted cluster
 }
