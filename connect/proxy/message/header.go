@@ -12,16 +12,41 @@ type Field struct {
 	known       Known
 }
 
+// framing holds the known names that say how a message is carried over one connection.
+const framing = 1<<5 | 1<<7 | 1<<17 | 1<<18 | 1<<21 | 1<<29 | 1<<30
+
+// Framing reports whether the field is one that HTTP/1 writes by itself: connection, content-length, host, keep-alive,
+// proxy-connection, transfer-encoding or upgrade.
+func (f Field) Framing() bool { return framing>>f.known&1 != 0 }
+
+// Known reports whether the name is one that Intern knows.
+func (f Field) Known() bool { return f.known != 0 }
+
 // A Header is the fields of a message in their order. The zero Header is empty. It is not safe for concurrent use.
 type Header struct {
-	fields  []Field
-	present uint64 // a bit for each known name that may be there
+	fields    []Field
+	present   uint64   // a bit for each known name that may be there
+	spellings []string // of names, as the peer wrote them; empty unless its codec keeps them
 }
 
 // Reset makes the header empty and keeps its memory.
 func (h *Header) Reset() {
 	clear(h.fields)
-	h.fields, h.present = h.fields[:0], 0
+	clear(h.spellings)
+	h.fields, h.present, h.spellings = h.fields[:0], 0, h.spellings[:0]
+}
+
+// KeepSpelling remembers how a peer wrote a name.
+func (h *Header) KeepSpelling(name string) { h.spellings = append(h.spellings, name) }
+
+// Spelling returns a name as the peer wrote it, if that was kept, and else as it is.
+func (h *Header) Spelling(name string) string {
+	for _, s := range h.spellings {
+		if len(s) == len(name) && strings.EqualFold(s, name) {
+			return s
+		}
+	}
+	return name
 }
 
 // Len returns the number of fields.
@@ -134,6 +159,8 @@ func (h *Header) DelFunc(f func(Field) bool) { h.fields = slices.DeleteFunc(h.fi
 func (h *Header) CopyFrom(o *Header) {
 	clear(h.fields)
 	h.fields, h.present = append(h.fields[:0], o.fields...), o.present
+	clear(h.spellings)
+	h.spellings = append(h.spellings[:0], o.spellings...)
 }
 
 // CloneStrings makes every string of the header independent of where it came from.
@@ -141,6 +168,9 @@ func (h *Header) CloneStrings() {
 	for i := range h.fields {
 		f := &h.fields[i]
 		f.Name, f.Value = strings.Clone(f.Name), strings.Clone(f.Value)
+	}
+	for i, s := range h.spellings {
+		h.spellings[i] = strings.Clone(s)
 	}
 }
 
