@@ -2,11 +2,14 @@ package proxystate
 
 import (
 	"context"
+	"errors"
+	"reflect"
 	"sync"
 	"time"
 
 	"github.com/sarnmesh/sarn/catalog"
 	"github.com/sarnmesh/sarn/catalog/entry"
+	"github.com/sarnmesh/sarn/catalog/query"
 	"github.com/sarnmesh/sarn/catalog/read"
 	"github.com/sarnmesh/sarn/client/cache"
 	"github.com/sarnmesh/sarn/client/leaf"
@@ -86,9 +89,56 @@ func (w *watches) begin(ctx context.Context, n mesh.Need) (cancel func()) {
 		})
 	case mesh.NeedInstances:
 		options.Filter = n.Filter
-		return follow(w, n, catalog.InstancesCall, &catalog.InstancesRequest{Options: options, Service: n.Service, Connect: true})
+		return follow(w, n, catalog.InstancesCall, &catalog.InstancesRequest{
+			Options: options, Service: n.Service, Peer: n.Peer, Connect: true,
+		})
+	case mesh.NeedEntry:
+		return follow(w, n, entry.GetCall, &entry.GetRequest{Options: options, Kind: n.Entry, Name: n.Service})
+	case mesh.NeedCallable:
+		return follow(w, n, intention.CallableCall, &intention.CallableRequest{Options: options, Source: n.Service})
+	case mesh.NeedQuery:
+		return w.query(ctx, n)
 	}
+	w.p.fail(w.period(), n, errUnknownNeed)
 	return func() {}
+}
+
+var errUnknownNeed = errors.New("the servers have no answer to this")
+
+// queryInterval is how often prepared queries are executed.
+const queryInterval = 30 * time.Second
+
+// query executes a prepared query now and then: nothing tells when its answer changes.
+func (w *watches) query(ctx context.Context, n mesh.Need) (cancel func()) {
+	p, period := w.p, w.period()
+	request := query.ExecuteRequest{
+		Options: read.Options{Target: read.Target{Datacenter: n.Datacenter, Token: w.token}}, Query: n.Service, Connect: true,
+		Origin: query.Origin{Node: p.s.cfg.Node, Datacenter: p.s.cfg.Datacenter},
+	}
+	ctx, cancel = context.WithCancel(ctx)
+	w.leaves.Go(func() {
+		tick := time.NewTicker(queryInterval)
+		defer tick.Stop()
+		var last *query.ExecuteReply
+		for {
+			r, _, err := cache.Keep(ctx, p.s.cfg.Cache, query.ExecuteCall, &request, cache.Control{MaxAge: queryInterval / 2})
+			switch {
+			case ctx.Err() != nil:
+				return
+			case err != nil:
+				p.fail(period, n, err)
+			case last == nil || !reflect.DeepEqual(last.Instances, r.Instances):
+				last = r
+				p.answer(period, n, r)
+			}
+			select {
+			case <-tick.C:
+			case <-ctx.Done():
+				return
+			}
+		}
+	})
+	return cancel
 }
 
 // follow watches the answer of a call.

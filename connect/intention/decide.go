@@ -119,6 +119,21 @@ func Decide(list []*Intention, source, peer string, def Default) Decision {
 	return Decision{Allowed: def.Allow, Reason: "Default behavior configured by ACLs"}
 }
 
+// Callable returns those of the names that a source may call, or may call with some requests; entries are all there are.
+func Callable(source string, names []string, entries []*entry.ServiceIntentions, def Default) []string {
+	byName := make(map[string]*entry.ServiceIntentions, len(entries))
+	for _, e := range entries {
+		byName[e.Name] = e
+	}
+	var out []string
+	for _, name := range names {
+		if d := Decide(To(byName[name], byName[entry.Wildcard]), source, "", def); d.Allowed || d.By != nil && len(d.By.Permissions) > 0 {
+			out = append(out, name)
+		}
+	}
+	return out
+}
+
 // pair names source and destination.
 func (n *Intention) pair() string {
 	source := n.SourceNS + "/" + n.SourceName

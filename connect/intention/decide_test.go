@@ -150,3 +150,27 @@ func TestLegacyFieldsShow(t *testing.T) {
 		t.Errorf("other intention %+v", n[1])
 	}
 }
+
+func TestCallable(t *testing.T) {
+	e := func(name string, sources ...*entry.IntentionSource) *entry.ServiceIntentions {
+		return &entry.ServiceIntentions{Header: entry.Header{Name: name}, Sources: sources}
+	}
+	entries := []*entry.ServiceIntentions{
+		e("a", &entry.IntentionSource{Name: "web", Action: entry.Allow}),
+		e("b", &entry.IntentionSource{Name: "web", Permissions: []*entry.IntentionPermission{{Action: entry.Allow}}}),
+		e("c", &entry.IntentionSource{Name: "*", Action: entry.Deny}),
+		e("d", &entry.IntentionSource{Name: "other", Action: entry.Allow}),
+	}
+	names := []string{"a", "b", "c", "d"}
+	for _, tt := range []struct {
+		def  bool
+		want []string
+	}{{false, []string{"a", "b"}}, {true, []string{"a", "b", "d"}}} {
+		for _, x := range entries {
+			x.Normalize()
+		}
+		if got := intention.Callable("web", names, entries, intention.Default{Allow: tt.def}); !slices.Equal(got, tt.want) {
+			t.Errorf("default allow %t: %q, want %q", tt.def, got, tt.want)
+		}
+	}
+}

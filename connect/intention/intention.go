@@ -45,6 +45,8 @@ var (
 	UpsertCall = rpc.Write[UpsertRequest, struct{}]("Intention.Upsert")
 	RemoveCall = rpc.Write[RemoveRequest, struct{}]("Intention.Remove")
 	LegacyCall = rpc.Write[LegacyRequest, LegacyReply]("Intention.Legacy")
+	// CallableCall is for proxies in transparent mode, whose upstreams nobody lists.
+	CallableCall = rpc.Read[CallableRequest, CallableReply]("Intention.Callable")
 )
 
 // A ListRequest lists intentions.
@@ -110,6 +112,24 @@ type CheckReply struct {
 	Allowed bool
 	Reason  string
 }
+
+// A CallableRequest asks what a service may call.
+type CallableRequest struct {
+	read.Options
+	Source string
+}
+
+// CallableReply has what a service may call: each list is ordered by name.
+type CallableReply struct {
+	read.Meta
+	Services []string // of the mesh, in the datacenter of the servers
+	// Destinations are services outside the mesh; each has a Destination.
+	Destinations []*entry.ServiceDefaults
+	Imported     []Imported // whose intentions their exporters apply
+}
+
+// An Imported service is one of a peer.
+type Imported struct{ Service, Peer string }
 
 // An UpsertRequest creates or replaces the intention of a source and a destination.
 type UpsertRequest struct {

@@ -1,11 +1,17 @@
 package mesh
 
 import (
+	"crypto/sha1"
+	"encoding/base64"
 	"fmt"
+	"path"
 	"strings"
 	"time"
 
 	"github.com/go-viper/mapstructure/v2"
+
+	"github.com/sarnmesh/sarn/catalog"
+	"github.com/sarnmesh/sarn/catalog/entry"
 )
 
 // Config are the settings of a sidecar in Proxy.Config (spec/xds.md section 15). Absent numbers are nil where 0 means
@@ -23,6 +29,7 @@ type Config struct {
 	PublicListenerJSON        string `mapstructure:"envoy_public_listener_json"`
 	LocalClusterJSON          string `mapstructure:"envoy_local_cluster_json"`
 	ListenerTracingJSON       string `mapstructure:"envoy_listener_tracing_json"`
+	TelemetrySocketDir        string `mapstructure:"envoy_telemetry_collector_bind_socket_dir"`
 }
 
 // ExactBalance is the one way of balancing connections that can be asked for.
@@ -49,6 +56,18 @@ func ParseConfig(opaque map[string]any) (Config, error) {
 		err = fmt.Errorf("proxy config: %w", err)
 	}
 	return c, err
+}
+
+// telemetryCollector is the service that sidecars with a TelemetrySocketDir send their metrics to.
+const telemetryCollector = "consul-telemetry-collector"
+
+// telemetryUpstream leads to it from a socket in dir that is named after the proxy.
+func telemetryUpstream(dir, proxy string) *Upstream {
+	sum := sha1.Sum([]byte("default_" + proxy))
+	return newUpstream(&catalog.Upstream{
+		DestinationName: telemetryCollector, Config: map[string]any{"protocol": entry.GRPC},
+		LocalBindSocketPath: path.Join(dir, base64.RawURLEncoding.EncodeToString(sum[:])+".sock"),
+	}, catalog.MeshGateway{}, false)
 }
 
 // UpstreamConfig are the settings of an upstream in its Config.

@@ -3,6 +3,7 @@ package mesh_test
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"slices"
 	"testing"
 	"time"
@@ -64,19 +65,21 @@ func TestNeedsGrowWithAnswers(t *testing.T) {
 		catalog.Upstream{DestinationName: "imported", DestinationPeer: "east", LocalBindPort: 3},
 		catalog.Upstream{DestinationName: "*", LocalBindPort: 4}))
 	base := []string{"roots", "leaf web", "mesh entry", "intentions web"}
-	want(t, "at first", needs(s), append(slices.Clone(base), "chain api", "chain db"))
+	rest := []string{"instances imported east", "trust bundle of peer east", "query q"}
+	with := func(more ...string) []string { return slices.Concat(base, more, rest) }
+	want(t, "at first", needs(s), with("chain api", "chain db"))
 	one := mesh.Need{Kind: mesh.NeedChain, Service: "db"}
 	two := s.With(map[mesh.Need]any{one: chainTo("db", "db", "backup")})
-	want(t, "with a chain", needs(two), append(slices.Clone(base), "chain api", "chain db +", "instances backup", "instances db"))
-	want(t, "the first snapshot", needs(s), append(slices.Clone(base), "chain api", "chain db"))
+	want(t, "with a chain", needs(two), with("chain api", "chain db +", "instances backup", "instances db"))
+	want(t, "the first snapshot", needs(s), with("chain api", "chain db"))
 	three := two.With(map[mesh.Need]any{
 		{Kind: mesh.NeedInstances, Service: "backup"}:    &catalog.InstancesReply{},
 		{Kind: mesh.NeedInstances, Service: "something"}: &catalog.InstancesReply{},
 	}).With(map[mesh.Need]any{one: chainTo("db", "db")})
 	want(t, "what is no longer needed goes, but for a chain in use", needs(three),
-		append(slices.Clone(base), "chain api", "chain db +", "instances db", "instances backup +"))
+		with("chain api", "chain db +", "instances backup +", "instances db"))
 	four := three.With(map[mesh.Need]any{{Kind: mesh.NeedInstances, Service: "db"}: &catalog.InstancesReply{}})
-	want(t, "and then it goes, too", needs(four), append(slices.Clone(base), "chain api", "chain db +", "instances db +"))
+	want(t, "and then it goes, too", needs(four), with("chain api", "chain db +", "instances db +"))
 }
 
 func TestComplete(t *testing.T) {
@@ -231,4 +234,84 @@ func FuzzParseConfig(f *testing.F) {
 			t.Errorf("ParseConfig(%s) = %+v", data, c)
 		}
 	})
+}
+
+func TestSinceTellsWhatChanged(t *testing.T) {
+	of := mesh.Need{Kind: mesh.NeedChain, Service: "db"}
+	instances := mesh.Need{Kind: mesh.NeedInstances, Service: "db"}
+	roots := mesh.Need{Kind: mesh.NeedRoots}
+	one := mesh.New(registration(upstream("db"))).With(map[mesh.Need]any{of: chainTo("db", "db")})
+	two := one.With(map[mesh.Need]any{instances: &catalog.InstancesReply{}})
+	if _, ok := two.Since(one); ok {
+		t.Error("the first answer to a need is more than a change")
+	}
+	three := two.With(map[mesh.Need]any{roots: &ca.RootsReply{}})
+	three = three.With(map[mesh.Need]any{roots: &ca.RootsReply{Roots: []*ca.Root{{}}}})
+	four := three.With(map[mesh.Need]any{instances: &catalog.InstancesReply{}})
+	got, ok := four.Since(three)
+	want(t, "a newer answer", got, []mesh.Need{instances})
+	want(t, "and it is known", ok, true)
+	other := three.With(map[mesh.Need]any{roots: &ca.RootsReply{}})
+	if _, ok := other.Since(four); ok {
+		t.Error("neither snapshot came from the other")
+	}
+	if got := other.With(map[mesh.Need]any{of: chainTo("db", "x")}); got.Chain(got.Upstreams[0]) == nil {
+		t.Error("no chain")
+	} else if _, ok := got.Since(other); ok {
+		t.Error("a chain brings other needs")
+	}
+	last := four
+	for range 200 {
+		last = last.With(map[mesh.Need]any{instances: &catalog.InstancesReply{}})
+	}
+	if _, ok := last.Since(four); ok {
+		t.Error("changes are kept for ever")
+	}
+	if _, ok := last.Since(last); !ok {
+		t.Error("a snapshot does not differ from itself")
+	}
+}
+
+// In transparent mode a proxy follows what its service may call.
+func TestTransparentModeImpliesUpstreams(t *testing.T) {
+	r := registration(upstream("db"),
+		catalog.Upstream{DestinationName: "*", CentrallyConfigured: true, Config: map[string]any{"protocol": "http", "connect_timeout_ms": 7}},
+		catalog.Upstream{DestinationName: "api", CentrallyConfigured: true, Config: map[string]any{"connect_timeout_ms": 8}},
+		catalog.Upstream{DestinationName: "hidden"})
+	r.Service.Proxy.Mode = "transparent"
+	s := mesh.New(r)
+	show := func() []string {
+		var out []string
+		for _, u := range s.Upstreams {
+			if u.Kind != mesh.ToNothing {
+				out = append(out, fmt.Sprint(u.ID, " ", u.Kind, " ", u.Config.Protocol, u.Config.ConnectTimeoutMs))
+			}
+		}
+		return out
+	}
+	want(t, "registered", show(), []string{"db 1 0", "hidden 1 0"})
+	callable := mesh.Need{Kind: mesh.NeedCallable, Service: "web"}
+	if !slices.Contains(s.Needs(), callable) {
+		t.Fatalf("needs %q", needs(s))
+	}
+	outside := func(port int) *entry.ServiceDefaults {
+		return &entry.ServiceDefaults{Header: entry.Header{Name: "ext"}, Destination: &entry.Destination{Addresses: []string{"10.0.0.1"}, Port: port}}
+	}
+	s = s.With(map[mesh.Need]any{callable: &intention.CallableReply{
+		Services: []string{"api", "db", "ext", "web", "x"}, Destinations: []*entry.ServiceDefaults{outside(1)},
+		Imported: []intention.Imported{{Service: "x", Peer: "east"}},
+	}})
+	want(t, "implied", show(), []string{"api 1 8", "db 1 0", "ext 4 7", "hidden 1 0", "x 1 7", "x?peer=east 2 7"})
+	before := slices.Clone(s.Upstreams)
+	s = s.With(map[mesh.Need]any{callable: &intention.CallableReply{Services: []string{"api"}, Destinations: []*entry.ServiceDefaults{outside(1)}}})
+	want(t, "less", show(), []string{"api 1 8", "db 1 0", "ext 4 7", "hidden 1 0"})
+	for _, u := range s.Upstreams {
+		if !slices.Contains(before, u) {
+			t.Errorf("%s is another one", u.ID)
+		}
+	}
+	s = s.With(map[mesh.Need]any{callable: &intention.CallableReply{Destinations: []*entry.ServiceDefaults{outside(2)}}})
+	want(t, "none but a changed destination", show(), []string{"db 1 0", "ext 4 7", "hidden 1 0"})
+	s = s.Register(r)
+	want(t, "registered again", show(), []string{"db 1 0", "ext 4 7", "hidden 1 0"})
 }

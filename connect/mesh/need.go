@@ -2,8 +2,10 @@ package mesh
 
 import (
 	"slices"
+	"strings"
 
 	"github.com/sarnmesh/sarn/catalog"
+	"github.com/sarnmesh/sarn/catalog/entry"
 	"github.com/sarnmesh/sarn/connect/chain"
 )
 
@@ -18,27 +20,47 @@ const (
 	NeedMesh                // *entry.GetReply of the mesh entry; none is an answer
 	NeedIntentions          // with destination Service: *intention.MatchReply for that one name
 	NeedChain               // of Service as used from Datacenter, with Overrides: *chain.GetReply
-	NeedInstances           // that speak for Service in Datacenter, those that Filter keeps: *catalog.InstancesReply
+	NeedInstances           // that speak for Service in Datacenter, those that Filter keeps, or as imported from Peer: *catalog.InstancesReply
+	NeedEntry               // of kind Entry with the name Service: *entry.GetReply; none is an answer
+	NeedCallable            // what Service may call: *intention.CallableReply
+	NeedQuery               // the prepared query Service, executed in Datacenter for mesh-capable instances: *query.ExecuteReply
+	NeedGateways            // the mesh gateways of Datacenter: *catalog.InstancesReply
+	NeedPeer                // whom to trust for Peer: *PeerBundle
 )
+
+var needNames = [...]string{
+	"nothing", "roots", "leaf", "mesh entry", "intentions", "chain", "instances", "entry", "callable services", "query",
+	"mesh gateways", "trust bundle of peer",
+}
 
 // A Need is one thing a snapshot is made of. Needs are comparable; which fields are set depends on the kind.
 type Need struct {
 	Kind       NeedKind
+	Entry      entry.Kind
 	Service    string
 	Datacenter string // empty means the proxy's own
+	Peer       string
 	Filter     string
 	Overrides  chain.Overrides
 }
 
 // String tells what the need is about, for logs.
 func (n Need) String() string {
-	what := [...]string{"nothing", "roots", "leaf", "mesh entry", "intentions", "chain", "instances"}[n.Kind]
-	for _, detail := range []string{n.Service, n.Datacenter, n.Filter} {
+	what := []string{needNames[n.Kind]}
+	for _, detail := range []string{string(n.Entry), n.Service, n.Datacenter, n.Peer, n.Filter} {
 		if detail != "" {
-			what += " " + detail
+			what = append(what, detail)
 		}
 	}
-	return what
+	return strings.Join(what, " ")
+}
+
+// A PeerBundle is whom to trust as members of another cluster.
+type PeerBundle struct {
+	Peer        string
+	TrustDomain string
+	Partition   string   // of the exporter; "default" or empty in the open-source product
+	RootPEMs    []string // certificates
 }
 
 // Needs returns what the proxy needs, as far as the answers so far tell: each chain that arrives adds the instances of
@@ -49,26 +71,64 @@ func (s *Snapshot) Needs() []Need {
 	}
 	needs := []Need{{Kind: NeedRoots}, s.leafNeed(), {Kind: NeedMesh}, s.intentionsNeed()}
 	seen := map[Need]bool{}
-	add := func(n Need) {
-		if !seen[n] {
-			seen[n] = true
-			needs = append(needs, n)
+	add := func(all ...Need) {
+		for _, n := range all {
+			if !seen[n] {
+				seen[n] = true
+				needs = append(needs, n)
+			}
 		}
 	}
+	if s.Transparent() {
+		add(s.callableNeed())
+	}
+	for _, name := range s.TokenIssuers() {
+		add(providerNeed(name))
+	}
 	for _, u := range s.Upstreams {
-		if !u.Followed() {
-			continue
+		add(s.UpstreamNeeds(u)...)
+		if c := s.ownChain(u); c != nil && c != s.Chain(u) {
+			add(s.chainNeeds(c)...)
 		}
-		add(s.chainNeed(u))
-		for _, c := range []*chain.Chain{s.ownChain(u), s.fallback[u.ID]} {
-			if c == nil {
-				continue
-			}
-			for _, id := range targets(c) {
-				if t := c.Targets[id]; t.Peer == "" {
-					add(s.instancesNeed(t))
-				}
-			}
+	}
+	return needs
+}
+
+// UpstreamNeeds returns what an upstream needs besides what every upstream does. The chain in use, not one that is still
+// to come, tells the instances.
+func (s *Snapshot) UpstreamNeeds(u *Upstream) []Need {
+	switch u.Kind {
+	case ToChain:
+		needs := []Need{s.chainNeed(u)}
+		if c := s.Chain(u); c != nil {
+			needs = append(needs, s.chainNeeds(c)...)
+		}
+		return needs
+	case ToPeer:
+		needs := []Need{s.importedNeed(u.Spec.DestinationName, u.Spec.DestinationPeer), peerNeed(u.Spec.DestinationPeer)}
+		if u.Gateway == GatewayLocal {
+			needs = append(needs, s.GatewaysNeed(""))
+		}
+		return needs
+	case ToQuery:
+		return []Need{s.queryNeed(u)}
+	case ToDestination:
+		return []Need{{Kind: NeedInstances, Service: u.Spec.DestinationName}}
+	}
+	return nil
+}
+
+// chainNeeds returns what the targets of a chain need.
+func (s *Snapshot) chainNeeds(c *chain.Chain) []Need {
+	var needs []Need
+	for _, id := range targets(c) {
+		t := c.Targets[id]
+		needs = append(needs, s.instancesNeed(t))
+		if t.Peer != "" {
+			needs = append(needs, peerNeed(t.Peer))
+		}
+		if g, ok := s.gatewaysNeed(t); ok {
+			needs = append(needs, g)
 		}
 	}
 	return needs
@@ -92,12 +152,54 @@ func (s *Snapshot) intentionsNeed() Need {
 	return Need{Kind: NeedIntentions, Service: s.Proxy.Identity()}
 }
 
+func (s *Snapshot) callableNeed() Need { return Need{Kind: NeedCallable, Service: s.Proxy.Identity()} }
+
 func (s *Snapshot) chainNeed(u *Upstream) Need {
 	return Need{Kind: NeedChain, Service: u.Spec.DestinationName, Datacenter: s.elsewhere(u.Spec.Datacenter), Overrides: u.overrides}
 }
 
+func (s *Snapshot) queryNeed(u *Upstream) Need {
+	return Need{Kind: NeedQuery, Service: u.Spec.DestinationName, Datacenter: s.elsewhere(u.Spec.Datacenter)}
+}
+
 func (s *Snapshot) instancesNeed(t *chain.Target) Need {
+	if t.Peer != "" {
+		return s.importedNeed(t.Service, t.Peer)
+	}
 	return Need{Kind: NeedInstances, Service: t.Service, Datacenter: s.elsewhere(t.Datacenter), Filter: t.Subset.Filter}
+}
+
+func (s *Snapshot) importedNeed(service, peer string) Need {
+	return Need{Kind: NeedInstances, Service: service, Peer: peer}
+}
+
+func peerNeed(peer string) Need { return Need{Kind: NeedPeer, Peer: peer} }
+
+func providerNeed(name string) Need {
+	return Need{Kind: NeedEntry, Entry: entry.KindJWTProvider, Service: name}
+}
+
+// GatewaysNeed returns the need of the mesh gateways of a datacenter.
+func (s *Snapshot) GatewaysNeed(datacenter string) Need {
+	return Need{Kind: NeedGateways, Datacenter: s.elsewhere(datacenter)}
+}
+
+// gatewaysNeed returns the gateways through which a target is reached, if it is reached through any.
+func (s *Snapshot) gatewaysNeed(t *chain.Target) (Need, bool) {
+	switch {
+	case t.External:
+		return Need{}, false
+	case t.Peer != "":
+		// Instances of a peer are its gateways.
+		return s.GatewaysNeed(""), t.MeshGateway.Mode == GatewayLocal
+	case t.Datacenter == s.Proxy.Datacenter:
+		return Need{}, false
+	case t.MeshGateway.Mode == GatewayLocal:
+		return s.GatewaysNeed(""), true
+	case t.MeshGateway.Mode == GatewayRemote:
+		return s.GatewaysNeed(t.Datacenter), true
+	}
+	return Need{}, false
 }
 
 // elsewhere returns a datacenter as Need has it: empty for the proxy's own.

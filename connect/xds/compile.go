@@ -67,7 +67,7 @@ func (c *Compiler) Compile(s *mesh.Snapshot) (*Resources, error) {
 	}
 	parts := make(map[string]*part, len(s.Upstreams))
 	for _, u := range s.Upstreams {
-		if ch := s.Chain(u); u.Followed() && ch != nil {
+		if ch := s.Chain(u); ch != nil {
 			parts[u.ID] = b.part(c.parts[u.ID], u, ch)
 		}
 	}
