@@ -3,6 +3,7 @@ package entry
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -58,6 +59,22 @@ type IngressService struct {
 // IngressServiceTLS is the certificate for one service.
 type IngressServiceTLS struct {
 	SDS *GatewaySDS `json:",omitempty"`
+}
+
+// Hosts returns the hosts the entry names, without ports, in order.
+func (e *IngressGateway) Hosts() []string {
+	var out []string
+	for i := range e.Listeners {
+		for j := range e.Listeners[i].Services {
+			for _, h := range e.Listeners[i].Services[j].Hosts {
+				if name, _, _ := strings.Cut(h, ":"); name != Wildcard {
+					out = append(out, name)
+				}
+			}
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
 }
 
 // Normalize fills in defaults.

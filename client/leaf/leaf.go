@@ -16,6 +16,7 @@ import (
 	"io"
 	mathrand "math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -70,7 +71,7 @@ type Keeper struct {
 }
 
 // A key identifies a leaf that is shared.
-type key struct{ kind, name, token string }
+type key struct{ kind, name, token, hosts string }
 
 // New returns a keeper that reaches the servers through caller. Nothing happens until Run.
 func New(caller rpc.Caller, cfg Config) *Keeper {
@@ -120,6 +121,8 @@ type Request struct {
 	MeshGateway bool
 	Server      bool
 	Token       string
+	// Hosts are DNS names that the leaf of an ingress gateway, a service, is to carry.
+	Hosts []string
 	// MinIndex greater than zero makes Get wait until the index of the leaf passes it, at most MaxWait.
 	MinIndex uint64
 	MaxWait  time.Duration // default 10 minutes
@@ -131,13 +134,13 @@ var ErrIdentity = errors.New("URI must be either service, agent, server, or kind
 func (r *Request) key() (key, error) {
 	switch {
 	case r.Service != "":
-		return key{"service", r.Service, r.Token}, nil
+		return key{"service", r.Service, r.Token, strings.Join(r.Hosts, " ")}, nil
 	case r.Agent != "":
-		return key{"agent", r.Agent, r.Token}, nil
+		return key{kind: "agent", name: r.Agent, token: r.Token}, nil
 	case r.MeshGateway:
-		return key{"mesh-gateway", "", r.Token}, nil
+		return key{kind: "mesh-gateway", token: r.Token}, nil
 	case r.Server:
-		return key{"server", "", r.Token}, nil
+		return key{kind: "server", token: r.Token}, nil
 	}
 	return key{}, ErrIdentity
 }
@@ -332,7 +335,9 @@ func (k *Keeper) sign(ctx context.Context, of key, roots *ca.RootsReply) (*ca.Le
 	if err != nil {
 		return nil, err
 	}
-	reply, err := ca.SignCall.Call(ctx, k.caller, &ca.SignRequest{Target: read.Target{Token: of.token}, CSR: csr})
+	reply, err := ca.SignCall.Call(ctx, k.caller, &ca.SignRequest{
+		Target: read.Target{Token: of.token}, CSR: csr, Hosts: strings.Fields(of.hosts),
+	})
 	if err != nil {
 		return nil, err
 	}

@@ -49,6 +49,8 @@ func (r *RootsReply) Active() *Root {
 type SignRequest struct {
 	read.Target
 	CSR string // PEM
+	// Hosts are DNS names to put on the leaf of an ingress gateway. Its entry must name them.
+	Hosts []string `json:",omitempty"`
 }
 
 // SignReply carries the leaf, without its private key, which the servers never see.

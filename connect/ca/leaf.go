@@ -139,6 +139,7 @@ type LeafParams struct {
 	Serial []byte // random, 8 to 20 bytes, the first bit not set
 	Now    time.Time
 	TTL    time.Duration
+	Hosts  []string // DNS names it carries, found to be the service's
 }
 
 // SignLeaf makes the certificate for a request from the request's identity and key alone.
@@ -161,7 +162,10 @@ func SignLeaf(ctx context.Context, r *Request, p LeafParams) (*Leaf, error) {
 		AuthorityKeyId: issuer.SubjectKeyId,
 		SubjectKeyId:   keyID,
 	}
-	if r.id.Kind() == connect.Server {
+	switch r.id.Kind() {
+	case connect.Service:
+		template.DNSNames = p.Hosts
+	case connect.Server:
 		template.DNSNames = []string{connect.PeeringServerSNI(r.id.Datacenter(), r.id.TrustDomain())}
 	}
 	if !template.NotAfter.After(p.Now) {

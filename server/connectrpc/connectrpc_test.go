@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/sarnmesh/sarn/acl"
+	"github.com/sarnmesh/sarn/catalog/entry"
 	"github.com/sarnmesh/sarn/catalog/read"
 	"github.com/sarnmesh/sarn/connect"
 	"github.com/sarnmesh/sarn/connect/ca"
@@ -455,4 +456,49 @@ func TestSignWaitsForTheFirstRoot(t *testing.T) {
 			t.Errorf("after %v: %v", time.Since(start), err)
 		}
 	})
+}
+
+// The leaf of an ingress gateway carries the hosts its entry names, and no others.
+func TestSignHosts(t *testing.T) {
+	s, _ := newServer(t, connectrpc.Config{})
+	r := roots(t, s.Caller())
+	gateway := &entry.IngressGateway{Listeners: []entry.IngressListener{{Port: 443, Protocol: "http", Services: []entry.IngressService{
+		{Name: "web", Hosts: []string{"shop.example.com:443", "*.example.org"}},
+	}}}}
+	gateway.Kind, gateway.Name = entry.KindIngressGateway, "edge"
+	tx := s.Store.Write(s.Index() + 1)
+	if _, err := tx.SetEntry(gateway); err != nil {
+		t.Fatal(err)
+	}
+	tx.Commit()
+	edge := connect.ServiceID(r.TrustDomain, "dc1", "edge")
+	tests := []struct {
+		name  string
+		id    connect.ID
+		hosts []string
+		err   string
+	}{
+		{"what the entry names", edge, []string{"*.ingress.consul", "*.example.org", "shop.example.com"}, ""},
+		{"something else", edge, []string{"shop.example.com", "db.example.com"}, `does not name host "db.example.com"`},
+		{"a service that is no gateway", connect.ServiceID(r.TrustDomain, "dc1", "web"), []string{"shop.example.com"}, "only ingress gateways"},
+		{"not a service", connect.ServerID(r.TrustDomain, "dc1"), []string{"*.ingress.consul"}, "only ingress gateways"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			reply, err := ca.SignCall.Call(t.Context(), s.Caller(), &ca.SignRequest{CSR: csr(t, tt.id), Hosts: tt.hosts})
+			if tt.err != "" {
+				if err == nil || !strings.Contains(err.Error(), tt.err) {
+					t.Errorf("error %v, want %q", err, tt.err)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			cert, err := ca.ParseCertificate(reply.Leaf.CertPEM)
+			if err != nil || !slices.Equal(cert.DNSNames, tt.hosts) || cert.URIs[0].String() != tt.id.String() {
+				t.Errorf("signed %v %v, %v", cert.DNSNames, cert.URIs, err)
+			}
+		})
+	}
 }

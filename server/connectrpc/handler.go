@@ -5,10 +5,12 @@ import (
 	"errors"
 	"io"
 	"maps"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/sarnmesh/sarn/acl"
+	"github.com/sarnmesh/sarn/catalog/entry"
 	"github.com/sarnmesh/sarn/catalog/state"
 	"github.com/sarnmesh/sarn/catalog/trust"
 	"github.com/sarnmesh/sarn/connect"
@@ -123,6 +125,9 @@ func (a *Authority) sign(ctx context.Context, c *transport.Call, req *ca.SignReq
 	if err := ca.Authorize(c.Authorizer, request.ID()); err != nil {
 		return nil, err
 	}
+	if err := checkHosts(view, request.ID(), req.Hosts); err != nil {
+		return nil, err
+	}
 	settings, err := ca.ParseSettings(config.Provider, config.Config)
 	if err != nil {
 		return nil, err
@@ -142,7 +147,7 @@ func (a *Authority) sign(ctx context.Context, c *transport.Call, req *ca.SignReq
 	}
 	serial[0] = serial[0]&0x7f | 0x40 // positive, and always of the same length
 	leaf, err := ca.SignLeaf(ctx, request, ca.LeafParams{
-		Provider: provider, Root: root, Serial: serial, Now: time.Now(), TTL: settings.LeafCertTTL,
+		Provider: provider, Root: root, Serial: serial, Now: time.Now(), TTL: settings.LeafCertTTL, Hosts: req.Hosts,
 	})
 	if err != nil {
 		return nil, err
@@ -150,6 +155,26 @@ func (a *Authority) sign(ctx context.Context, c *transport.Call, req *ca.SignReq
 	index, _ := view.CARoots()
 	leaf.CreateIndex, leaf.ModifyIndex = index, index
 	return &ca.SignReply{Leaf: *leaf}, nil
+}
+
+// checkHosts returns nil when the leaf of an identity may carry DNS names: those of an ingress gateway's entry, and of the
+// zone that DNS answers for services behind ingress gateways.
+func checkHosts(v *state.View, id connect.ID, hosts []string) error {
+	if len(hosts) == 0 {
+		return nil
+	}
+	var named []string
+	if gateway, ok := v.Entry(entry.KindIngressGateway, id.Name()).(*entry.IngressGateway); ok && id.Kind() == connect.Service {
+		named = gateway.Hosts()
+	} else {
+		return wireerr.BadRequest("only ingress gateways have certificates with host names, %s %q is none", id.Kind(), id.Name())
+	}
+	for _, h := range hosts {
+		if !slices.Contains(named, h) && !strings.HasPrefix(h, "*.ingress.") {
+			return wireerr.BadRequest("the entry of ingress gateway %q does not name host %q", id.Name(), h)
+		}
+	}
+	return nil
 }
 
 // ready returns the configuration and active root, waiting a little for those of a cluster that has only just started.
