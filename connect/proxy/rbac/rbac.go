@@ -1,29 +1,42 @@
-// Package rbac decides whether a set of policies lets a connection through.
+// Package rbac decides whether a set of policies lets a connection or a request through.
 //
-// It is pure. What cannot be known about a peer matches no rule, and a rule of
-// a kind that the package does not know matches nothing under an allow policy
-// and everything under a deny policy: a doubt never opens a door.
+// It is pure. What cannot be known about a peer matches no rule, and what cannot be decided — a rule of a kind that the
+// package does not know, a rule about requests where there is only a connection, a value with bytes that no header may
+// have — matches nothing under an allow policy and everything under a deny policy: a doubt never opens a door.
 package rbac
 
 import (
 	"net/netip"
+	"strconv"
+	"strings"
+	"unicode/utf8"
 
+	"github.com/sarnmesh/sarn/connect/proxy/message"
 	"github.com/sarnmesh/sarn/connect/proxy/model"
+	"github.com/sarnmesh/sarn/connect/proxy/route"
 )
 
-// Facts are what is known of a connection.
+// Facts are what is known of a connection, and of a request if there is one.
 type Facts struct {
 	Authenticated bool     // the peer proved a valid certificate
 	URIs, DNS     []string // names in it, byte by byte as they stand there
 	Subject       string   // its subject, in the form of RFC 2253
 
 	DirectRemote netip.Addr     // the peer of the socket
-	Remote       netip.Addr     // the peer as told by whoever may tell
+	Connection   netip.Addr     // the peer of the connection as told by whoever may tell; only of requests
+	Remote       netip.Addr     // the same of a connection; the client, by trusted forwarding headers, of a request
 	Local        netip.AddrPort // the address the peer connected to
 	ServerName   string         // what the peer asked for in TLS, lower case
+
+	// Request is nil if only the connection is looked at. Values of headers with several fields are joined in its
+	// arena.
+	Request       *message.Request
+	Metadata      model.Metadata // dynamic
+	RouteMetadata model.Metadata
+	FilterState   map[string]string
 }
 
-// A Decision says whether the connection goes on and which policy decided.
+// A Decision says whether the connection or the request goes on and which policy decided.
 type Decision struct {
 	Allowed bool
 	Policy  string // the policy that matched; empty if none did
@@ -82,7 +95,7 @@ func matches(r *model.Rule, f *Facts, doubt bool) bool {
 	case model.RuleAuthenticated:
 		return f.Authenticated
 	case model.RulePrincipal:
-		return f.Authenticated && principal(r.Match, f)
+		return f.Authenticated && principal(&r.Match, f)
 	case model.RuleDirectRemoteIP:
 		return contains(r.Prefix, f.DirectRemote)
 	case model.RuleRemoteIP:
@@ -95,13 +108,112 @@ func matches(r *model.Rule, f *Facts, doubt bool) bool {
 	case model.RuleServerName:
 		return r.Match.Match(f.ServerName)
 	case model.RuleMetadata:
-		return false // a connection has none
+		// A connection has none, whatever is asked about it.
+		return f.Request != nil && r.Metadata != nil && r.Metadata.Match(f.Metadata)
+	}
+	if f.Request == nil {
+		return doubt
+	}
+	switch r.Kind {
+	case model.RuleHeader:
+		return header(r.Header, f.Request, doubt)
+	case model.RulePath:
+		path := route.WithoutQuery(f.Request.Path)
+		if path == "" || !clean(path) {
+			return doubt
+		}
+		return r.Match.Match(path)
+	case model.RuleRouteMetadata:
+		return r.Metadata != nil && r.Metadata.Match(f.RouteMetadata)
+	case model.RuleFilterState:
+		v, ok := f.FilterState[r.Key]
+		if !ok {
+			return false
+		}
+		if !r.Prefix.IsValid() {
+			return r.Match.Match(v)
+		}
+		if ap, err := netip.ParseAddrPort(v); err == nil {
+			return contains(r.Prefix, ap.Addr())
+		}
+		a, err := netip.ParseAddr(v)
+		if err != nil {
+			return doubt
+		}
+		return contains(r.Prefix, a)
+	case model.RuleConnectionIP:
+		return contains(r.Prefix, f.Connection)
 	}
 	return doubt
 }
 
+// header compares a header of the request. What would count against the client is looked for in the joined value and
+// in each field alone: who gets the request may read only one of them.
+func header(m *model.HeaderMatch, r *message.Request, doubt bool) bool {
+	value, ok, pseudo := "", true, true
+	switch m.Name {
+	case ":method":
+		value = r.Method
+	case ":path":
+		value, ok = r.Path, r.Path != ""
+	case ":authority", "host":
+		value = r.Authority
+	case ":scheme":
+		value = r.Scheme
+	default:
+		if strings.HasPrefix(m.Name, ":") {
+			return doubt
+		}
+		value, ok = r.Header.Lookup(m.Name, &r.Arena)
+		pseudo = false
+	}
+	switch m.Kind {
+	case model.HeaderPresent:
+		return ok != m.Invert
+	case model.HeaderAbsent:
+		return ok == m.Invert
+	}
+	if !ok && !m.MissingAsEmpty {
+		return false
+	}
+	switch m.Kind {
+	case model.HeaderString:
+		if !clean(value) {
+			return doubt
+		}
+		hit := m.Match.Match(value)
+		if against := doubt != m.Invert; against && !hit && !pseudo {
+			for v := range r.Header.Values(m.Name) {
+				hit = hit || m.Match.Match(v)
+			}
+		}
+		return hit != m.Invert
+	case model.HeaderRange:
+		n, err := strconv.ParseInt(value, 10, 64)
+		if err != nil {
+			return doubt
+		}
+		return (m.Start <= n && n < m.End) != m.Invert
+	}
+	return doubt
+}
+
+// clean reports whether a value is text. Matchers do not agree about other bytes with whoever gets the request.
+func clean(s string) bool {
+	ascii := true
+	for i := range len(s) {
+		switch c := s[i]; {
+		case c >= utf8.RuneSelf:
+			ascii = false
+		case c < ' ' && c != '\t' || c == 0x7f:
+			return false
+		}
+	}
+	return ascii || utf8.ValidString(s)
+}
+
 // principal compares the first kind of name that the peer has: URI, DNS, subject.
-func principal(m model.StringMatch, f *Facts) bool {
+func principal(m *model.StringMatch, f *Facts) bool {
 	names := f.URIs
 	if len(names) == 0 {
 		names = f.DNS
