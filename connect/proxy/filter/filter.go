@@ -55,10 +55,12 @@ type Type struct {
 type Env struct {
 	StatPrefix string       // of the manager: counters stand under http.<StatPrefix>
 	Stats      *stats.Scope // http.<StatPrefix>
-	Client     Client
-	Clusters   Clusters
-	Logger     hclog.Logger
-	Rand       func() uint64
+	// Scope opens another prefix for as long as the filter is used.
+	Scope    func(parts ...stats.Part) *stats.Scope
+	Client   Client
+	Clusters Clusters
+	Logger   hclog.Logger
+	Rand     func() uint64
 	// Go runs f until it returns; its context ends when the filter is no longer used.
 	Go func(f func(ctx context.Context))
 	// Node is who the proxy is, for filters that match or tell it.
