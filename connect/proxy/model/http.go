@@ -32,7 +32,6 @@ type HTTPManager struct {
 	// Exactly one says where requests go.
 	Routes    *RouteConfig
 	RouteName string // of a route configuration that comes from the control plane
-	Scoped    bool   // unused
 
 	Filters []HTTPFilter // the last is *Router
 
@@ -59,7 +58,7 @@ type HTTPManager struct {
 	Internal                                           []netip.Prefix // addresses whose requests are internal
 	AppendXFPort                                       bool
 	XFCC                                               XFCCMode
-	XFCCSubject, XFCCCert, XFCCChain, XFCCDNS, XFCCURI bool
+	XFCCSubject, XFCCCert, XFCCChain, XFCCDNS, XFCCURI bool // what SANITIZE_SET and APPEND_FORWARD tell
 
 	NormalizePath       bool
 	MergeSlashes        bool

@@ -63,16 +63,17 @@ func NewStringMatch(kind StringMatchKind, pattern string, ignoreCase bool) (Stri
 		return StringMatch{}, errors.New("no match pattern")
 	}
 	if ignoreCase {
-		m.pattern = strings.ToLower(pattern)
+		m.pattern = LowerASCII(pattern)
 	}
 	return m, nil
 }
 
 // Match reports whether s fits. Bytes are compared as they are: nothing is
-// normalized, and a NUL is a byte like any other.
-func (m StringMatch) Match(s string) bool {
+// normalized, and a NUL is a byte like any other. Only the case of ASCII
+// letters can be ignored: other alphabets have letters that look alike.
+func (m *StringMatch) Match(s string) bool {
 	if m.ignoreCase {
-		s = strings.ToLower(s)
+		return m.matchFold(s)
 	}
 	switch m.kind {
 	case MatchExact:
@@ -87,6 +88,59 @@ func (m StringMatch) Match(s string) bool {
 		return m.re.MatchString(s)
 	}
 	return false
+}
+
+func (m *StringMatch) matchFold(s string) bool {
+	n := len(m.pattern)
+	if len(s) < n {
+		return false
+	}
+	switch m.kind {
+	case MatchExact:
+		return len(s) == n && EqualFold(s, m.pattern)
+	case MatchPrefix:
+		return EqualFold(s[:n], m.pattern)
+	case MatchSuffix:
+		return EqualFold(s[len(s)-n:], m.pattern)
+	case MatchContains:
+		for i := range len(s) - n + 1 {
+			if EqualFold(s[i:i+n], m.pattern) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// EqualFold reports whether s is equal to lower, which is in lower case,
+// but for the case of ASCII letters.
+func EqualFold(s, lower string) bool {
+	if len(s) != len(lower) {
+		return false
+	}
+	for i := range len(s) {
+		if c := s[i]; c != lower[i] && (c < 'A' || c > 'Z' || c|0x20 != lower[i]) {
+			return false
+		}
+	}
+	return true
+}
+
+// LowerASCII returns s with its ASCII letters in lower case.
+func LowerASCII(s string) string {
+	for i := range len(s) {
+		if s[i] < 'A' || s[i] > 'Z' {
+			continue
+		}
+		b := []byte(s)
+		for ; i < len(b); i++ {
+			if b[i] >= 'A' && b[i] <= 'Z' {
+				b[i] |= 0x20
+			}
+		}
+		return string(b)
+	}
+	return s
 }
 
 // Kind returns the way of comparison and the pattern, lower-cased if case is ignored.

@@ -1,6 +1,7 @@
 package model
 
 import (
+	"net/netip"
 	"regexp"
 	"time"
 )
@@ -10,15 +11,18 @@ type RouteConfig struct {
 	Name         string
 	VirtualHosts []VirtualHost
 	// IgnorePort compares domains with the authority without its port.
-	IgnorePort             bool
-	ValidateClusters       bool // clusters that routes name must exist
-	MostSpecificWins       bool // header edits: of the table first, of the route last
-	RequestEdits           []HeaderEdit
-	ResponseEdits          []HeaderEdit
-	MaxDirectBody          int // bytes
-	PerFilter              map[string]PerFilter
-	InternalOnly           []string // headers that only internal requests may send
-	RequestBodyBufferLimit int      // bytes kept for retries; 0 takes the listener's
+	IgnorePort           bool
+	IgnorePathParameters bool   // compare the path up to the first ';'
+	HostHeader           string // whose value is compared with domains; empty takes the authority
+	ValidateClusters     bool   // clusters that routes name must exist
+	MostSpecificWins     bool   // header edits: of the table first, of the route last
+	RequestEdits         []HeaderEdit
+	ResponseEdits        []HeaderEdit
+	MaxDirectBody        int // bytes
+	PerFilter            map[string]PerFilter
+	InternalOnly         []string // headers that only internal requests may send
+	Mirrors              []Mirror // for virtual hosts without
+	Metadata             Metadata
 }
 
 // PerFilter changes a filter for a virtual host, a route or a weighted cluster.
@@ -38,13 +42,15 @@ type VirtualHost struct {
 	RequestEdits  []HeaderEdit
 	ResponseEdits []HeaderEdit
 	Retry         *RetryPolicy // for routes without one
-	Hedge         bool
-	Mirrors       []Mirror // for routes without
+	Mirrors       []Mirror     // for routes without
 	RateLimits    []RateLimit
 	PerFilter     map[string]PerFilter
 	// AttemptCount adds "x-envoy-attempt-count" to requests, AttemptCountResponse to responses.
 	AttemptCount, AttemptCountResponse bool
-	BufferLimit                        int // bytes kept for retries; 0 takes the table's
+	// TimeoutRetry adds "x-envoy-is-timeout-retry" to requests that are sent again after a timeout.
+	TimeoutRetry bool
+	BufferLimit  int // bytes kept for retries; 0 takes the listener's
+	Metadata     Metadata
 }
 
 // A TLSRequirement redirects plaintext requests to https.
@@ -71,13 +77,12 @@ type Route struct {
 	RequestEdits  []HeaderEdit
 	ResponseEdits []HeaderEdit
 	PerFilter     map[string]PerFilter
-	Decorator     string // operation name of traces; may have operators
-	Propagate     bool   // of the decorator
-	StatPrefix    string // counters of the route; empty keeps none
-	BufferLimit   int    // bytes kept for retries; 0 takes the virtual host's
-	// TraceSampling are percentages (0–100); nil takes the manager's.
-	Tracing  *RouteTracing
-	Metadata Metadata
+	Decorator     string        // operation name of traces; may have operators
+	Propagate     bool          // the operation name to the host
+	StatPrefix    string        // counters of the route; empty keeps none
+	BufferLimit   int           // bytes kept for retries; 0 takes the virtual host's
+	Tracing       *RouteTracing // nil takes the manager's
+	Metadata      Metadata
 }
 
 // RouteTracing replaces the sampling of the manager.
@@ -93,8 +98,8 @@ type Metadata map[string]map[string]any
 // A RouteMatch selects requests. All that is set must match.
 type RouteMatch struct {
 	Kind       PathKind
-	Path       string         // of all kinds but regular expressions; lower case if IgnoreCase
-	Regex      *regexp.Regexp // anchored
+	Path       string         // lower case if IgnoreCase; the pattern of a PathRegex
+	Regex      *regexp.Regexp // of a PathRegex: Path, made to match the whole path
 	IgnoreCase bool
 	Headers    []HeaderMatch
 	Query      []QueryMatch
@@ -104,6 +109,7 @@ type RouteMatch struct {
 	// TLS: nil does not look at the client's certificate.
 	TLSPresented, TLSValidated *bool
 	Metadata                   []MetadataMatcher // dynamic metadata
+	FilterState                []FilterStateMatcher
 }
 
 // A PathKind is a way to compare the path without its query.
@@ -128,13 +134,14 @@ func (f Fraction) Hit(random uint64) bool {
 
 // A HeaderMatch is a rule about the values of one name, joined with commas.
 type HeaderMatch struct {
-	Name  string // lower case; or ":method", ":path", ":authority", ":scheme"
+	Name  string // lower case; or ":method", ":path", ":authority", ":scheme", ":status"
 	Kind  HeaderKind
 	Match StringMatch // HeaderString
 	// Start and End bound the number of HeaderRange: Start <= n < End.
 	Start, End int64
 	Invert     bool
-	// MissingAsEmpty compares a header that is not there as an empty one; else it does not match, inverted or not.
+	// MissingAsEmpty compares a header that is not there as an empty one; else it does not match, inverted or not,
+	// unless Kind asks for presence itself.
 	MissingAsEmpty bool
 }
 
@@ -152,9 +159,9 @@ const (
 // A QueryMatch is a rule about the first query parameter of a name.
 type QueryMatch struct {
 	Name    string
-	Present bool // only that it is there, or with Match unset; else Match
-	Match   StringMatch
-	Absent  bool
+	Present bool        // it is enough that it is there
+	Absent  bool        // it must not be there
+	Match   StringMatch // else
 }
 
 // A MetadataMatcher is a rule about a value of metadata, found by its path.
@@ -163,6 +170,13 @@ type MetadataMatcher struct {
 	Path      []string
 	Value     ValueMatch
 	Invert    bool
+}
+
+// A FilterStateMatcher is a rule about an object of the filter state.
+type FilterStateMatcher struct {
+	Key     string
+	Match   StringMatch
+	Address []netip.Prefix // else: the object is an address in one of them
 }
 
 // A ValueMatch is a rule about a value of JSON. Exactly one field is set.
@@ -216,7 +230,6 @@ type Forward struct {
 	InternalRedirect *InternalRedirect
 	RateLimits       []RateLimit
 	IncludeVHLimits  bool
-	CORS             FilterConfig // old form; nil is none
 }
 
 // MaxStream bounds streams by time.
@@ -249,8 +262,8 @@ type WeightedRoute struct {
 
 // A RegexRewrite replaces every match of a pattern. Substitution has the form of package regexp ("${1}").
 type RegexRewrite struct {
-	Pattern      *regexp.Regexp
-	Substitution string
+	Pattern      *regexp.Regexp // not anchored
+	Substitution string         // at most 10 groups: "${0}" to "${9}"
 }
 
 // UpgradeOverride switches an upgrade on or off for a route.
@@ -319,8 +332,10 @@ type Mirror struct {
 	Cluster       string
 	ClusterHeader string
 	Fraction      *Fraction // nil mirrors all
-	TraceSampled  *bool
+	TraceSampled  *bool     // nil takes the decision about the request
 	NoShadowHost  bool
+	HostRewrite   string // replaces the authority; empty keeps it
+	RequestEdits  []HeaderEdit
 }
 
 // A HashPolicy gives the hash of a request for consistent balancing. Exactly one of its sources is set.
@@ -364,8 +379,11 @@ type Redirect struct {
 
 // A DirectResponse answers at once.
 type DirectResponse struct {
-	Status int
-	Body   string
+	Status      int
+	Body        string
+	Text        string // format of the body; empty takes Body as it stands
+	JSON        any    // format of a JSON body, as in access logs; nil is none
+	ContentType string // empty is text/plain
 }
 
 // A HeaderEdit changes the fields of one name. Value may have operators of access logs.
