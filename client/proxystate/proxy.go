@@ -139,7 +139,7 @@ func (p *proxy) run(ctx context.Context) {
 
 func (p *proxy) registration(svc *catalog.Service) *mesh.Registration {
 	r := &mesh.Registration{
-		Node: p.s.cfg.Node, Datacenter: p.s.cfg.Datacenter, Service: svc, DefaultAllow: p.s.cfg.DefaultAllow,
+		Node: p.s.cfg.Node, Datacenter: p.s.cfg.Datacenter, Domain: p.s.cfg.Domain, Service: svc, DefaultAllow: p.s.cfg.DefaultAllow,
 	}
 	if p.key.node != "" {
 		r.Node = p.key.node

@@ -38,6 +38,7 @@ type Leaves interface {
 type Config struct {
 	Node          string // of this agent
 	Datacenter    string
+	Domain        string // of DNS; default consul
 	Registrations Registrations
 	Cache         *cache.Cache
 	Leaves        Leaves

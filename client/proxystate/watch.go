@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"reflect"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -94,6 +96,17 @@ func (w *watches) begin(ctx context.Context, n mesh.Need) (cancel func()) {
 		})
 	case mesh.NeedEntry:
 		return follow(w, n, entry.GetCall, &entry.GetRequest{Options: options, Kind: n.Entry, Name: n.Service})
+	case mesh.NeedEntries:
+		return follow(w, n, entry.ListCall, &entry.ListRequest{Options: options, Kind: n.Entry})
+	case mesh.NeedLinks:
+		return follow(w, n, entry.GatewayServicesCall, &entry.GatewayServicesRequest{Options: options, Gateway: n.Service})
+	case mesh.NeedPlain:
+		options.Filter = n.Filter
+		return follow(w, n, catalog.InstancesCall, &catalog.InstancesRequest{Options: options, Service: n.Service})
+	case mesh.NeedServices:
+		return follow(w, n, catalog.ServicesCall, &catalog.ServicesRequest{Options: options})
+	case mesh.NeedDatacenters:
+		return w.datacenters(ctx, n)
 	case mesh.NeedCallable:
 		return follow(w, n, intention.CallableCall, &intention.CallableRequest{Options: options, Source: n.Service})
 	case mesh.NeedQuery:
@@ -141,6 +154,39 @@ func (w *watches) query(ctx context.Context, n mesh.Need) (cancel func()) {
 	return cancel
 }
 
+// datacentersInterval is how often datacenters are asked for.
+const datacentersInterval = time.Minute
+
+// datacenters asks for the datacenters now and then: nothing tells when there is another.
+func (w *watches) datacenters(ctx context.Context, n mesh.Need) (cancel func()) {
+	p, period, token := w.p, w.period(), w.token
+	ctx, cancel = context.WithCancel(ctx)
+	w.leaves.Go(func() {
+		tick := time.NewTicker(datacentersInterval)
+		defer tick.Stop()
+		var last *catalog.DatacentersReply
+		for {
+			r, _, err := cache.Keep(ctx, p.s.cfg.Cache, catalog.DatacentersCall,
+				&catalog.DatacentersRequest{Target: read.Target{Token: token}}, cache.Control{MaxAge: datacentersInterval / 2})
+			switch {
+			case ctx.Err() != nil:
+				return
+			case err != nil:
+				p.fail(period, n, err)
+			case last == nil || !slices.Equal(last.Datacenters, r.Datacenters):
+				last = r
+				p.answer(period, n, r)
+			}
+			select {
+			case <-tick.C:
+			case <-ctx.Done():
+				return
+			}
+		}
+	})
+	return cancel
+}
+
 // follow watches the answer of a call.
 func follow[Req, Resp any](w *watches, n mesh.Need, m rpc.Method[Req, Resp], req *Req) (cancel func()) {
 	p, period := w.p, w.period()
@@ -170,7 +216,7 @@ func (w *watches) leaf(ctx context.Context, n mesh.Need) (cancel func()) {
 	p, period, token := w.p, w.period(), w.token
 	ctx, cancel = context.WithCancel(ctx)
 	w.leaves.Go(func() {
-		request := leaf.Request{Service: n.Service, Token: token}
+		request := leaf.Request{Service: n.Service, Hosts: strings.Fields(n.Hosts), Token: token}
 		retry := minLeafRetry
 		for {
 			r, err := p.s.cfg.Leaves.Get(ctx, request)

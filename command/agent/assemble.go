@@ -301,7 +301,7 @@ func (a *Agent) newParts(s *config.Settings) (err error) {
 	})
 	a.leaves = leaf.New(a.caller, leaf.Config{Datacenter: s.Node.Datacenter, Logger: a.log.Named("leaf")})
 	a.proxies = proxystate.New(proxystate.Config{
-		Node: s.Node.Name, Datacenter: s.Node.Datacenter, Registrations: proxystate.Local(a.local, a.tokens.Default), Cache: a.cache, Leaves: a.leaves,
+		Node: s.Node.Name, Datacenter: s.Node.Datacenter, Domain: s.DNS.Domain, Registrations: proxystate.Local(a.local, a.tokens.Default), Cache: a.cache, Leaves: a.leaves,
 		DefaultAllow: s.DefaultIntentionPolicy != "deny", OtherNodes: s.Server, Logger: a.log.Named("proxystate"),
 	})
 	auto := &autoCert{leaves: a.leaves}

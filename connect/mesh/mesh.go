@@ -7,6 +7,7 @@
 package mesh
 
 import (
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -24,6 +25,8 @@ type Registration struct {
 	Node       string
 	Datacenter string
 	Service    *catalog.Service
+	// Domain is the DNS domain of the agent; empty means consul.
+	Domain string
 	// DefaultAllow is what is decided about a caller that no intention mentions.
 	DefaultAllow bool
 	// Checks are the paths of the service's HTTP and gRPC checks that are to be reachable without mutual TLS, for whoever
@@ -39,6 +42,8 @@ type Snapshot struct {
 	// in transparent mode.
 	Config    Config
 	Upstreams []*Upstream
+	// Gateway is set for gateways. Their upstreams are the services behind their listeners.
+	Gateway *Gateway
 	// Problems are what could not be made sense of in the registration; defaults stand in for it.
 	Problems []error
 
@@ -112,12 +117,19 @@ func New(r *Registration) *Snapshot {
 		s.Upstreams = append(s.Upstreams, telemetryUpstream(dir, r.Service.ID))
 	}
 	s.finishUpstreams()
+	s.deriveGateway()
 	return s
 }
 
 // finishUpstreams orders the upstreams and collects their problems.
 func (s *Snapshot) finishUpstreams() {
 	slices.SortStableFunc(s.Upstreams, func(a, b *Upstream) int { return strings.Compare(a.ID, b.ID) })
+	for i, u := range s.Upstreams {
+		u.Key = u.ID
+		for n := 2; i >= n-1 && s.Upstreams[i-n+1].ID == u.ID; n++ {
+			u.Key = fmt.Sprint(u.ID, "#", n)
+		}
+	}
 	s.Problems = nil
 	if s.configProblem != nil {
 		s.Problems = append(s.Problems, s.configProblem)
@@ -137,6 +149,7 @@ func (s *Snapshot) Register(r *Registration) *Snapshot {
 	n := New(r)
 	n.answers = s.answers
 	n.impliedUpstreams()
+	n.deriveGateway()
 	n.settle(s)
 	return n
 }
@@ -161,6 +174,7 @@ func (s *Snapshot) With(more map[Need]any) *Snapshot {
 				n.impliedUpstreams()
 			}
 		}
+		n.deriveGateway()
 		n.settle(s)
 	case c.length > maxChanges:
 		n.change = new(change)
@@ -171,7 +185,13 @@ func (s *Snapshot) With(more map[Need]any) *Snapshot {
 }
 
 // leadsOn reports whether answers of this kind bring further needs.
-func (k NeedKind) leadsOn() bool { return k == NeedChain || k == NeedIntentions || k == NeedCallable }
+func (k NeedKind) leadsOn() bool {
+	switch k {
+	case NeedChain, NeedIntentions, NeedCallable, NeedEntry, NeedEntries, NeedLinks, NeedServices, NeedDatacenters:
+		return true
+	}
+	return false
+}
 
 // impliedUpstreams makes the upstreams those that were registered and those that are implied.
 func (s *Snapshot) impliedUpstreams() {
@@ -241,7 +261,7 @@ func (s *Snapshot) Complete() bool {
 	case catalog.KindConnectProxy:
 		return s.Has(Need{Kind: NeedMesh}) && s.Has(s.intentionsNeed()) && len(s.Roots().Roots) > 0 && s.Leaf() != nil
 	}
-	return false
+	return s.gatewayComplete()
 }
 
 // Has reports whether the answer to a need is known.

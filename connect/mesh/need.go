@@ -14,23 +14,28 @@ type NeedKind uint8
 
 // The kinds of needs.
 const (
-	_              NeedKind = iota
-	NeedRoots               // *ca.RootsReply
-	NeedLeaf                // of Service: *ca.Leaf with its private key
-	NeedMesh                // *entry.GetReply of the mesh entry; none is an answer
-	NeedIntentions          // with destination Service: *intention.MatchReply for that one name
-	NeedChain               // of Service as used from Datacenter, with Overrides: *chain.GetReply
-	NeedInstances           // that speak for Service in Datacenter, those that Filter keeps, or as imported from Peer: *catalog.InstancesReply
-	NeedEntry               // of kind Entry with the name Service: *entry.GetReply; none is an answer
-	NeedCallable            // what Service may call: *intention.CallableReply
-	NeedQuery               // the prepared query Service, executed in Datacenter for mesh-capable instances: *query.ExecuteReply
-	NeedGateways            // the mesh gateways of Datacenter: *catalog.InstancesReply
-	NeedPeer                // whom to trust for Peer: *PeerBundle
+	_               NeedKind = iota
+	NeedRoots                // *ca.RootsReply
+	NeedLeaf                 // of Service: *ca.Leaf with its private key
+	NeedMesh                 // *entry.GetReply of the mesh entry; none is an answer
+	NeedIntentions           // with destination Service: *intention.MatchReply for that one name
+	NeedChain                // of Service as used from Datacenter, with Overrides: *chain.GetReply
+	NeedInstances            // that speak for Service in Datacenter, those that Filter keeps, or as imported from Peer: *catalog.InstancesReply
+	NeedEntry                // of kind Entry with the name Service: *entry.GetReply; none is an answer
+	NeedCallable             // what Service may call: *intention.CallableReply
+	NeedQuery                // the prepared query Service, executed in Datacenter for mesh-capable instances: *query.ExecuteReply
+	NeedGateways             // the mesh gateways of Datacenter: *catalog.InstancesReply
+	NeedPeer                 // whom to trust for Peer: *PeerBundle
+	NeedEntries              // all of kind Entry: *entry.ListReply
+	NeedLinks                // what the entries of gateway Service link it to: *entry.GatewayServicesReply
+	NeedPlain                // instances of Service, in the mesh or not, those that Filter keeps: *catalog.InstancesReply
+	NeedServices             // the names of all services: *catalog.ServicesReply
+	NeedDatacenters          // *catalog.DatacentersReply
 )
 
 var needNames = [...]string{
 	"nothing", "roots", "leaf", "mesh entry", "intentions", "chain", "instances", "entry", "callable services", "query",
-	"mesh gateways", "trust bundle of peer",
+	"mesh gateways", "trust bundle of peer", "entries", "links", "plain instances", "services", "datacenters",
 }
 
 // A Need is one thing a snapshot is made of. Needs are comparable; which fields are set depends on the kind.
@@ -41,6 +46,7 @@ type Need struct {
 	Datacenter string // empty means the proxy's own
 	Peer       string
 	Filter     string
+	Hosts      string // DNS names a leaf is to carry, separated by spaces
 	Overrides  chain.Overrides
 }
 
@@ -67,7 +73,7 @@ type PeerBundle struct {
 // its targets.
 func (s *Snapshot) Needs() []Need {
 	if s.Proxy.Service.Kind != catalog.KindConnectProxy {
-		return nil
+		return s.gatewayNeeds()
 	}
 	needs := []Need{{Kind: NeedRoots}, s.leafNeed(), {Kind: NeedMesh}, s.intentionsNeed()}
 	seen := map[Need]bool{}
@@ -146,7 +152,9 @@ func targets(c *chain.Chain) []string {
 	return ids
 }
 
-func (s *Snapshot) leafNeed() Need { return Need{Kind: NeedLeaf, Service: s.Proxy.Identity()} }
+func (s *Snapshot) leafNeed() Need {
+	return Need{Kind: NeedLeaf, Service: s.Proxy.Identity(), Hosts: s.leafHosts()}
+}
 
 func (s *Snapshot) intentionsNeed() Need {
 	return Need{Kind: NeedIntentions, Service: s.Proxy.Identity()}

@@ -41,7 +41,9 @@ const (
 // An Upstream is a destination of the proxy's application.
 type Upstream struct {
 	// ID names the upstream's listener and route: SERVICE, SERVICE?dc=DC, SERVICE?peer=PEER, prepared_query:NAME.
-	ID     string
+	ID string
+	// Key tells the upstream apart from others of the snapshot: it is the ID unless one is listed several times.
+	Key    string
 	Kind   UpstreamKind
 	Spec   *catalog.Upstream
 	Config UpstreamConfig
