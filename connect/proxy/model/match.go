@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"regexp/syntax"
 	"strings"
 )
 
@@ -14,6 +15,7 @@ type StringMatch struct {
 	pattern    string
 	ignoreCase bool
 	re         *regexp.Regexp
+	suffix     string // with which all that the expression matches ends; may be empty
 }
 
 // A StringMatchKind is a way to compare.
@@ -58,7 +60,7 @@ func NewStringMatch(kind StringMatchKind, pattern string, ignoreCase bool) (Stri
 		if err != nil {
 			return StringMatch{}, err
 		}
-		m.re = re
+		m.re, m.suffix = re, literalSuffix(pattern)
 	default:
 		return StringMatch{}, errors.New("no match pattern")
 	}
@@ -66,6 +68,22 @@ func NewStringMatch(kind StringMatchKind, pattern string, ignoreCase bool) (Stri
 		m.pattern = LowerASCII(pattern)
 	}
 	return m, nil
+}
+
+// literalSuffix returns the text with which every string ends that an expression matches as a whole.
+func literalSuffix(pattern string) string {
+	re, err := syntax.Parse(pattern, syntax.Perl)
+	if err != nil || re.Op != syntax.OpConcat {
+		return ""
+	}
+	last := len(re.Sub) - 1
+	if last > 0 && re.Sub[last].Op == syntax.OpEndText {
+		last--
+	}
+	if l := re.Sub[last]; l.Op == syntax.OpLiteral && l.Flags&syntax.FoldCase == 0 {
+		return string(l.Rune)
+	}
+	return ""
 }
 
 // Match reports whether s fits. Bytes are compared as they are: nothing is
@@ -85,7 +103,8 @@ func (m *StringMatch) Match(s string) bool {
 	case MatchContains:
 		return strings.Contains(s, m.pattern)
 	case MatchRegex:
-		return m.re.MatchString(s)
+		// Names of services differ at their ends, so most of many policies are done with here.
+		return strings.HasSuffix(s, m.suffix) && m.re.MatchString(s)
 	}
 	return false
 }
