@@ -103,7 +103,7 @@ type RouteMatch struct {
 	IgnoreCase bool
 	Headers    []HeaderMatch
 	Query      []QueryMatch
-	Cookies    []HeaderMatch
+	Cookies    []CookieMatch
 	GRPC       bool // only requests of gRPC
 	Fraction   *Fraction
 	// TLS: nil does not look at the client's certificate.
@@ -162,6 +162,14 @@ type QueryMatch struct {
 	Present bool        // it is enough that it is there
 	Absent  bool        // it must not be there
 	Match   StringMatch // else
+}
+
+// A CookieMatch is a rule about the first cookie of a name. A cookie that is not there does not fit, so it does
+// inverted.
+type CookieMatch struct {
+	Name   string
+	Match  StringMatch
+	Invert bool
 }
 
 // A MetadataMatcher is a rule about a value of metadata, found by its path.

@@ -1,6 +1,8 @@
 package route
 
 import (
+	"net/netip"
+
 	"github.com/sarnmesh/sarn/connect/proxy/message"
 	"github.com/sarnmesh/sarn/connect/proxy/model"
 )
@@ -13,6 +15,8 @@ type Facts struct {
 	TLSValidated bool // and it was good
 	Internal     bool
 	Metadata     model.Metadata // dynamic
+	FilterState  map[string]string
+	SourceIP     netip.Addr // of the client, for weighted clusters that are chosen by hash
 }
 
 // A Match is where a request goes.
@@ -23,7 +27,11 @@ type Match struct {
 	Cluster     string               // where Route.Forward sends; may name no cluster, or be empty
 	TLSRedirect bool                 // the virtual host demands TLS: Location tells where to go
 
-	levels [4]perFilter // of the table, the virtual host, the route and the weighted cluster
+	table    *Table // nil: never matched
+	host     *host
+	route    *route
+	weighted *weighted
+	levels   [4]perFilter // of the table, the virtual host, the route and the weighted cluster
 }
 
 // perFilter is what one level says about filters, by their names.
@@ -61,4 +69,51 @@ func (m *Match) Disabled(name string, off bool) bool {
 		}
 	}
 	return off
+}
+
+// Retry returns the retry policy of the route or else of its virtual host; nil if there is none.
+func (m *Match) Retry() *model.RetryPolicy {
+	if m.route == nil {
+		return nil
+	}
+	return m.route.retry
+}
+
+// Mirrors returns where copies of the request go: as the route says, or else its virtual host, or else the table.
+func (m *Match) Mirrors() []model.Mirror {
+	if m.route == nil {
+		return nil
+	}
+	return m.route.mirrors
+}
+
+// BufferLimit returns how many bytes of a body are kept to send it again; 0 takes the listener's.
+func (m *Match) BufferLimit() int {
+	if m.route == nil {
+		return 0
+	}
+	return m.route.limit
+}
+
+// Subset returns the metadata of the hosts to choose from; nil for all.
+func (m *Match) Subset() map[string]any {
+	switch {
+	case m.weighted != nil:
+		return m.weighted.subset
+	case m.route != nil:
+		return m.route.subset
+	}
+	return nil
+}
+
+// RateLimits returns what makes the descriptors of a request: that of the route, and that of the virtual host as far
+// as it counts.
+func (m *Match) RateLimits() (route, host []model.RateLimit) {
+	if m.Route != nil && m.Route.Forward != nil {
+		route = m.Route.Forward.RateLimits
+	}
+	if m.VirtualHost != nil && (len(route) == 0 || m.Route.Forward.IncludeVHLimits) {
+		host = m.VirtualHost.RateLimits
+	}
+	return route, host
 }

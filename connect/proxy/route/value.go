@@ -1,0 +1,175 @@
+package route
+
+import (
+	"strconv"
+	"strings"
+	"sync"
+	"unsafe"
+
+	"github.com/sarnmesh/sarn/connect/proxy/message"
+	"github.com/sarnmesh/sarn/connect/proxy/model"
+)
+
+// Headers reports whether a request fits all matchers.
+func Headers(list []model.HeaderMatch, r *message.Request) bool {
+	for i := range list {
+		if m := &list[i]; !matchValue(m, requestPseudo(m.Name, r), &r.Header) {
+			return false
+		}
+	}
+	return true
+}
+
+// ResponseHeaders reports whether a response fits all matchers.
+func ResponseHeaders(list []model.HeaderMatch, r *message.Response) bool {
+	for i := range list {
+		m := &list[i]
+		p := pseudo{}
+		if m.Name == ":status" {
+			p = pseudo{true, true, status(r.Status)}
+		}
+		if !matchValue(m, p, &r.Header) {
+			return false
+		}
+	}
+	return true
+}
+
+// pseudo is the value of what does not stand among the fields of a header.
+type pseudo struct {
+	is      bool // the name is such a one
+	present bool
+	value   string
+}
+
+func requestPseudo(name string, r *message.Request) pseudo {
+	switch name {
+	case ":method":
+		return pseudo{true, true, r.Method}
+	case ":path":
+		return pseudo{true, r.Path != "", r.Path}
+	case ":authority", "host":
+		return pseudo{true, r.Authority != "", r.Authority}
+	case ":scheme":
+		return pseudo{true, r.Scheme != "", r.Scheme}
+	case "upgrade":
+		return pseudo{true, r.Upgrade != "", r.Upgrade}
+	}
+	return pseudo{}
+}
+
+// First returns the first value of a header of a request, or one of ":method", ":path", ":authority" and ":scheme".
+func First(name string, r *message.Request) (string, bool) {
+	if p := requestPseudo(name, r); p.is {
+		return p.value, p.present
+	}
+	for v := range r.Header.Values(name) {
+		return v, true
+	}
+	return "", false
+}
+
+// status returns a status as text.
+func status(n int) string {
+	if n >= 100 && n < 100+len(statuses) {
+		return statuses[n-100]
+	}
+	return strconv.Itoa(n)
+}
+
+var statuses = func() (s [500]string) {
+	for i := range s {
+		s[i] = strconv.Itoa(i + 100)
+	}
+	return s
+}()
+
+// joined holds buffers for values that stand in several fields. They are not taken from the arena of the message,
+// which would grow with every route that looks at them.
+var joined = sync.Pool{New: func() any { return new([]byte) }}
+
+const keepJoined = 64 << 10
+
+func matchValue(m *model.HeaderMatch, p pseudo, h *message.Header) bool {
+	if p.is {
+		return decide(m, p.value, p.present)
+	}
+	first, n := "", 0
+	for v := range h.Values(m.Name) {
+		if n++; n == 1 {
+			first = v
+		}
+	}
+	if n < 2 || m.Kind == model.HeaderPresent || m.Kind == model.HeaderAbsent {
+		return decide(m, first, n > 0)
+	}
+	buf := joined.Get().(*[]byte)
+	b := (*buf)[:0]
+	for v := range h.Values(m.Name) {
+		b = append(append(b, v...), ',')
+	}
+	b = b[:len(b)-1]
+	// Nobody keeps the string longer than the comparison.
+	hit := decide(m, unsafe.String(unsafe.SliceData(b), len(b)), true)
+	if cap(b) <= keepJoined {
+		*buf = b
+	}
+	joined.Put(buf)
+	return hit
+}
+
+// decide compares the value of a header, which may not be there.
+func decide(m *model.HeaderMatch, value string, present bool) bool {
+	hit := false
+	switch m.Kind {
+	case model.HeaderPresent, model.HeaderAbsent:
+		hit = (present || m.MissingAsEmpty) == (m.Kind == model.HeaderPresent)
+		return hit != m.Invert
+	}
+	if !present && !m.MissingAsEmpty {
+		return false
+	}
+	switch m.Kind {
+	case model.HeaderString:
+		hit = m.Match.Match(value)
+	case model.HeaderRange:
+		n, err := strconv.ParseInt(strings.Trim(value, " \t"), 10, 64)
+		hit = err == nil && m.Start <= n && n < m.End
+	}
+	return hit != m.Invert
+}
+
+// query returns the first value of a parameter of the query, as it stands in the path.
+func query(path, name string) (value string, ok bool) {
+	i := strings.IndexByte(path, '?')
+	if i < 0 {
+		return "", false
+	}
+	for rest, more := path[i+1:], true; more; {
+		var p string
+		p, rest, more = strings.Cut(rest, "&")
+		if k, v, _ := strings.Cut(p, "="); k == name && p != "" {
+			return v, true
+		}
+	}
+	return "", false
+}
+
+// cookie returns the first value of a cookie.
+func cookie(h *message.Header, name string) (value string, ok bool) {
+	for line := range h.Values("cookie") {
+		for rest, more := line, true; more; {
+			var p string
+			p, rest, more = strings.Cut(rest, ";")
+			k, v, found := strings.Cut(strings.Trim(p, " \t"), "=")
+			if !found || k != name {
+				continue
+			}
+			if n := len(v); n >= 2 && v[0] == '"' && v[n-1] == '"' {
+				v = v[1 : n-1]
+			}
+			return v, true
+		}
+	}
+	return "", false
+}
