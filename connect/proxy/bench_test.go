@@ -26,7 +26,7 @@ func start(b *testing.B, server *model.DownstreamTLS, client *model.UpstreamTLS,
 	p, err := proxy.New(proxy.Config{Bootstrap: &decode.Bootstrap{
 		Listeners: []*model.Listener{{Name: "l", Address: model.Address{Host: "127.0.0.1"}, BindToPort: true, Chains: []*model.FilterChain{chain}}},
 		Clusters: []*model.Cluster{{
-			Name: "c", ConnectTimeout: time.Minute, MaxConnections: 1 << 20, TLS: client, LB: model.LeastRequest, Choices: 2, ActiveBias: 1,
+			Name: "c", ConnectTimeout: time.Minute, Breakers: [2]model.Breaker{{MaxConnections: 1 << 20}}, TLS: client, LB: model.LeastRequest, Choices: 2, ActiveBias: 1,
 			Endpoints: &model.LoadAssignment{Endpoints: []model.Endpoint{{Address: model.Address{Host: ap.Addr().String(), Port: ap.Port()}, Weight: 1}}, Localities: []model.Locality{{}}},
 		}},
 	}, ShutdownTime: time.Millisecond})

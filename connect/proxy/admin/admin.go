@@ -299,7 +299,7 @@ func (s *Server) clusters(w http.ResponseWriter, r *http.Request) {
 	for _, c := range list {
 		n := c.Conf.Name
 		fmt.Fprintf(&b, "%s::observability_name::%s\n", n, cmp.Or(c.Conf.AltStatName, n))
-		fmt.Fprintf(&b, "%s::default_priority::max_connections::%d\n", n, c.Conf.MaxConnections)
+		fmt.Fprintf(&b, "%s::default_priority::max_connections::%d\n", n, c.Conf.Breakers[0].MaxConnections)
 		fmt.Fprintf(&b, "%s::added_via_api::%v\n", n, !c.Static)
 		for _, h := range c.Hosts {
 			p := n + "::" + h.Endpoint.Address.String()
@@ -368,7 +368,7 @@ func clustersJSON(list []upstream.Info) []any {
 		}
 		out = append(out, map[string]any{
 			"name": c.Conf.Name, "observability_name": cmp.Or(c.Conf.AltStatName, c.Conf.Name), "added_via_api": !c.Static, "host_statuses": hosts,
-			"circuit_breakers": map[string]any{"thresholds": []any{map[string]any{"max_connections": c.Conf.MaxConnections}}},
+			"circuit_breakers": map[string]any{"thresholds": []any{map[string]any{"max_connections": c.Conf.Breakers[0].MaxConnections}}},
 		})
 	}
 	return out

@@ -40,9 +40,9 @@ func TestLoadOfPriorities(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			h, d := NewTable(tt.hosts, Options{}, 0).Loads()
-			if !slices.Equal(h, tt.healthy) || !slices.Equal(d, tt.degraded) {
-				t.Errorf("loads %v and %v, want %v and %v", h, d, tt.healthy, tt.degraded)
+			l := NewTable(tt.hosts, Options{PanicThreshold: 1}, 0).Loads()
+			if !slices.Equal(l.Healthy, tt.healthy) || !slices.Equal(l.Degraded, tt.degraded) {
+				t.Errorf("loads %v and %v, want %v and %v", l.Healthy, l.Degraded, tt.healthy, tt.degraded)
 			}
 		})
 	}
@@ -54,7 +54,7 @@ func TestPanicIgnoresHealthBelowTheThreshold(t *testing.T) {
 		got, panicked := map[int]bool{}, false
 		tb := NewTable(hosts, opt, 0)
 		for range 1000 {
-			p := tb.Pick(rnd.Uint64, nil)
+			p := tb.Pick(&Input{Rand: rnd.Uint64})
 			panicked = panicked || p.Panic
 			if p.OK {
 				got[p.Host] = true
@@ -100,10 +100,11 @@ func TestShares(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			const n = 24000
 			rnd := rand.New(rand.NewPCG(7, 7))
+			tt.opt.Active = func(int) int64 { return 0 }
 			tb := NewTable(tt.hosts, tt.opt, 12345)
 			count := make([]float64, len(tt.hosts))
 			for range n {
-				p := tb.Pick(rnd.Uint64, func(int) int64 { return 0 })
+				p := tb.Pick(&Input{Rand: rnd.Uint64})
 				if !p.OK {
 					t.Fatal("no host")
 				}
@@ -126,10 +127,10 @@ func TestLeastRequestAvoidsTheBusy(t *testing.T) {
 	busy := []int64{100, 0, 0, 0}
 	hosts := some(0, 4, 0, 4)
 	rnd := rand.New(rand.NewPCG(3, 4))
-	tb := NewTable(hosts, Options{Policy: LeastRequest, Choices: 2}, 0)
+	tb := NewTable(hosts, Options{Policy: LeastRequest, Choices: 2, Active: func(i int) int64 { return busy[i] }}, 0)
 	n := 0
 	for range 8000 {
-		if tb.Pick(rnd.Uint64, func(i int) int64 { return busy[i] }).Host == 0 {
+		if tb.Pick(&Input{Rand: rnd.Uint64}).Host == 0 {
 			n++
 		}
 	}
@@ -144,7 +145,7 @@ func TestWeightedTurnsAreSpread(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(3, 4))
 	run, longest := 0, 0
 	for range 400 {
-		if tb.Pick(rnd.Uint64, nil).Host == 1 {
+		if tb.Pick(&Input{Rand: rnd.Uint64}).Host == 1 {
 			run++
 			longest = max(longest, run)
 		} else {
@@ -156,20 +157,3 @@ func TestWeightedTurnsAreSpread(t *testing.T) {
 	}
 }
 
-func BenchmarkPick(b *testing.B) {
-	hosts := some(0, 100, 0, 100)
-	rnd := rand.Uint64
-	for _, bb := range []struct {
-		name string
-		opt  Options
-	}{{"round-robin", Options{}}, {"least-request", Options{Policy: LeastRequest}}, {"random", Options{Policy: Random}}} {
-		b.Run(bb.name, func(b *testing.B) {
-			tb := NewTable(hosts, bb.opt, 0)
-			active := func(int) int64 { return 1 }
-			b.ReportAllocs()
-			for b.Loop() {
-				tb.Pick(rnd, active)
-			}
-		})
-	}
-}

@@ -50,7 +50,7 @@ func (r *run) cluster(m *clusterv3.Cluster) *model.Cluster {
 		AltStatName:    m.GetAltStatName(),
 		ConnectTimeout: r.duration("connect_timeout", m.GetConnectTimeout(), model.DefaultConnectTimeout),
 		BufferLimit:    r.bufferLimit("per_connection_buffer_limit_bytes", m.GetPerConnectionBufferLimitBytes()),
-		MaxConnections: model.DefaultMaxConnectionTCP,
+		Breakers:       [2]model.Breaker{model.DefaultBreaker, model.DefaultBreaker},
 		PanicThreshold: model.DefaultPanicThreshold,
 		Choices:        model.DefaultLeastRequestPicks,
 		ActiveBias:     1,
@@ -238,9 +238,23 @@ func (r *run) breakers(m *clusterv3.CircuitBreakers, c *model.Cluster) {
 	r.only("circuit_breakers", m, "thresholds", "")
 	for i, t := range m.GetThresholds() {
 		p := index("circuit_breakers.thresholds", i)
-		r.only(p, t, "priority max_connections", "max_pending_requests max_requests max_retries retry_budget track_remaining max_connection_pools")
-		if t.GetPriority() == corev3.RoutingPriority_DEFAULT && t.GetMaxConnections() != nil {
-			c.MaxConnections = t.GetMaxConnections().GetValue()
+		r.only(p, t, "priority max_connections max_pending_requests max_requests max_retries retry_budget track_remaining max_connection_pools", "")
+		b := &c.Breakers[0]
+		if t.GetPriority() == corev3.RoutingPriority_HIGH {
+			b = &c.Breakers[1]
+		}
+		b.MaxConnections = u32(t.GetMaxConnections(), b.MaxConnections)
+		b.MaxPending = u32(t.GetMaxPendingRequests(), b.MaxPending)
+		b.MaxRequests = u32(t.GetMaxRequests(), b.MaxRequests)
+		b.MaxRetries = u32(t.GetMaxRetries(), b.MaxRetries)
+		b.MaxPools = u32(t.GetMaxConnectionPools(), 0)
+		b.TrackRemaining = t.GetTrackRemaining()
+		if rb := t.GetRetryBudget(); rb != nil {
+			r.only(join(p, "retry_budget"), rb, "budget_percent min_retry_concurrency", "")
+			b.Budget = &model.RetryBudget{Percent: 20, Min: u32(rb.GetMinRetryConcurrency(), 3)}
+			if rb.GetBudgetPercent() != nil {
+				b.Budget.Percent = rb.GetBudgetPercent().GetValue()
+			}
 		}
 	}
 }

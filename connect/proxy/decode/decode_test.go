@@ -249,7 +249,7 @@ func TestClusterSettings(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got := []any{c.EDSName, c.FetchTimeout, c.LB, c.Choices, c.PanicThreshold, c.MaxConnections, c.Outlier.Consecutive5xx, c.Outlier.MaxEjection, c.Outlier.Interval}
+	got := []any{c.EDSName, c.FetchTimeout, c.LB, c.Choices, c.PanicThreshold, c.Breakers[0].MaxConnections, c.Outlier.Consecutive5xx, c.Outlier.MaxEjection, c.Outlier.Interval}
 	want := []any{"s", time.Duration(0), model.LeastRequest, 3, 0.0, uint32(7), uint32(2), 400 * time.Second, 10 * time.Second}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got %v, want %v", got, want)

@@ -169,7 +169,7 @@ func (w *world) dbCluster(addrs ...string) *model.Cluster {
 	id := identity(w.ca.Issue(webID), w.ca.Certificate())
 	id.Validation.SANs = []model.SANMatch{{Type: model.SANURI, Match: exact(w, dbID)}}
 	return &model.Cluster{
-		Name: "db", Type: model.Static, Endpoints: hosts(addrs...), ConnectTimeout: 5 * time.Second, MaxConnections: 1024,
+		Name: "db", Type: model.Static, Endpoints: hosts(addrs...), ConnectTimeout: 5 * time.Second, Breakers: [2]model.Breaker{{MaxConnections: 1024}},
 		Choices: 2, ActiveBias: 1, LB: model.LeastRequest, TLS: &model.UpstreamTLS{TLS: id, SNI: "db.default.dc1.internal.td.consul"},
 	}
 }
@@ -194,7 +194,7 @@ func mesh(t *testing.T, f func(w *world)) {
 			t.Fatal(err)
 		}
 		go w.app.run(ln)
-		w.dbP.up.Set(&model.Cluster{Name: "local_app", Endpoints: hosts("10.0.0.2:8080"), ConnectTimeout: 5 * time.Second, MaxConnections: 1024, Choices: 2}, true)
+		w.dbP.up.Set(&model.Cluster{Name: "local_app", Endpoints: hosts("10.0.0.2:8080"), ConnectTimeout: 5 * time.Second, Breakers: [2]model.Breaker{{MaxConnections: 1024}}, Choices: 2}, true)
 		w.public = w.publicListener(allow(t, webID))
 		w.set(w.dbP, w.public)
 		w.cluster = w.dbCluster("10.0.0.2:20000")
@@ -741,7 +741,7 @@ func TestConnectionLimitFilter(t *testing.T) {
 func TestServerNamePicksTheChainAndTheCluster(t *testing.T) {
 	mesh(t, func(w *world) {
 		// A gateway that passes TLS on by its server name, unopened.
-		w.webP.up.Set(&model.Cluster{Name: "db.example", Endpoints: hosts("10.0.0.2:20000"), ConnectTimeout: time.Second, MaxConnections: 10, Choices: 2}, true)
+		w.webP.up.Set(&model.Cluster{Name: "db.example", Endpoints: hosts("10.0.0.2:20000"), ConnectTimeout: time.Second, Breakers: [2]model.Breaker{{MaxConnections: 10}}, Choices: 2}, true)
 		w.set(w.webP, &model.Listener{
 			Name: "gateway", Address: addr("10.0.0.1:8443"), BindToPort: true, Inspectors: []model.Inspector{model.InspectTLS}, InspectTimeout: time.Second,
 			Chains: []*model.FilterChain{{

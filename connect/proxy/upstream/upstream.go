@@ -12,6 +12,7 @@ import (
 	"reflect"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -41,9 +42,11 @@ type Manager struct {
 	cfg    Config
 	scope  *stats.Scope
 	stats  *managerStats
-	active sync.Map // name to *Cluster
+	active sync.Map      // name to *Cluster
+	gen    atomic.Uint64 // grows whenever it changes who may be chosen
 
-	mu          sync.Mutex
+	mu          sync.Mutex // taken before those of clusters; see unlock
+	later       []func()   // to do once mu is free
 	warming     map[string]*Cluster
 	assignments map[string]*model.LoadAssignment // by the name that clusters ask for
 	lookups     []func(context.Context)          // wait for Run
@@ -98,6 +101,16 @@ func (m *Manager) Warming(name string) bool {
 	return m.warming[name] != nil && m.Get(name) == nil
 }
 
+// unlock frees m.mu and does what had to wait for that.
+func (m *Manager) unlock() {
+	later := m.later
+	m.later = nil
+	m.mu.Unlock()
+	for _, f := range later {
+		f()
+	}
+}
+
 // Run looks names up until ctx ends.
 func (m *Manager) Run(ctx context.Context) error {
 	m.mu.Lock()
@@ -129,7 +142,7 @@ func (m *Manager) Set(conf *model.Cluster, static bool) {
 
 func (m *Manager) set(conf *model.Cluster, static bool) (warmed bool) {
 	m.mu.Lock()
-	defer m.mu.Unlock()
+	defer m.unlock()
 	old := m.Get(conf.Name)
 	if w := m.warming[conf.Name]; w != nil {
 		if reflect.DeepEqual(w.conf, conf) {
@@ -154,12 +167,13 @@ func (m *Manager) set(conf *model.Cluster, static bool) (warmed bool) {
 	} else {
 		m.stats.Added.Inc()
 	}
-	if conf.TLS != nil {
-		if old != nil && old.tls != nil && reflect.DeepEqual(old.tls.Model(), conf.TLS) {
-			c.tls = old.tls // with its sessions
-		} else {
-			c.tls = tlscontext.NewClient(conf.TLS, m.cfg.Secrets)
-		}
+	var clients []*tlscontext.Client
+	if old != nil {
+		clients = append(old.tlsMatches[:len(old.tlsMatches):len(old.tlsMatches)], old.tls)
+	}
+	c.tls = m.client(conf.TLS, clients)
+	for _, t := range conf.TLSMatches {
+		c.tlsMatches = append(c.tlsMatches, m.client(t.TLS, clients))
 	}
 	m.warming[conf.Name] = c
 	switch conf.Type {
@@ -187,30 +201,34 @@ func (m *Manager) set(conf *model.Cluster, static bool) (warmed bool) {
 	return false
 }
 
+// client returns a TLS client, one of those that there are if it has the same
+// context, with its sessions.
+func (m *Manager) client(conf *model.UpstreamTLS, known []*tlscontext.Client) *tlscontext.Client {
+	if conf == nil {
+		return nil
+	}
+	for _, k := range known {
+		if k != nil && reflect.DeepEqual(k.Model(), conf) {
+			return k
+		}
+	}
+	return tlscontext.NewClient(conf, m.cfg.Secrets)
+}
+
 // adopt gives a version of a cluster hosts, known ones if there are. The caller
 // holds m.mu.
 func (m *Manager) adopt(c *Cluster, la *model.LoadAssignment) {
 	var hosts []*Host
 	old := m.Get(c.conf.Name)
 	if old != nil && old != c {
-		// Both versions share the hosts until the new one replaces the old,
-		// which is at once.
+		// Both versions share the hosts until the new one replaces the old.
 		hosts = old.hosts.Load().hosts
 	} else {
 		hosts = c.hosts.Load().hosts
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.assignment = la
-	c.merge(hosts, la)
-	if o := c.conf.Outlier; o != nil {
-		for _, h := range c.hosts.Load().hosts {
-			if h.outlier.ejected || h.outlier.times > 0 {
-				c.armTick(o)
-				break
-			}
-		}
-	}
+	c.merge(hosts, la) // hosts of the old version that are no longer leave once this one replaces it
 }
 
 // promote puts a version into use. The caller holds m.mu.
@@ -219,13 +237,17 @@ func (m *Manager) promote(c *Cluster) bool {
 		return false
 	}
 	delete(m.warming, c.conf.Name)
-	old, _ := m.active.Swap(c.conf.Name, c)
 	if c.fetch != nil {
 		c.fetch.Stop()
 	}
-	if o, ok := old.(*Cluster); ok {
-		o.close()
+	c.breakers.configure(c.conf, c.stats, c.scope)
+	old := m.Get(c.conf.Name)
+	m.active.Store(c.conf.Name, c)
+	m.gen.Add(1)
+	if old != nil {
+		old.close()
 	}
+	m.later = append(m.later, c.takeOver(old))
 	m.count()
 	return true
 }
@@ -242,7 +264,7 @@ func (m *Manager) count() {
 func (m *Manager) ready(c *Cluster) {
 	m.mu.Lock()
 	ok := m.promote(c)
-	m.mu.Unlock()
+	m.unlock()
 	if ok {
 		m.cfg.Warm(c.conf.Name)
 	}
@@ -251,13 +273,15 @@ func (m *Manager) ready(c *Cluster) {
 // Remove drops a cluster. Its connections stay until they end.
 func (m *Manager) Remove(name string) {
 	m.mu.Lock()
-	defer m.mu.Unlock()
+	defer m.unlock()
 	if w := m.warming[name]; w != nil {
 		w.close()
 		delete(m.warming, name)
 	}
-	if c, ok := m.active.LoadAndDelete(name); ok {
-		c.(*Cluster).close()
+	if c := m.Get(name); c != nil {
+		m.active.Delete(name)
+		m.gen.Add(1)
+		m.later = append(m.later, c.remove)
 		m.stats.Removed.Inc()
 	}
 	m.count()
@@ -270,7 +294,7 @@ func (m *Manager) SetEndpoints(la *model.LoadAssignment) {
 	m.assignments[la.Cluster] = la
 	m.active.Range(func(_, x any) bool {
 		if c := x.(*Cluster); c.conf.Type == model.EDS && c.conf.EDSName == la.Cluster {
-			c.setAssignment(la)
+			m.later = append(m.later, c.setAssignment(la))
 		}
 		return true
 	})
@@ -282,7 +306,7 @@ func (m *Manager) SetEndpoints(la *model.LoadAssignment) {
 			}
 		}
 	}
-	m.mu.Unlock()
+	m.unlock()
 	for _, name := range warmed {
 		m.cfg.Warm(name)
 	}
@@ -377,7 +401,7 @@ func (m *Manager) lookupLoop(ctx context.Context, c *Cluster) {
 				m.mu.Unlock()
 				m.ready(c)
 			} else {
-				c.setAssignment(&la)
+				c.setAssignment(&la)()
 			}
 		}
 		select {

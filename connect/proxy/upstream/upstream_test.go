@@ -98,7 +98,7 @@ func hosts(name string, addrs ...string) *model.LoadAssignment {
 }
 
 func static(addrs ...string) *model.Cluster {
-	return &model.Cluster{Name: "c", Endpoints: hosts("c", addrs...), ConnectTimeout: time.Second, MaxConnections: 100, Choices: 2}
+	return &model.Cluster{Name: "c", Endpoints: hosts("c", addrs...), ConnectTimeout: time.Second, Breakers: [2]model.Breaker{{MaxConnections: 100}}, Choices: 2}
 }
 
 // to connects and returns where to, or how it failed.
@@ -164,7 +164,7 @@ func TestUnhealthyHostsAreLeftAlone(t *testing.T) {
 func TestCircuitBreaker(t *testing.T) {
 	run(t, func(w *world) {
 		c := static("10.0.0.1:1")
-		c.MaxConnections = 2
+		c.Breakers[0].MaxConnections = 2
 		w.m.Set(c, true)
 		var open []*upstream.Conn
 		for range 2 {
@@ -179,7 +179,7 @@ func TestCircuitBreaker(t *testing.T) {
 		}
 		// A change of the cluster does not forget what is open.
 		again := static("10.0.0.1:1")
-		again.MaxConnections, again.ConnectTimeout = 2, 2*time.Second
+		again.Breakers[0].MaxConnections, again.ConnectTimeout = 2, 2*time.Second
 		w.m.Set(again, true)
 		if got := w.to(upstream.Request{}); got != "UO" {
 			t.Errorf("above the limit after a change: %q", got)
@@ -388,7 +388,7 @@ func TestAggregateFailsOver(t *testing.T) {
 		first := member("first", "10.0.0.1:1")
 		w.m.Set(first, true)
 		w.m.Set(member("second", "10.0.0.2:1"), true)
-		w.m.Set(&model.Cluster{Name: "c", Type: model.Aggregate, Members: []string{"missing", "first", "second"}, ConnectTimeout: time.Second, MaxConnections: 10}, true)
+		w.m.Set(&model.Cluster{Name: "c", Type: model.Aggregate, Members: []string{"missing", "first", "second"}, ConnectTimeout: time.Second, Breakers: [2]model.Breaker{{MaxConnections: 10}}}, true)
 		if got := w.to(upstream.Request{}); got != "10.0.0.1:1" {
 			t.Errorf("both fit: %q", got)
 		}
@@ -408,7 +408,7 @@ func TestAggregateFailsOver(t *testing.T) {
 
 func TestOriginalDestination(t *testing.T) {
 	run(t, func(w *world) {
-		w.m.Set(&model.Cluster{Name: "c", Type: model.OriginalDst, ConnectTimeout: time.Second, MaxConnections: 10}, true)
+		w.m.Set(&model.Cluster{Name: "c", Type: model.OriginalDst, ConnectTimeout: time.Second, Breakers: [2]model.Breaker{{MaxConnections: 10}}}, true)
 		if got := w.to(upstream.Request{Destination: model.Address{Host: "10.9.9.9", Port: 9}}); got != "10.9.9.9:9" {
 			t.Errorf("got %q", got)
 		}
