@@ -9,6 +9,7 @@ import (
 	"context"
 	"crypto/tls"
 	"net/netip"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -90,7 +91,7 @@ type Answer struct {
 	Trailer message.Header
 }
 
-// A Conn is the connection that an exchange came over. It does not change.
+// A Conn is the connection that an exchange came over. Its fields do not change.
 type Conn struct {
 	ID          uint64
 	Listener    string
@@ -102,6 +103,23 @@ type Conn struct {
 	TLS         *tls.ConnectionState // nil: plaintext
 	Peer        *tlscontext.Peer     // nil: not authenticated
 	LocalURIs   []string             // of the proxy's own certificate
+
+	mu     sync.Mutex
+	states []state
+}
+
+// State returns the value that a filter keeps of the connection under a key until the connection ends. It is made when
+// it is first asked for.
+func (c *Conn) State(key any, make func() any) any {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for i := range c.states {
+		if c.states[i].key == key {
+			return c.states[i].value
+		}
+	}
+	c.states = append(c.states, state{key, make()})
+	return c.states[len(c.states)-1].value
 }
 
 // An Exchange is a request and its response on their way.

@@ -9,7 +9,9 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
+	"sync"
 	"unicode/utf8"
+	"unsafe"
 
 	"github.com/sarnmesh/sarn/connect/proxy/message"
 	"github.com/sarnmesh/sarn/connect/proxy/model"
@@ -28,10 +30,8 @@ type Facts struct {
 	Local        netip.AddrPort // the address the peer connected to
 	ServerName   string         // what the peer asked for in TLS, lower case
 
-	// Request is nil if only the connection is looked at. Values of headers with several fields are joined in its
-	// arena.
-	Request       *message.Request
-	Metadata      model.Metadata // dynamic
+	Request       *message.Request // nil if only the connection is looked at
+	Metadata      model.Metadata   // dynamic
 	RouteMetadata model.Metadata
 	FilterState   map[string]string
 }
@@ -150,22 +150,29 @@ func matches(r *model.Rule, f *Facts, doubt bool) bool {
 // header compares a header of the request. What would count against the client is looked for in the joined value and
 // in each field alone: who gets the request may read only one of them.
 func header(m *model.HeaderMatch, r *message.Request, doubt bool) bool {
-	value, ok, pseudo := "", true, true
+	value, ok, fields := "", true, 1
 	switch m.Name {
 	case ":method":
 		value = r.Method
 	case ":path":
 		value, ok = r.Path, r.Path != ""
 	case ":authority", "host":
-		value = r.Authority
+		value, ok = r.Authority, r.Authority != ""
 	case ":scheme":
-		value = r.Scheme
+		value, ok = r.Scheme, r.Scheme != ""
+	case "upgrade":
+		value, ok = r.Upgrade, r.Upgrade != ""
 	default:
 		if strings.HasPrefix(m.Name, ":") {
 			return doubt
 		}
-		value, ok = r.Header.Lookup(m.Name, &r.Arena)
-		pseudo = false
+		fields = 0
+		for v := range r.Header.Values(m.Name) {
+			if fields++; fields == 1 {
+				value = v
+			}
+		}
+		ok = fields > 0
 	}
 	switch m.Kind {
 	case model.HeaderPresent:
@@ -176,18 +183,43 @@ func header(m *model.HeaderMatch, r *message.Request, doubt bool) bool {
 	if !ok && !m.MissingAsEmpty {
 		return false
 	}
+	if fields < 2 {
+		return compare(m, value, doubt)
+	}
+	buf := joined.Get().(*[]byte)
+	b := (*buf)[:0]
+	hit := doubt
+	alone := false
+	for v := range r.Header.Values(m.Name) {
+		b = append(append(b, v...), ',')
+		alone = alone || compare(m, v, doubt) == doubt
+	}
+	// Fitting the pattern counts against the client in deny policies, and in allow policies when it is inverted.
+	if against := doubt != m.Invert; !against || !alone {
+		b = b[:len(b)-1]
+		// Nobody keeps the string longer than the comparison.
+		hit = compare(m, unsafe.String(unsafe.SliceData(b), len(b)), doubt)
+	}
+	if cap(b) <= keepJoined {
+		*buf = b
+	}
+	joined.Put(buf)
+	return hit
+}
+
+// joined holds buffers for values that stand in several fields.
+var joined = sync.Pool{New: func() any { return new([]byte) }}
+
+const keepJoined = 64 << 10
+
+// compare compares one value.
+func compare(m *model.HeaderMatch, value string, doubt bool) bool {
 	switch m.Kind {
 	case model.HeaderString:
 		if !clean(value) {
 			return doubt
 		}
-		hit := m.Match.Match(value)
-		if against := doubt != m.Invert; against && !hit && !pseudo {
-			for v := range r.Header.Values(m.Name) {
-				hit = hit || m.Match.Match(v)
-			}
-		}
-		return hit != m.Invert
+		return m.Match.Match(value) != m.Invert
 	case model.HeaderRange:
 		n, err := strconv.ParseInt(value, 10, 64)
 		if err != nil {
