@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -104,6 +105,7 @@ func (c *Cluster) Connect(ctx context.Context, req Request) (*Conn, int, error) 
 		limit, again = defaultAttempts, false
 	}
 	ch := req.Choice
+	ch.Avoid = slices.Clip(ch.Avoid)
 	if req.Destination != (model.Address{}) {
 		ch.Destination = req.Destination
 	}
@@ -133,15 +135,16 @@ func (c *Cluster) Connect(ctx context.Context, req Request) (*Conn, int, error) 
 		conn, err := owner.Dial(ctx, h, req)
 		if err == nil {
 			conn.request = true
-			owner.Report(h, Result{Local: Connected})
+			owner.Report(h, Result{Local: LocalConnected})
 			return conn, attempt, nil
 		}
 		h.End()
 		errors.As(err, &failed)
 		failed.Attempts = attempt
-		if ctx.Err() != nil {
+		if ctx.Err() != nil { // not the host's fault
 			return nil, attempt, failed
 		}
+		owner.Report(h, Result{Local: LocalConnectFailure})
 		ch.Avoid = append(ch.Avoid, h)
 	}
 	failed.Cluster.stats.CxAttemptsExceeded.Inc()
@@ -180,8 +183,8 @@ func (c *Cluster) another(ch *Choice, owner *Cluster, h *Host, again bool) (*Clu
 }
 
 // Dial makes a connection to the host within the connect timeout, TLS included.
-// It takes nothing from the breakers; see Request.Breaker. A failure, which is a
-// *ConnectError, is held against the host.
+// It takes nothing from the breakers; see Request.Breaker. A failure is a
+// *ConnectError, which those who wait for the connection Report.
 func (c *Cluster) Dial(ctx context.Context, h *Host, req Request) (*Conn, error) {
 	c.stats.CxTotal.Inc()
 	c.stats.CxActive.Inc()
@@ -198,9 +201,6 @@ func (c *Cluster) Dial(ctx context.Context, h *Host, req Request) (*Conn, error)
 		late := timeout(err) && ctx.Err() == nil
 		if late {
 			c.stats.CxConnectTimeout.Inc()
-		}
-		if ctx.Err() == nil { // else it is not the host's fault
-			c.Report(h, Result{Local: ConnectFailed})
 		}
 		return nil, &ConnectError{Flags: accesslog.UpstreamConnectionFailure, Host: h, Cluster: c, Attempts: 1, Timeout: late,
 			Err: fmt.Errorf("connect to %s of %s: %w", h.key, c.conf.Name, err)}

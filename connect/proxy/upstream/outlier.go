@@ -13,7 +13,7 @@ import (
 type Result struct {
 	Status     int           // of the response; 0 if none came
 	GRPC       bool          // GRPCStatus counts rather than Status
-	GRPCStatus uint32        // the code of grpc-status
+	GRPCStatus int           // the code of grpc-status
 	Local      Local         // what happened instead of a response
 	Latency    time.Duration // until the response began; 0 unknown
 	RetryAfter time.Duration // what the host asks for with a 503 or 429
@@ -22,23 +22,23 @@ type Result struct {
 // A Local is what happened with a request or connection on this side.
 type Local uint8
 
-// The cases. ConnectFailed is reported by Dial itself, and by nobody else.
+// The cases.
 const (
-	NotLocal      Local = iota
-	Connected           // a connection was made, which is all there is to know
-	ConnectFailed       // it could not be made
-	TimedOut            // no response came in time
-	WasReset            // the host broke the exchange off
+	LocalNone           Local = iota
+	LocalConnected            // a connection was made, which is all there is to know
+	LocalConnectFailure       // it could not be made
+	LocalTimeout              // no response came in time
+	LocalReset                // the host broke the exchange off
 )
 
 // code returns the status that the result counts as, or 0 for none.
 func (r *Result) code() int {
 	switch r.Local {
-	case Connected:
+	case LocalConnected:
 		return 200
-	case ConnectFailed, WasReset:
+	case LocalConnectFailure, LocalReset:
 		return 503
-	case TimedOut:
+	case LocalTimeout:
 		return 504
 	}
 	if r.GRPC && (r.Status == 0 || r.Status == 200) {
@@ -48,7 +48,7 @@ func (r *Result) code() int {
 }
 
 // grpcCode returns the HTTP status that stands for one of gRPC.
-func grpcCode(s uint32) int {
+func grpcCode(s int) int {
 	switch s {
 	case 0:
 		return 200
@@ -111,12 +111,13 @@ func (t *tally) take(least uint32) (percent float64, enough bool) {
 }
 
 // Report tells how a request to the host went. It is for whoever got the
-// response, or waited for it in vain; failures to connect are known already.
+// response, or waited for it, or for a connection that Dial could not make, in
+// vain. Connect reports its failures itself.
 func (c *Cluster) Report(h *Host, r Result) {
 	// A newer version may have taken the host over meanwhile.
 	c = h.owner.Load()
 	code := r.code()
-	if r.Local != Connected {
+	if r.Local != LocalConnected {
 		if code >= 200 && code < 500 {
 			h.Stats.RqSuccess.Inc()
 		} else {
@@ -135,8 +136,8 @@ func (c *Cluster) Report(h *Host, r Result) {
 		c.armTick(o)
 		c.mu.Unlock()
 	}
-	if o.SplitLocalErrors && r.Local != NotLocal {
-		c.local(h, o, r.Local == Connected)
+	if o.SplitLocalErrors && r.Local != LocalNone {
+		c.local(h, o, r.Local == LocalConnected)
 		return
 	}
 	x := &h.outlier
@@ -156,7 +157,7 @@ func (c *Cluster) Report(h *Host, r Result) {
 	} else if x.failsGateway.Load() != 0 {
 		x.failsGateway.Store(0)
 	}
-	c.strike(h, &x.fails5xx, o.Consecutive5xx, o.EnforceConsecutive5xx, r.Local == ConnectFailed, &c.stats.Detected5xx, &c.stats.Enforced5xx)
+	c.strike(h, &x.fails5xx, o.Consecutive5xx, o.EnforceConsecutive5xx, r.Local == LocalConnectFailure, &c.stats.Detected5xx, &c.stats.Enforced5xx)
 }
 
 // connected tells that a connection to the host was made which requests will use.
