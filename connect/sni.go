@@ -1,5 +1,7 @@
 package connect
 
+import "strings"
+
 // ServiceSNI is the server name of a service in a datacenter, of one subset when subset is not empty.
 func ServiceSNI(subset, service, datacenter, trustDomain string) string {
 	name := service + ".default." + datacenter + ".internal." + trustDomain
@@ -33,4 +35,9 @@ func PeeringServerSNI(datacenter, trustDomain string) string {
 // GatewayServerSNI is the server name of one server reached over mesh gateways; domain is the DNS domain.
 func GatewayServerSNI(node, datacenter, domain string) string {
 	return node + ".server." + datacenter + "." + domain
+}
+
+// DestinationSNI is the server name of an address outside the mesh that a service stands for.
+func DestinationSNI(address, service, datacenter, trustDomain string) string {
+	return "destination." + strings.NewReplacer(".", "-", ":", "-").Replace(address) + "." + ServiceSNI("", service, datacenter, trustDomain)
 }
