@@ -21,20 +21,19 @@ import (
 type Log struct {
 	filter *model.LogFilter
 	text   *Format
-	json   func(*Entry) any
-	omit   bool
+	json   *JSON
 	out    io.Writer
 }
 
 // Compile prepares a log that writes to out. With a nil writer it only checks
 // the configuration.
 func Compile(m *model.AccessLog, out io.Writer) (*Log, error) {
-	l := &Log{filter: m.Filter, out: out, omit: m.OmitEmpty}
+	l := &Log{filter: m.Filter, out: out}
 	if err := checkFilter(m.Filter, 0); err != nil {
 		return nil, err
 	}
 	if m.JSON != nil {
-		j, err := compileJSON(m.JSON, m.OmitEmpty, 0)
+		j, err := CompileJSON(m.JSON, m.OmitEmpty)
 		if err != nil {
 			return nil, err
 		}
@@ -78,7 +77,29 @@ func checkFilter(f *model.LogFilter, depth int) error {
 	return nil
 }
 
-func compileJSON(v any, omit bool, depth int) (func(*Entry) any, error) {
+// A JSON renders entries as one JSON value. Make one with CompileJSON.
+type JSON struct{ root node }
+
+// node appends a JSON value; false: it is not known.
+type node func(b []byte, e *Entry) ([]byte, bool)
+
+// CompileJSON prepares a tree of map[string]any, []any, string, float64, bool and nil, with format strings at its
+// leaves. Fields that are not known are null, or left out.
+func CompileJSON(tree any, omit bool) (*JSON, error) {
+	root, err := compileNode(tree, omit, 0)
+	if err != nil {
+		return nil, err
+	}
+	return &JSON{root}, nil
+}
+
+// Append adds the rendered entry to b.
+func (j *JSON) Append(b []byte, e *Entry) []byte {
+	b, _ = j.root(b, e)
+	return b
+}
+
+func compileNode(v any, omit bool, depth int) (node, error) {
 	if depth > maxDepth {
 		return nil, errors.New("JSON format nests too deep")
 	}
@@ -88,62 +109,132 @@ func compileJSON(v any, omit bool, depth int) (func(*Entry) any, error) {
 		if err != nil {
 			return nil, err
 		}
-		return f.value, nil
+		return f.json, nil
 	case map[string]any:
-		fields := map[string]func(*Entry) any{}
-		for k, x := range v {
-			f, err := compileJSON(x, omit, depth+1)
+		type member struct {
+			key []byte // with quotes and colon
+			n   node
+		}
+		var members []member
+		for _, k := range slices.Sorted(maps.Keys(v)) {
+			n, err := compileNode(v[k], omit, depth+1)
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", k, err)
 			}
-			fields[k] = f
+			key, err := json.Marshal(k)
+			if err != nil {
+				return nil, err
+			}
+			members = append(members, member{append(key, ':'), n})
 		}
-		return func(e *Entry) any {
-			m := make(map[string]any, len(fields))
-			for k, f := range fields {
-				if x := f(e); x != nil || !omit {
-					m[k] = x
+		return func(b []byte, e *Entry) ([]byte, bool) {
+			b = append(b, '{')
+			start := len(b)
+			for i := range members {
+				before := len(b)
+				if before > start {
+					b = append(b, ',')
+				}
+				b = append(b, members[i].key...)
+				var ok bool
+				if b, ok = members[i].n(b, e); !ok && omit {
+					b = b[:before]
 				}
 			}
-			return m
+			return append(b, '}'), true
 		}, nil
 	case []any:
-		var items []func(*Entry) any
+		var items []node
 		for i, x := range v {
-			f, err := compileJSON(x, omit, depth+1)
+			n, err := compileNode(x, omit, depth+1)
 			if err != nil {
 				return nil, fmt.Errorf("[%d]: %w", i, err)
 			}
-			items = append(items, f)
+			items = append(items, n)
 		}
-		return func(e *Entry) any {
-			out := make([]any, len(items))
-			for i, f := range items {
-				out[i] = f(e)
+		return func(b []byte, e *Entry) ([]byte, bool) {
+			b = append(b, '[')
+			for i, n := range items {
+				if i > 0 {
+					b = append(b, ',')
+				}
+				b, _ = n(b, e)
 			}
-			return out
+			return append(b, ']'), true
 		}, nil
-	default:
-		return func(*Entry) any { return v }, nil
 	}
+	constant, err := json.Marshal(v)
+	return func(b []byte, _ *Entry) ([]byte, bool) { return append(b, constant...), true }, err
 }
+
+// json appends a format as a JSON value: a number if it is one operator that gives a number, null if it is one that
+// gives nothing, else a string.
+func (f *Format) json(b []byte, e *Entry) ([]byte, bool) {
+	if len(f.parts) == 1 && f.parts[0].op.append != nil {
+		p := &f.parts[0]
+		if p.op.number {
+			if b, ok := p.value(b, e, false); ok {
+				return b, true
+			}
+			return append(b, "null"...), false
+		}
+		n := len(b)
+		b, ok := p.value(append(b, '"'), e, false)
+		if !ok {
+			return append(b[:n], "null"...), false
+		}
+		return quote(b, n+1), true
+	}
+	n := len(b)
+	return quote(f.render(append(b, '"'), e, "-", false), n+1), true
+}
+
+// quote makes b[from:] the inside of a JSON string and closes it.
+func quote(b []byte, from int) []byte {
+	clean := true
+	for _, c := range b[from:] {
+		if c < 0x20 || c == '"' || c == '\\' || c >= 0x7f {
+			clean = false
+			break
+		}
+	}
+	if !clean {
+		out, err := json.Marshal(string(b[from:]))
+		if err != nil {
+			return append(b[:from], '"')
+		}
+		return append(b[:from-1], out...)
+	}
+	return append(b, '"')
+}
+
+var lines = sync.Pool{New: func() any { return new([]byte) }}
 
 // Write logs the entry if the filter lets it through.
 func (l *Log) Write(e *Entry) {
 	if l.out == nil || !passes(l.filter, e) {
 		return
 	}
-	var b []byte
+	p := lines.Get().(*[]byte)
+	b := (*p)[:0]
 	if l.json != nil {
-		var err error
-		if b, err = json.Marshal(l.json(e)); err != nil {
-			return // cannot be: the values are strings and numbers
-		}
-		b = append(b, '\n')
+		b = append(l.json.Append(b, e), '\n')
 	} else {
-		b = l.text.Append(make([]byte, 0, 256), e)
+		b = l.text.Append(b, e)
 	}
 	l.out.Write(b)
+	if cap(b) <= 16<<10 {
+		*p = b
+		lines.Put(p)
+	}
+}
+
+// CompileFilter prepares a filter of entries. Nil lets all through.
+func CompileFilter(f *model.LogFilter) (func(*Entry) bool, error) {
+	if err := checkFilter(f, 0); err != nil {
+		return nil, err
+	}
+	return func(e *Entry) bool { return passes(f, e) }, nil
 }
 
 func passes(f *model.LogFilter, e *Entry) bool {

@@ -1,7 +1,5 @@
 package accesslog
 
-import "strings"
-
 // Flags say what went wrong on the way, if anything did.
 type Flags uint64
 
@@ -54,27 +52,31 @@ var flagNames = [...]struct{ short, long string }{
 }
 
 // String returns the short names joined with commas, or "-" for none.
-func (f Flags) String() string { return f.join(false) }
+func (f Flags) String() string { return string(f.append(nil, false)) }
 
 // Long returns the long names joined with commas, or "-" for none.
-func (f Flags) Long() string { return f.join(true) }
+func (f Flags) Long() string { return string(f.append(nil, true)) }
 
-func (f Flags) join(long bool) string {
+func (f Flags) append(b []byte, long bool) []byte {
 	if f == 0 {
-		return "-"
+		return append(b, '-')
 	}
-	var names []string
+	first := true
 	for i, n := range flagNames {
 		if f&(1<<i) == 0 {
 			continue
 		}
+		if !first {
+			b = append(b, ',')
+		}
+		first = false
 		if long {
-			names = append(names, n.long)
+			b = append(b, n.long...)
 		} else {
-			names = append(names, n.short)
+			b = append(b, n.short...)
 		}
 	}
-	return strings.Join(names, ",")
+	return b
 }
 
 // ParseFlag returns the flag with a short name.

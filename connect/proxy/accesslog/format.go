@@ -2,7 +2,6 @@ package accesslog
 
 import (
 	"fmt"
-	"os"
 	"strconv"
 	"strings"
 	"time"
@@ -84,8 +83,8 @@ type Format struct {
 
 type part struct {
 	text string
-	op   func(*Entry) any // nil: text as it stands
-	max  int              // bytes to keep; 0 keeps all
+	op   operator // without append: text as it stands
+	max  int      // bytes to keep; 0 keeps all
 }
 
 // DefaultFormat is the format of text logs that name none.
@@ -127,7 +126,7 @@ func (f *Format) text(s string) {
 	if s == "" {
 		return
 	}
-	if n := len(f.parts); n > 0 && f.parts[n-1].op == nil {
+	if n := len(f.parts); n > 0 && f.parts[n-1].op.append == nil {
 		f.parts[n-1].text += s
 		return
 	}
@@ -168,7 +167,7 @@ func parseOperator(s string) (part, string, error) {
 	if !strings.HasPrefix(rest, "%") {
 		return part{}, "", fmt.Errorf("operator %s: no closing %%", name)
 	}
-	op, err := operator(name, arg)
+	op, err := parseOp(name, arg)
 	if err != nil {
 		return part{}, "", err
 	}
@@ -178,174 +177,30 @@ func parseOperator(s string) (part, string, error) {
 
 func clip(s string) string { return s[:min(len(s), 20)] }
 
-func none(*Entry) any { return nil }
-
-func str(f func(*Entry) string) func(*Entry) any {
-	return func(e *Entry) any {
-		if s := f(e); s != "" {
-			return s
-		}
-		return nil
-	}
-}
-
-func num[T int | uint64 | int64](f func(*Entry) T) func(*Entry) any {
-	return func(e *Entry) any { return int64(f(e)) }
-}
-
-func withoutPort(addr string) string {
-	i := strings.LastIndexByte(addr, ':')
-	if i < 0 || strings.HasPrefix(addr, "/") {
-		return addr
-	}
-	return strings.Trim(addr[:i], "[]")
-}
-
-func onlyPort(addr string) any {
-	i := strings.LastIndexByte(addr, ':')
-	if i < 0 {
-		return nil
-	}
-	n, err := strconv.ParseUint(addr[i+1:], 10, 16)
-	if err != nil {
-		return nil
-	}
-	return int64(n)
-}
-
-// simple are the operators that take no argument and are known of connections.
-var simple = map[string]func(*Entry) any{
-	"BYTES_RECEIVED":                 num(func(e *Entry) uint64 { return e.BytesReceived }),
-	"BYTES_SENT":                     num(func(e *Entry) uint64 { return e.BytesSent }),
-	"UPSTREAM_WIRE_BYTES_RECEIVED":   num(func(e *Entry) uint64 { return e.UpstreamReceived }),
-	"UPSTREAM_WIRE_BYTES_SENT":       num(func(e *Entry) uint64 { return e.UpstreamSent }),
-	"DOWNSTREAM_WIRE_BYTES_RECEIVED": num(func(e *Entry) uint64 { return e.BytesReceived }),
-	"DOWNSTREAM_WIRE_BYTES_SENT":     num(func(e *Entry) uint64 { return e.BytesSent }),
-	"DURATION":                       num(func(e *Entry) int64 { return e.Duration.Milliseconds() }),
-	"CONNECTION_ID":                  num(func(e *Entry) uint64 { return e.ConnectionID }),
-	"RESPONSE_CODE":                  func(*Entry) any { return int64(0) },
-	"UPSTREAM_REQUEST_ATTEMPT_COUNT": num(func(e *Entry) int { return e.Attempts }),
-
-	"RESPONSE_FLAGS":                       func(e *Entry) any { return e.Flags.String() },
-	"RESPONSE_FLAGS_LONG":                  func(e *Entry) any { return e.Flags.Long() },
-	"CONNECTION_TERMINATION_DETAILS":       str(func(e *Entry) string { return e.CloseDetails }),
-	"UPSTREAM_HOST":                        str(func(e *Entry) string { return e.UpstreamHost }),
-	"UPSTREAM_HOST_NAME":                   str(func(e *Entry) string { return e.UpstreamHostName }),
-	"UPSTREAM_CLUSTER":                     str(func(e *Entry) string { return e.UpstreamCluster }),
-	"UPSTREAM_CLUSTER_RAW":                 str(func(e *Entry) string { return e.UpstreamCluster }),
-	"UPSTREAM_LOCAL_ADDRESS":               str(func(e *Entry) string { return e.UpstreamLocal }),
-	"UPSTREAM_REMOTE_ADDRESS":              str(func(e *Entry) string { return e.UpstreamHost }),
-	"UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT": str(func(e *Entry) string { return withoutPort(e.UpstreamHost) }),
-	"UPSTREAM_TRANSPORT_FAILURE_REASON":    str(func(e *Entry) string { return e.UpstreamFailure }),
-
-	"DOWNSTREAM_LOCAL_ADDRESS":                      str(func(e *Entry) string { return e.DownstreamLocal }),
-	"DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT":         str(func(e *Entry) string { return withoutPort(e.DownstreamLocal) }),
-	"DOWNSTREAM_LOCAL_PORT":                         func(e *Entry) any { return onlyPort(e.DownstreamLocal) },
-	"DOWNSTREAM_REMOTE_ADDRESS":                     str(func(e *Entry) string { return e.DownstreamRemote }),
-	"DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT":        str(func(e *Entry) string { return withoutPort(e.DownstreamRemote) }),
-	"DOWNSTREAM_REMOTE_PORT":                        func(e *Entry) any { return onlyPort(e.DownstreamRemote) },
-	"DOWNSTREAM_DIRECT_REMOTE_ADDRESS":              str(func(e *Entry) string { return e.DownstreamDirect }),
-	"DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT": str(func(e *Entry) string { return withoutPort(e.DownstreamDirect) }),
-	"DOWNSTREAM_DIRECT_REMOTE_PORT":                 func(e *Entry) any { return onlyPort(e.DownstreamDirect) },
-	"DOWNSTREAM_TRANSPORT_FAILURE_REASON":           str(func(e *Entry) string { return e.DownstreamFailure }),
-	"REQUESTED_SERVER_NAME":                         str(func(e *Entry) string { return e.ServerName }),
-	"ROUTE_NAME":                                    str(func(e *Entry) string { return e.RouteName }),
-	"FILTER_CHAIN_NAME":                             str(func(e *Entry) string { return e.FilterChain }),
-
-	"DOWNSTREAM_PEER_URI_SAN":         str(func(e *Entry) string { return strings.Join(e.PeerURIs, ",") }),
-	"DOWNSTREAM_PEER_DNS_SAN":         str(func(e *Entry) string { return strings.Join(e.PeerDNS, ",") }),
-	"DOWNSTREAM_PEER_SUBJECT":         str(func(e *Entry) string { return e.PeerSubject }),
-	"DOWNSTREAM_PEER_ISSUER":          str(func(e *Entry) string { return e.PeerIssuer }),
-	"DOWNSTREAM_PEER_SERIAL":          str(func(e *Entry) string { return e.PeerSerial }),
-	"DOWNSTREAM_PEER_FINGERPRINT_256": str(func(e *Entry) string { return e.PeerFingerprint }),
-	"DOWNSTREAM_LOCAL_URI_SAN":        str(func(e *Entry) string { return strings.Join(e.LocalURIs, ",") }),
-	"DOWNSTREAM_TLS_VERSION":          str(func(e *Entry) string { return e.TLSVersion }),
-	"DOWNSTREAM_TLS_CIPHER":           str(func(e *Entry) string { return e.TLSCipher }),
-	"ACCESS_LOG_TYPE":                 func(*Entry) any { return "TcpConnectionEnd" },
-
-	// Known of requests only.
-	"PROTOCOL": none, "UPSTREAM_PROTOCOL": none, "RESPONSE_CODE_DETAILS": none,
-	"REQUEST_HEADERS_BYTES": none, "RESPONSE_HEADERS_BYTES": none, "RESPONSE_TRAILERS_BYTES": none,
-	"REQUEST_DURATION": none, "RESPONSE_DURATION": none, "RESPONSE_TX_DURATION": none, "REQUEST_TX_DURATION": none,
-	"VIRTUAL_CLUSTER_NAME": none, "LOCAL_REPLY_BODY": none, "STREAM_ID": none, "TRACE_ID": none,
-	"GRPC_STATUS": none, "GRPC_STATUS_NUMBER": none,
-	"DOWNSTREAM_TLS_SESSION_ID": none, "DOWNSTREAM_PEER_CERT": none,
-}
-
-// withArgument are operators that need an argument and are known of requests only.
-var withArgument = map[string]bool{
-	"REQ": true, "RESP": true, "TRAILER": true, "DYNAMIC_METADATA": true, "CLUSTER_METADATA": true,
-	"UPSTREAM_METADATA": true, "ROUTE_METADATA": true, "FILTER_STATE": true, "COMMON_DURATION": true,
-}
-
-func operator(name, arg string) (func(*Entry) any, error) {
-	switch name {
-	case "START_TIME", "EMIT_TIME", "START_TIME_LOCAL":
-		layout, err := parseTime(arg)
-		if err != nil {
-			return nil, fmt.Errorf("operator %s: %w", name, err)
-		}
-		return func(e *Entry) any {
-			t := e.Start
-			if name == "EMIT_TIME" {
-				t = t.Add(e.Duration)
-			}
-			if name == "START_TIME_LOCAL" {
-				t = t.Local()
-			} else {
-				t = t.UTC()
-			}
-			return layout(t)
-		}, nil
-	case "ENVIRONMENT":
-		if arg == "" {
-			return nil, fmt.Errorf("operator %s needs an argument", name)
-		}
-		value := os.Getenv(arg)
-		return str(func(*Entry) string { return value }), nil
-	case "HOSTNAME":
-		host, _ := os.Hostname()
-		return str(func(*Entry) string { return host }), nil
-	case "UNIQUE_ID":
-		return none, nil
-	case "DOWNSTREAM_PEER_CERT_V_START", "DOWNSTREAM_PEER_CERT_V_END":
-		return none, nil
-	}
-	if withArgument[name] {
-		if arg == "" {
-			return nil, fmt.Errorf("operator %s needs an argument", name)
-		}
-		return none, nil
-	}
-	op, ok := simple[name]
-	if !ok {
-		return nil, fmt.Errorf("unknown operator %s", name)
-	}
-	if arg != "" {
-		return nil, fmt.Errorf("operator %s takes no argument", name)
-	}
-	return op, nil
-}
-
 // parseTime compiles a strftime format with the fractions %f, %3f and %E3S.
-func parseTime(format string) (func(time.Time) string, error) {
+func parseTime(format string) (func([]byte, time.Time) []byte, error) {
 	if format == "" {
-		return func(t time.Time) string { return t.Format("2006-01-02T15:04:05.000Z") }, nil
+		return func(b []byte, t time.Time) []byte { return t.AppendFormat(b, "2006-01-02T15:04:05.000Z") }, nil
 	}
 	layouts := map[byte]string{
 		'Y': "2006", 'm': "01", 'd': "02", 'H': "15", 'M': "04", 'S': "05", 'y': "06", 'b': "Jan", 'B': "January",
 		'a': "Mon", 'A': "Monday", 'e': "_2", 'I': "03", 'p': "PM", 'j': "002", 'Z': "MST", 'z': "-0700",
 		'T': "15:04:05", 'F': "2006-01-02", 'R': "15:04", 'D': "01/02/06", 'h': "Jan",
 	}
-	var parts []func(time.Time) string
-	fraction := func(digits int) func(time.Time) string {
-		return func(t time.Time) string { return fmt.Sprintf("%09d", t.Nanosecond())[:digits] }
+	type piece = func([]byte, time.Time) []byte
+	var parts []piece
+	fraction := func(digits int) piece {
+		return func(b []byte, t time.Time) []byte {
+			for i, d := 0, 100_000_000; i < digits; i, d = i+1, d/10 {
+				b = append(b, byte('0'+t.Nanosecond()/d%10))
+			}
+			return b
+		}
 	}
 	for i := 0; i < len(format); i++ {
 		c := format[i]
 		if c != '%' {
-			text := string(c)
-			parts = append(parts, func(time.Time) string { return text })
+			parts = append(parts, func(b []byte, _ time.Time) []byte { return append(b, c) })
 			continue
 		}
 		if i++; i == len(format) {
@@ -353,9 +208,9 @@ func parseTime(format string) (func(time.Time) string, error) {
 		}
 		switch c = format[i]; {
 		case c == '%':
-			parts = append(parts, func(time.Time) string { return "%" })
+			parts = append(parts, func(b []byte, _ time.Time) []byte { return append(b, '%') })
 		case c == 's':
-			parts = append(parts, func(t time.Time) string { return strconv.FormatInt(t.Unix(), 10) })
+			parts = append(parts, func(b []byte, t time.Time) []byte { return strconv.AppendInt(b, t.Unix(), 10) })
 		case c == 'f':
 			parts = append(parts, fraction(9))
 		case c >= '1' && c <= '9' && i+1 < len(format) && format[i+1] == 'f':
@@ -363,90 +218,102 @@ func parseTime(format string) (func(time.Time) string, error) {
 			i++
 		case c == 'E' && i+2 < len(format) && format[i+1] >= '1' && format[i+1] <= '9' && format[i+2] == 'S':
 			f := fraction(int(format[i+1] - '0'))
-			parts = append(parts, func(t time.Time) string { return t.Format("05") + "." + f(t) })
+			parts = append(parts, func(b []byte, t time.Time) []byte { return f(append(t.AppendFormat(b, "05"), '.'), t) })
 			i += 2
 		case layouts[c] != "":
 			layout := layouts[c]
-			parts = append(parts, func(t time.Time) string { return t.Format(layout) })
+			parts = append(parts, func(b []byte, t time.Time) []byte { return t.AppendFormat(b, layout) })
 		default:
 			return nil, fmt.Errorf("time format %q: unknown %%%c", format, c)
 		}
 	}
-	return func(t time.Time) string {
-		var b strings.Builder
+	return func(b []byte, t time.Time) []byte {
 		for _, p := range parts {
-			b.WriteString(p(t))
+			b = p(b, t)
 		}
-		return b.String()
+		return b
 	}, nil
 }
 
-// Append adds the rendered entry to b. Line ends and other control characters
-// within values are escaped, so that a peer can't forge lines.
-func (f *Format) Append(b []byte, e *Entry) []byte {
+// Append adds the rendered entry to b. Line ends and other control characters within values are escaped, so that a
+// peer can't forge lines. What is not known shows as "-".
+func (f *Format) Append(b []byte, e *Entry) []byte { return f.render(b, e, "-", true) }
+
+// AppendValue is like Append, but what is not known leaves no trace: an operator alone gives an empty value.
+func (f *Format) AppendValue(b []byte, e *Entry) []byte { return f.render(b, e, "", true) }
+
+// AppendRaw is like Append, but values stay as they are.
+func (f *Format) AppendRaw(b []byte, e *Entry) []byte { return f.render(b, e, "-", false) }
+
+// Literal returns the text of a format without operators; ok is false if it has some.
+func (f *Format) Literal() (text string, ok bool) {
 	for _, p := range f.parts {
-		if p.op == nil {
+		if p.op.append != nil {
+			return "", false
+		}
+		text += p.text
+	}
+	return text, true
+}
+
+func (f *Format) render(b []byte, e *Entry, unknown string, safe bool) []byte {
+	for i := range f.parts {
+		p := &f.parts[i]
+		if p.op.append == nil {
 			b = append(b, p.text...)
 			continue
 		}
-		b = append(b, escape(p.string(e))...)
+		var ok bool
+		if b, ok = p.value(b, e, safe); !ok {
+			b = append(b, unknown...)
+		}
 	}
 	return b
 }
 
-func (p *part) string(e *Entry) string {
-	var s string
-	switch v := p.op(e).(type) {
-	case nil:
-		s = "-"
-	case string:
-		s = v
-	case int64:
-		s = strconv.FormatInt(v, 10)
+// value appends what the operator gives.
+func (p *part) value(b []byte, e *Entry, safe bool) ([]byte, bool) {
+	n := len(b)
+	b, ok := p.op.append(b, e)
+	if !ok {
+		return b[:n], false
 	}
-	if p.max > 0 && len(s) > p.max {
-		s = s[:p.max]
+	if p.max > 0 && len(b)-n > p.max {
+		b = b[:n+p.max]
 	}
-	return s
+	if safe && !p.op.number {
+		b = escape(b, n)
+	}
+	return b, true
 }
 
-// value returns the rendered entry as JSON has it: a number if the format is
-// one operator that gives a number, nil if it is one that gives nothing.
-func (f *Format) value(e *Entry) any {
-	if len(f.parts) == 1 && f.parts[0].op != nil {
-		v := f.parts[0].op(e)
-		if s, ok := v.(string); ok && f.parts[0].max > 0 && len(s) > f.parts[0].max {
-			return s[:f.parts[0].max]
-		}
-		return v
-	}
-	var b strings.Builder
-	for _, p := range f.parts {
-		if p.op == nil {
-			b.WriteString(p.text)
-		} else {
-			b.WriteString(p.string(e))
+// escape escapes control characters in b[from:].
+func escape(b []byte, from int) []byte {
+	clean := true
+	for _, c := range b[from:] {
+		if c < 0x20 || c == 0x7f {
+			clean = false
+			break
 		}
 	}
-	return b.String()
-}
-
-func escape(s string) string {
-	if strings.IndexFunc(s, func(r rune) bool { return r < 0x20 || r == 0x7f }) < 0 {
-		return s
+	if clean {
+		return b
 	}
-	var b strings.Builder
-	for i := range len(s) {
-		switch c := s[i]; {
+	value := string(b[from:])
+	b = b[:from]
+	for i := range len(value) {
+		switch c := value[i]; {
 		case c == '\n':
-			b.WriteString(`\n`)
+			b = append(b, `\n`...)
 		case c == '\r':
-			b.WriteString(`\r`)
+			b = append(b, `\r`...)
 		case c < 0x20 || c == 0x7f:
-			fmt.Fprintf(&b, `\x%02x`, c)
+			b = append(b, '\\', 'x', hexDigits[c>>4], hexDigits[c&15])
 		default:
-			b.WriteByte(c)
+			b = append(b, c)
 		}
 	}
-	return b.String()
+	return b
 }
+
+const hexDigits = "0123456789abcdef"
