@@ -3,6 +3,7 @@ package descriptor
 
 import (
 	"strings"
+	"sync"
 
 	"github.com/sarnmesh/sarn/connect/proxy/filter"
 	"github.com/sarnmesh/sarn/connect/proxy/model"
@@ -44,8 +45,17 @@ func Each(x *filter.Exchange, env *filter.Env, own []model.RateLimit, stage uint
 	}
 }
 
+// maxActions is how many entries a description has before it needs memory.
+const maxActions = 8
+
+var scratch = sync.Pool{New: func() any { return new([maxActions]Entry) }}
+
 func each(x *filter.Exchange, env *filter.Env, limits []model.RateLimit, stage uint32, f func([]Entry) bool) bool {
-	var buf [8]Entry
+	if len(limits) == 0 {
+		return true
+	}
+	buf := scratch.Get().(*[maxActions]Entry)
+	defer scratch.Put(buf)
 next:
 	for i := range limits {
 		if limits[i].Stage != stage {
@@ -76,7 +86,8 @@ func entry(x *filter.Exchange, env *filter.Env, a *model.RateLimitAction) (Entry
 	case a.DestinationCluster:
 		return Entry{"destination_cluster", x.Match.Cluster}, true
 	case a.RemoteAddress:
-		return Entry{"remote_address", x.Remote.String()}, x.Remote.IsValid()
+		a := &x.Request.Arena
+		return Entry{"remote_address", a.End(x.Remote.AppendTo(a.Begin()))}, x.Remote.IsValid()
 	case a.MaskV4 > 0 || a.MaskV6 > 0:
 		ip, bits := x.Remote.Unmap(), a.MaskV6
 		if ip.Is4() {
