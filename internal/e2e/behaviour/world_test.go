@@ -1,0 +1,559 @@
+package behaviour
+
+import (
+	"bufio"
+	"bytes"
+	"cmp"
+	"flag"
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	gocmp "github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/rogpeppe/go-internal/txtar"
+)
+
+var (
+	proxies = flag.String("proxy", "both", "which proxy to run: both, envoy or sarn")
+	update  = flag.Bool("update", false, "write what the proxies do to testdata")
+	keep    = flag.String("keep", "", "folder to keep bootstrap files and logs of proxies in")
+)
+
+func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
+
+// A world is a running proxy with upstreams around it.
+type world struct {
+	kind  string // envoy or sarn
+	dir   string
+	log   string
+	ports map[string]int
+	vars  map[string]string // what {{name}} stands for in a group's YAML and requests
+	keys  *keys
+
+	silentOnUnknown bool
+
+	mu     sync.Mutex
+	cases  map[string]*testCase
+	count  map[string]int      // requests of a case that upstreams got
+	seen   map[string][]string // what they got, by case
+	owners map[string]string   // slugs by client address
+	hide   map[string]string   // what stands in transcripts for texts that differ between runs
+}
+
+// expand replaces {{name}}.
+func (w *world) expand(s string) string {
+	for k, v := range w.vars {
+		s = strings.ReplaceAll(s, "{{"+k+"}}", v)
+	}
+	return s
+}
+
+func (w *world) mine(addr, slug string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.owners[addr] = slug
+}
+
+// next returns the answer to a case's next request.
+func (w *world) next(slug string) answer {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	c := w.cases[slug]
+	if c == nil || len(c.up) == 0 {
+		return ok
+	}
+	n := w.count[slug]
+	w.count[slug]++
+	return c.up[min(n, len(c.up)-1)]
+}
+
+func (w *world) record(slug, name string, r *received) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.seen[slug] = append(w.seen[slug], name+": "+r.String())
+}
+
+// names of upstreams: servers, a port where nobody listens, one where nobody accepts.
+var upstreams = []string{"a", "b", "c"}
+
+func newWorld(t *testing.T, kind string, g *group) *world {
+	dir := t.TempDir()
+	if *keep != "" {
+		dir = filepath.Join(*keep, kind, g.name)
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w := &world{
+		kind: kind, dir: dir, log: filepath.Join(dir, "access.log"), ports: map[string]int{}, vars: map[string]string{},
+		cases: map[string]*testCase{}, count: map[string]int{}, seen: map[string][]string{}, owners: map[string]string{}, hide: map[string]string{},
+	}
+	os.Remove(w.log)
+	for _, name := range upstreams {
+		u := newUpstream(name, w)
+		t.Cleanup(u.close)
+		w.ports[name] = u.port()
+	}
+	w.ports["silent"] = silent(t)
+	w.keys = newKeys(t, w)
+	for name, start := range stands {
+		w.ports[name] = start(t, w)
+	}
+	names := []string{"refused", "admin"}
+	for _, l := range append([]listener{{}}, g.listeners...) {
+		if n := "l" + l.name; !slices.Contains(names, n) {
+			names = append(names, n)
+		}
+	}
+	for i, p := range freePorts(len(names)) {
+		w.ports[names[i]] = p
+	}
+	w.vars["dir"], w.vars["log"], w.vars["format"] = dir, w.log, strings.TrimSuffix(logFormat, "\n")+`\n`
+	for name, port := range w.ports {
+		w.vars[name] = strconv.Itoa(port)
+		w.hide["127.0.0.1:"+strconv.Itoa(port)] = name
+	}
+	return w
+}
+
+// silent is a port where connections are never established, its queue being full.
+func silent(t *testing.T) int {
+	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { syscall.Close(fd) })
+	if err := syscall.Bind(fd, &syscall.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Listen(fd, 0); err != nil {
+		t.Fatal(err)
+	}
+	sa, err := syscall.Getsockname(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	port := sa.(*syscall.SockaddrInet4).Port
+	for range 3 {
+		if c, err := net.DialTimeout("tcp", "127.0.0.1:"+strconv.Itoa(port), 50*time.Millisecond); err == nil {
+			t.Cleanup(func() { c.Close() })
+		}
+	}
+	return port
+}
+
+// freePorts returns ports that were free a moment ago, outside the range of clients.
+func freePorts(n int) []int {
+	var ports []int
+	var held []io.Closer
+	for p := 10000 + int(time.Now().UnixNano()/1000)%18000; len(ports) < n; p++ {
+		if l, err := net.Listen("tcp", "127.0.0.1:"+strconv.Itoa(p)); err == nil {
+			held, ports = append(held, l), append(ports, p)
+		}
+	}
+	for _, c := range held {
+		c.Close()
+	}
+	return ports
+}
+
+var sarnOnce = sync.OnceValues(func() (string, error) {
+	if bin := os.Getenv("SARN_BIN"); bin != "" {
+		return bin, nil
+	}
+	dir, err := os.MkdirTemp("", "sarn-behaviour-")
+	if err != nil {
+		return "", err
+	}
+	bin := filepath.Join(dir, "sarn")
+	cmd := exec.Command("go", "build", "-o", bin, "github.com/sarnmesh/sarn")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build: %w\n%s", err, out)
+	}
+	return bin, nil
+})
+
+func envoyPath() (string, error) {
+	dir := os.Getenv("SARN_TOOLS")
+	if dir == "" {
+		dir, _ = filepath.Abs("../../../.tools")
+	}
+	path := filepath.Join(dir, "envoy")
+	if _, err := os.Stat(path); err != nil {
+		return "", fmt.Errorf("no Envoy: run `make tools`: %w", err)
+	}
+	return path, nil
+}
+
+// A process is a running proxy.
+type process struct {
+	cmd  *exec.Cmd
+	out  string
+	done chan struct{}
+}
+
+func (p *process) end() {
+	p.cmd.Process.Signal(syscall.SIGTERM)
+	select {
+	case <-p.done:
+	case <-time.After(5 * time.Second):
+		p.cmd.Process.Kill()
+		<-p.done
+	}
+}
+
+// start runs the proxy with a bootstrap file until it is ready; the error tells why it does not get there.
+func (w *world) start(conf []byte) (*process, error) {
+	file := filepath.Join(w.dir, "bootstrap.yaml")
+	if err := os.WriteFile(file, conf, 0o600); err != nil {
+		return nil, err
+	}
+	var argv []string
+	var bin string
+	var err error
+	switch w.kind {
+	case "envoy":
+		bin, err = envoyPath()
+		argv = []string{"-c", file, "--disable-hot-restart", "--concurrency", "1", "--file-flush-interval-msec", "20", "--log-level", "warn"}
+	default:
+		bin, err = sarnOnce()
+		argv = []string{"connect", "proxy", "-bootstrap", file, "-drain-time", "1ms"}
+	}
+	if err != nil {
+		return nil, err
+	}
+	p := &process{cmd: exec.Command(bin, argv...), out: filepath.Join(w.dir, "proxy.log"), done: make(chan struct{})}
+	f, err := os.Create(p.out)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	p.cmd.Stdout, p.cmd.Stderr = f, f
+	if err := p.cmd.Start(); err != nil {
+		return nil, err
+	}
+	go func() { p.cmd.Wait(); close(p.done) }()
+	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		select {
+		case <-p.done:
+			b, _ := os.ReadFile(p.out)
+			return nil, fmt.Errorf("the proxy does not start:\n%s", tail(string(b), 12))
+		default:
+		}
+		if resp, err := http.Get("http://127.0.0.1:" + strconv.Itoa(w.ports["admin"]) + "/ready"); err == nil {
+			resp.Body.Close()
+			if resp.StatusCode == 200 {
+				return p, nil
+			}
+		}
+	}
+	p.end()
+	b, _ := os.ReadFile(p.out)
+	return nil, fmt.Errorf("the proxy is not ready after 20s:\n%s", tail(string(b), 12))
+}
+
+func tail(s string, lines int) string {
+	l := strings.Split(strings.TrimSpace(s), "\n")
+	return strings.Join(l[max(0, len(l)-lines):], "\n")
+}
+
+var (
+	uuid       = regexp.MustCompile(`[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}`)
+	millis     = regexp.MustCompile(`(x-envoy-upstream-service-time: )\d+`)
+	remaining  = regexp.MustCompile(`(x-envoy-expected-rq-timeout-ms: )\d+`)
+	clientPort = regexp.MustCompile(`127\.0\.0\.1:\d+`)
+)
+
+// normal takes out of a transcript what differs between runs.
+func (w *world) normal(s string) string {
+	s = uuid.ReplaceAllString(s, "<uuid>")
+	s = millis.ReplaceAllString(s, "${1}<ms>")
+	for _, k := range slices.SortedFunc(maps.Keys(w.hide), func(a, b string) int { return cmp.Compare(len(b), len(a)) }) {
+		s = strings.ReplaceAll(s, k, "<"+w.hide[k]+">")
+	}
+	return clientPort.ReplaceAllString(s, "127.0.0.1:<port>")
+}
+
+// run starts the proxy and returns what came of each case, by slug.
+func run(t *testing.T, kind string, g *group, cases []*testCase) (results map[string]string, failures map[string]string) {
+	w := newWorld(t, kind, g)
+	failures = map[string]string{}
+	p, err := w.start(bootstrap(g, cases, w))
+	if err != nil {
+		// Which cases does the proxy not take?
+		base := err
+		if _, err := w.try(bootstrap(g, nil, w)); err != nil {
+			for _, c := range cases {
+				failures[c.slug()] = fmt.Sprint(err)
+			}
+			return nil, failures
+		}
+		var good []*testCase
+		for _, c := range cases {
+			if _, err := w.try(bootstrap(g, []*testCase{c}, w)); err != nil {
+				failures[c.slug()] = fmt.Sprint(err)
+			} else {
+				good = append(good, c)
+			}
+		}
+		if p, err = w.start(bootstrap(g, good, w)); err != nil {
+			for _, c := range cases {
+				failures[c.slug()] = fmt.Sprint(base)
+			}
+			return nil, failures
+		}
+		cases = good
+	}
+	stopped := false
+	defer func() {
+		if !stopped {
+			p.end()
+		}
+	}()
+	said := map[string]string{}
+	for _, c := range cases {
+		w.cases[c.slug()] = c
+	}
+	for _, c := range cases {
+		cl := &client{c: c, w: w, port: w.ports["l"+c.on]}
+		if c.on == "" && len(g.listeners) > 0 {
+			cl.port = w.ports["l"+g.listeners[0].name]
+		}
+		c.do(cl)
+		cl.hangUp()
+		said[c.slug()] = cl.out.String()
+	}
+	if g.stats != "" {
+		said["stats"] = w.stats(g.stats)
+	}
+	// Lines are written when streams end, which is a moment after clients saw the end.
+	time.Sleep(150 * time.Millisecond)
+	p.end()
+	stopped = true
+	b, _ := os.ReadFile(p.out)
+	if out := string(b); strings.Contains(out, "panic:") || strings.Contains(out, "[critical]") {
+		t.Errorf("%s:\n%s", kind, tail(out, 60))
+	}
+	lines := w.accessLog()
+	results = map[string]string{}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, c := range cases {
+		var b strings.Builder
+		b.WriteString(said[c.slug()])
+		seen := w.seen[c.slug()]
+		if c.sorted {
+			slices.Sort(seen)
+		}
+		for i, s := range seen {
+			if c.noUp {
+				break
+			}
+			if i > 0 { // what is left of the time is another in each run
+				s = remaining.ReplaceAllString(s, "${1}<remaining>")
+				if s == remaining.ReplaceAllString(seen[i-1], "${1}<remaining>") {
+					s = s[:strings.Index(s, "\n")] + " (the same)\n"
+				}
+			}
+			b.WriteString(s)
+		}
+		if !c.noLog {
+			mine := lines[c.slug()]
+			if c.sorted {
+				slices.Sort(mine)
+			}
+			for _, l := range mine {
+				b.WriteString("log: " + l + "\n")
+			}
+		}
+		results[c.slug()] = w.normal(b.String())
+	}
+	if s := w.seen[""]; len(s) > 0 {
+		results["stray"] = w.normal(strings.Join(s, ""))
+	}
+	if s, ok := said["stats"]; ok {
+		results["stats"] = w.normal(s)
+	}
+	return results, failures
+}
+
+// try tells whether the proxy starts.
+func (w *world) try(conf []byte) (bool, error) {
+	p, err := w.start(conf)
+	if err != nil {
+		return false, err
+	}
+	p.end()
+	return true, nil
+}
+
+// accessLog returns the lines of each case.
+func (w *world) accessLog() map[string][]string {
+	f, err := os.Open(w.log)
+	if err != nil {
+		return nil // no listener has one
+	}
+	defer f.Close()
+	out := map[string][]string{}
+	for s := bufio.NewScanner(f); s.Scan(); {
+		addr, rest, _ := strings.Cut(s.Text(), " ")
+		w.mu.Lock()
+		slug := w.owners[addr]
+		w.mu.Unlock()
+		out[slug] = append(out[slug], rest)
+	}
+	return out
+}
+
+// stats returns the counters whose names match.
+func (w *world) stats(expr string) string {
+	resp, err := http.Get("http://127.0.0.1:" + strconv.Itoa(w.ports["admin"]) + "/stats?usedonly&type=Counters")
+	if err != nil {
+		return err.Error()
+	}
+	defer resp.Body.Close()
+	re := regexp.MustCompile(expr)
+	var out []string
+	for s := bufio.NewScanner(resp.Body); s.Scan(); {
+		if name, v, _ := strings.Cut(s.Text(), ": "); v != "0" && re.MatchString(name) {
+			out = append(out, s.Text())
+		}
+	}
+	slices.Sort(out)
+	return strings.Join(out, "\n") + "\n"
+}
+
+// golden is what is known of a group: by slug, and by slug and " (sarn)" where Sarn differs.
+func golden(t *testing.T, g *group) (path string, sections map[string]string) {
+	path = filepath.Join("testdata", g.name+".txtar")
+	sections = map[string]string{}
+	a, err := txtar.ParseFile(path)
+	if err != nil {
+		if !*update {
+			t.Fatal(err)
+		}
+		return path, sections
+	}
+	for _, f := range a.Files {
+		sections[f.Name] = string(f.Data)
+	}
+	return path, sections
+}
+
+func TestBehaviour(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts real processes")
+	}
+	names := map[string]bool{}
+	for _, g := range groups {
+		if names[g.name] {
+			t.Fatalf("two groups %s", g.name)
+		}
+		names[g.name] = true
+		t.Run(g.name, func(t *testing.T) {
+			t.Parallel()
+			g.test(t)
+		})
+	}
+}
+
+func (g *group) test(t *testing.T) {
+	cases := []*testCase{}
+	slugs := map[string]bool{"stats": true, "stray": true}
+	for i := range g.cases {
+		c := &g.cases[i]
+		if slugs[c.slug()] {
+			t.Fatalf("two cases %q", c.slug())
+		}
+		slugs[c.slug()] = true
+		cases = append(cases, c)
+	}
+	path, want := golden(t, g)
+	got := map[string]map[string]string{}
+	failed := map[string]map[string]string{}
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	for _, kind := range []string{"envoy", "sarn"} {
+		if *proxies == kind || *proxies == "both" {
+			wg.Go(func() {
+				r, f := run(t, kind, g, cases)
+				mu.Lock()
+				got[kind], failed[kind] = r, f
+				mu.Unlock()
+			})
+		}
+	}
+	wg.Wait()
+	all := append(cases, &testCase{name: "stray"}, &testCase{name: "stats"})
+	if *update {
+		for kind, m := range failed {
+			for slug, why := range m {
+				t.Errorf("%s: %s: %s", kind, slug, why)
+			}
+		}
+		g.write(t, path, all, got, want)
+		return
+	}
+	for _, c := range all {
+		t.Run(c.slug(), func(t *testing.T) {
+			for _, kind := range sortedKeys(got) {
+				if why := failed[kind][c.slug()]; why != "" {
+					t.Errorf("%s: %s", kind, why)
+					continue
+				}
+				expected, own := want[c.slug()], ""
+				if kind == "sarn" {
+					if own = want[c.slug()+" (sarn)"]; own != "" && c.differs == "" {
+						t.Errorf("an answer of Sarn's own, and no reason")
+					}
+					if c.differs != "" {
+						expected = own
+					}
+				}
+				if d := gocmp.Diff(strings.Split(expected, "\n"), strings.Split(got[kind][c.slug()], "\n"), cmpopts.EquateEmpty()); d != "" {
+					t.Errorf("%s (-want +got):\n%s", kind, d)
+				}
+			}
+		})
+	}
+}
+
+// write keeps what came of the cases.
+func (g *group) write(t *testing.T, path string, cases []*testCase, got map[string]map[string]string, old map[string]string) {
+	a := &txtar.Archive{Comment: []byte("What Envoy does in the cases of this group; written by `go test -update -proxy envoy`.\n")}
+	add := func(name, text string) {
+		if text != "" {
+			a.Files = append(a.Files, txtar.File{Name: name, Data: []byte(text)})
+		}
+	}
+	pick := func(kind, name, section string) string {
+		if r := got[kind]; r != nil {
+			return r[name]
+		}
+		return old[section]
+	}
+	for _, c := range cases {
+		name := c.slug()
+		add(name, pick("envoy", name, name))
+		if c.differs != "" {
+			add(name+" (sarn)", pick("sarn", name, name+" (sarn)"))
+		}
+	}
+	if err := os.WriteFile(path, bytes.TrimLeft(txtar.Format(a), "\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
