@@ -187,6 +187,9 @@ func (p *parser) reset(h *message.Header, a *message.Arena, pos int) {
 func (p *parser) fields(b []byte) (done bool, bad *BadRequest) {
 	for i := p.pos; ; p.pos = i {
 		if i+1 >= len(b) {
+			if i < len(b) && b[i] == '\n' {
+				return false, errCharacters
+			}
 			return false, nil
 		}
 		if b[i] == '\r' {

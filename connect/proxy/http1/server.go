@@ -163,7 +163,7 @@ func (c *ServerConn) head() error {
 	p.reset(&r.Header, &r.Arena, -1)
 	for {
 		b := in.buf[:in.w]
-		if !begun && checked == 0 && len(b) >= 2 && b[0] == '\r' && b[1] == '\n' {
+		if p.pos < 0 && start == 0 && len(b) >= 2 && b[0] == '\r' && b[1] == '\n' {
 			start = 2 // RFC 9112 section 2.2 asks to overlook it
 		}
 		complete := bytes.IndexByte(b[checked:], '\n') >= 0
