@@ -1,0 +1,985 @@
+package hcm
+
+import (
+	"context"
+	"errors"
+	"io"
+	"maps"
+	"math"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/sarnmesh/sarn/connect/proxy/accesslog"
+	"github.com/sarnmesh/sarn/connect/proxy/filter"
+	"github.com/sarnmesh/sarn/connect/proxy/message"
+	"github.com/sarnmesh/sarn/connect/proxy/model"
+	"github.com/sarnmesh/sarn/connect/proxy/pool"
+	"github.com/sarnmesh/sarn/connect/proxy/route"
+	"github.com/sarnmesh/sarn/connect/proxy/upstream"
+)
+
+// forward is what an exchange knows of sending its request to a host.
+type forward struct {
+	conf    *model.Forward
+	cluster *upstream.Cluster // that the host belongs to
+	host    *upstream.Host    // nil between attempts
+	up      message.ClientStream
+	breaker *upstream.Breaker
+	choice  upstream.Choice
+
+	timeout  time.Duration // of the whole, from the end of the request; 0 never
+	perTry   time.Duration
+	tryIdle  time.Duration
+	attempt  int           // from 1
+	started  time.Duration // when the attempt began, since the start of the exchange
+	failed   bool          // the response broke off
+	retrying bool          // holds one of the cluster's retries
+
+	on      model.RetryOn
+	policy  *model.RetryPolicy
+	left    int // retries
+	status  []int
+	cookie  string
+	mirrors []model.Mirror
+
+	// The body of the request. Keep is set if it may be needed again.
+	keep     bool
+	body     []byte
+	trailer  *message.Header
+	complete bool // body and trailer have all of it
+	tooLong  bool // the body was not kept
+	pumping  bool
+	done     chan struct{}
+
+	sentAt   atomic.Int64 // when the request was complete, since the start, plus one; 0 not yet
+	progress atomic.Int64 // the last byte of the request, since the start
+	pumpErr  atomic.Pointer[error]
+}
+
+func (f *forward) reset() {
+	body, avoid := f.body[:0], f.choice.Avoid
+	clear(avoid)
+	if cap(body) > 64<<10 {
+		body = nil
+	}
+	f.conf, f.cluster, f.host, f.up, f.breaker = nil, nil, nil, nil, nil
+	f.choice = upstream.Choice{Avoid: avoid[:0]}
+	f.timeout, f.perTry, f.tryIdle, f.attempt, f.started, f.failed, f.retrying = 0, 0, 0, 0, 0, false, false
+	f.on, f.policy, f.left, f.status, f.cookie, f.mirrors = 0, nil, 0, nil, "", nil
+	f.keep, f.body, f.trailer, f.complete, f.tooLong, f.pumping, f.done = false, body, nil, false, false, false, nil
+	f.sentAt.Store(0)
+	f.progress.Store(0)
+	f.pumpErr.Store(nil)
+}
+
+// forward sends the request to a host, again if need be, and the response to the client.
+func (e *exchange) forward(conf *model.Forward) {
+	x, m, f := &e.x, e.m, &e.fwd
+	f.conf = conf
+	cluster := m.f.cfg.Upstreams.Get(x.Match.Cluster)
+	if cluster == nil {
+		m.stats.NoCluster.Inc()
+		e.answer(filter.Deny(conf.NotFoundStatus, "", "cluster_not_found", accesslog.NoClusterFound))
+		return
+	}
+	f.breaker = cluster.Breaker(conf.Priority)
+	e.timeouts()
+	e.retryPolicy()
+	e.prepare()
+	r := x.Request
+	x.Match.EditRequest(r, &e.entry)
+	for {
+		f.attempt++
+		e.entry.Attempts = f.attempt
+		f.started = time.Since(x.Start)
+		reply, outcome := e.try(cluster)
+		if f.retrying {
+			f.retrying = false
+			f.breaker.Done(upstream.Retries)
+		}
+		if outcome.done {
+			return
+		}
+		if !e.wantsRetry(cluster, outcome) {
+			if reply != nil {
+				e.answer(reply)
+				return
+			}
+			e.deliver(outcome.end)
+			return
+		}
+		e.release()
+		if !e.backOff(outcome) {
+			return
+		}
+	}
+}
+
+// An outcome is how an attempt went.
+type outcome struct {
+	done    bool // the exchange is over
+	got     bool // there is the head of a response
+	end     bool // without a body
+	reason  message.Reason
+	connect bool // no connection came about
+	sent    bool // something of the request may have reached the host
+	timeout bool // the time of the attempt ran out
+	final   bool // not to be tried again, whatever the policy
+}
+
+// timeouts works out how long the request may take.
+func (e *exchange) timeouts() {
+	x, f := &e.x, &e.fwd
+	h, c := &x.Request.Header, f.conf
+	f.timeout = c.Timeout
+	if s := c.MaxStream; s != nil {
+		f.timeout = 0
+		if s.Duration != nil {
+			e.setMax(*s.Duration)
+		}
+		if s.GRPCMax != nil && e.grpc {
+			if d, ok := grpcTimeout(h.Get("grpc-timeout")); ok {
+				if *s.GRPCMax > 0 {
+					d = min(d, *s.GRPCMax)
+				}
+				if s.GRPCOffset > 0 && s.GRPCOffset < d {
+					d -= s.GRPCOffset
+				}
+				e.setMax(d)
+			}
+		}
+	} else if c.MaxGRPC != nil && e.grpc {
+		if d, ok := grpcTimeout(h.Get("grpc-timeout")); ok {
+			if *c.MaxGRPC > 0 {
+				d = min(d, *c.MaxGRPC)
+			}
+			if c.GRPCOffset > 0 && c.GRPCOffset < d {
+				d -= c.GRPCOffset
+			}
+			f.timeout = d
+		}
+	}
+	if p := e.policyOf(); p != nil {
+		f.perTry, f.tryIdle = p.PerTry, p.PerTryIdle
+	}
+	if d, ok := millis(h.Get("x-envoy-upstream-rq-timeout-ms")); ok {
+		f.timeout = d
+	}
+	if d, ok := millis(h.Get("x-envoy-upstream-rq-per-try-timeout-ms")); ok {
+		f.perTry = d
+	}
+	h.Del("x-envoy-upstream-rq-timeout-ms")
+	h.Del("x-envoy-upstream-rq-per-try-timeout-ms")
+	if f.timeout > 0 && f.perTry >= f.timeout {
+		f.perTry = 0
+	}
+	if c.IdleTimeout != nil {
+		e.idle = *c.IdleTimeout
+	}
+	if x.Request.Upgrade != "" {
+		return
+	}
+	expected := f.timeout
+	if f.perTry > 0 {
+		expected = f.perTry
+	}
+	if expected > 0 && !e.m.router.SuppressHeaders {
+		h.Set("x-envoy-expected-rq-timeout-ms", x.Request.Arena.String(strconv.FormatInt(expected.Milliseconds(), 10)))
+	}
+}
+
+func (e *exchange) setMax(d time.Duration) {
+	e.deadline = time.Time{}
+	if d > 0 {
+		e.deadline = e.x.Start.Add(d)
+	}
+}
+
+func millis(s string) (time.Duration, bool) {
+	if s == "" {
+		return 0, false
+	}
+	n, err := strconv.ParseUint(s, 10, 31)
+	return time.Duration(n) * time.Millisecond, err == nil
+}
+
+// grpcTimeout parses "grpc-timeout": up to eight digits and a unit.
+func grpcTimeout(s string) (time.Duration, bool) {
+	if len(s) < 2 || len(s) > 9 {
+		return 0, false
+	}
+	n, err := strconv.ParseUint(s[:len(s)-1], 10, 32)
+	if err != nil {
+		return 0, false
+	}
+	unit, ok := map[byte]time.Duration{'H': time.Hour, 'M': time.Minute, 'S': time.Second, 'm': time.Millisecond, 'u': time.Microsecond, 'n': time.Nanosecond}[s[len(s)-1]]
+	if !ok || n > uint64(math.MaxInt64/int64(unit)) {
+		return 0, false
+	}
+	return time.Duration(n) * unit, true
+}
+
+func (e *exchange) policyOf() *model.RetryPolicy {
+	if p := e.fwd.conf.Retry; p != nil {
+		return p
+	}
+	return e.x.Match.VirtualHost.Retry
+}
+
+// retryPolicy works out when the request is sent again.
+func (e *exchange) retryPolicy() {
+	f, h := &e.fwd, &e.x.Request.Header
+	f.policy = e.policyOf()
+	if p := f.policy; p != nil {
+		f.on, f.left, f.status = p.On, int(p.NumRetries), p.Statuses
+		if len(p.RequestHeaders) > 0 && !route.Headers(p.RequestHeaders, e.x.Request) {
+			f.on = 0
+		}
+	}
+	if f.policy == nil {
+		f.left = 1
+	}
+	for _, name := range [...]string{"x-envoy-retry-on", "x-envoy-retry-grpc-on"} {
+		if v := h.Get(name); v != "" {
+			on, _ := model.ParseRetryOn(v)
+			f.on |= on
+			h.Del(name)
+		}
+	}
+	if v := h.Get("x-envoy-retriable-status-codes"); v != "" {
+		for s := range strings.SplitSeq(v, ",") {
+			if n, err := strconv.Atoi(strings.TrimSpace(s)); err == nil {
+				f.status = append(slices.Clip(f.status), n)
+			}
+		}
+		h.Del("x-envoy-retriable-status-codes")
+	}
+	if v := h.Get("x-envoy-max-retries"); v != "" {
+		if n, err := strconv.ParseUint(v, 10, 31); err == nil {
+			f.left = int(n)
+		}
+		h.Del("x-envoy-max-retries")
+	}
+	if f.on == 0 {
+		f.left = 0
+	}
+}
+
+// prepare makes what is the same for all attempts.
+func (e *exchange) prepare() {
+	x, f := &e.x, &e.fwd
+	c, v := f.conf, x.Match.VirtualHost
+	f.mirrors = c.Mirrors
+	if f.mirrors == nil {
+		f.mirrors = v.Mirrors
+	}
+	f.keep = f.left > 0 || len(f.mirrors) > 0
+	if len(c.Hash) > 0 {
+		f.choice.Hash, f.choice.HasHash, f.cookie = x.Match.Hash(x.Request, x.Remote, e.filterState, e.m.env.Rand)
+	}
+	f.choice.Destination = x.Conn.Destination
+	if c.MetadataMatch != nil || x.Match.Weighted != nil && x.Match.Weighted.MetadataMatch != nil {
+		all := maps.Clone(c.MetadataMatch)
+		if w := x.Match.Weighted; w != nil {
+			if all == nil {
+				all = map[string]any{}
+			}
+			maps.Copy(all, w.MetadataMatch)
+		}
+		f.choice.Metadata = model.NewMetadataMatches(all)
+	}
+	if p := f.policy; p != nil {
+		f.choice.Repicks = int(p.HostAttempts)
+		f.choice.AvoidCanary, f.choice.AvoidMetadata = p.AvoidCanary, p.AvoidMetadata
+		f.choice.AvoidPriorities = p.AvoidPriorities
+	}
+	if limit := x.Match.Route.BufferLimit; limit > 0 {
+		x.BufferLimit = limit
+	} else if v.BufferLimit > 0 {
+		x.BufferLimit = v.BufferLimit
+	}
+}
+
+func (e *exchange) filterState(key string) string { return e.http.FilterState[key] }
+
+// try makes one attempt. It returns the reply to send if it failed and is not tried again.
+func (e *exchange) try(cluster *upstream.Cluster) (*filter.Reply, outcome) {
+	x, f, m := &e.x, &e.fwd, e.m
+	owner, host, err := cluster.Choose(&f.choice)
+	if err != nil {
+		switch {
+		case errors.Is(err, upstream.ErrDropped):
+			return filter.Deny(503, "drop overload", "drop_overload", accesslog.DropOverload), outcome{final: true}
+		default:
+			return filter.Deny(503, "no healthy upstream", "no_healthy_upstream", accesslog.NoHealthyUpstream), outcome{final: true}
+		}
+	}
+	f.cluster, f.host = owner, host
+	e.entry.UpstreamHost, e.entry.UpstreamHostName = host.String(), host.Hostname()
+	r := x.Request
+	if f.attempt == 1 {
+		x.Match.Rewrite(r, host.Hostname())
+	} else if f.conf.AutoHost && host.Hostname() != "" {
+		r.Authority = host.Hostname()
+	}
+	if x.Match.VirtualHost.AttemptCount {
+		r.Header.Set("x-envoy-attempt-count", r.Arena.String(strconv.Itoa(f.attempt)))
+	}
+	host.Begin()
+	ctx := context.Background()
+	st, info, err := m.f.cfg.Pool.Stream(ctx, owner, host, pool.Options{
+		Priority: f.conf.Priority, Downstream: r.Version, Upgrade: r.Upgrade, Deadline: e.deadline,
+	})
+	if err != nil {
+		return e.attemptFailed(err, outcome{connect: true})
+	}
+	f.up = st
+	e.http.UpstreamProtocol = info.Version
+	if len(m.logs) > 0 {
+		e.entry.UpstreamLocal = info.LocalAddress
+	}
+	e.http.UpstreamStart = time.Since(x.Start)
+	if err := e.sendRequest(); err != nil {
+		if err == errBody {
+			return e.badBody()
+		}
+		// The host may have said why before it closed; look.
+		if out, ok := e.receive(); ok {
+			return nil, out
+		}
+		return e.attemptFailed(err, outcome{sent: true})
+	}
+	e.sent = true
+	return e.awaitHead()
+}
+
+// errBody reports that the request could not be read.
+var errBody = errors.New("request body")
+
+// receive reads what has arrived of a head, without waiting for more.
+func (e *exchange) receive() (outcome, bool) {
+	f := &e.fwd
+	f.up.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
+	e.resp.Reset()
+	end, err := f.up.Receive(&e.resp)
+	if err != nil || e.resp.Status < 200 {
+		return outcome{}, false
+	}
+	e.gotHead()
+	return outcome{got: true, end: end, sent: true}, true
+}
+
+// awaitHead waits for the head of the response.
+func (e *exchange) awaitHead() (*filter.Reply, outcome) {
+	x, f, m := &e.x, &e.fwd, e.m
+	for {
+		quiet := x.Start.Add(max(e.http.UpstreamStart, time.Duration(f.progress.Load())))
+		sent := f.sentAt.Load()
+		limit, why := e.limit(quiet)
+		f.up.SetReadDeadline(slice(limit))
+		if f.sentAt.Load() != sent {
+			continue // the request became complete meanwhile, from when times count
+		}
+		e.resp.Reset()
+		end, err := f.up.Receive(&e.resp)
+		if err == nil {
+			if s := e.resp.Status; s < 200 && s != 101 {
+				if s == 100 && !m.conf.Proxy100Continue {
+					continue
+				}
+				if err := e.st.Respond(&e.resp, false); err == nil {
+					err = e.st.Flush()
+				}
+				continue
+			}
+			e.gotHead()
+			return nil, outcome{got: true, end: end, sent: true}
+		}
+		if p := f.pumpErr.Load(); p != nil {
+			if *p == errBody || errors.Is(*p, errBody) {
+				return e.badBody()
+			}
+		}
+		if !errors.Is(err, os.ErrDeadlineExceeded) {
+			return e.attemptFailed(err, outcome{sent: true})
+		}
+		if e.st.Gone() {
+			e.cancel()
+			e.clientGone()
+			return nil, outcome{done: true}
+		}
+		if limit.IsZero() || time.Now().Before(limit) {
+			continue
+		}
+		return e.timedOut(why)
+	}
+}
+
+// timedOut deals with a time that ran out before the head of a response came.
+func (e *exchange) timedOut(why lateness) (*filter.Reply, outcome) {
+	f, s := &e.fwd, e.fwd.cluster.Stats()
+	if f.host != nil {
+		f.cluster.Report(f.host, upstream.Result{Local: upstream.LocalTimeout, Latency: time.Since(e.x.Start) - f.started})
+		if why == lateRoute {
+			f.host.Stats.RqTimeout.Inc()
+		}
+	}
+	switch why {
+	case lateRoute:
+		s.RqTimeout.Inc()
+		e.cancel()
+		return e.gatewayTimeout("response_timeout"), outcome{final: true, sent: true}
+	case lateTry:
+		s.RqPerTryTimeout.Inc()
+		e.cancel()
+		return e.gatewayTimeout("upstream_per_try_timeout"), outcome{timeout: true, sent: true, reason: message.LocalReset}
+	case lateTryIdle:
+		s.RqPerTryIdleTimeout.Inc()
+		e.cancel()
+		return e.gatewayTimeout("upstream_per_try_idle_timeout"), outcome{timeout: true, sent: true, reason: message.LocalReset}
+	case lateStream:
+		e.cancel()
+		if f.conf.MaxStream != nil {
+			s.RqMaxDuration.Inc()
+			return filter.Deny(408, "upstream max stream duration reached", "upstream_max_stream_duration_reached", accesslog.UpstreamMaxStreamDurationReached), outcome{final: true, sent: true}
+		}
+		e.m.stats.RqMaxDuration.Inc()
+		return filter.Deny(408, "downstream duration timeout", "max_duration_timeout", 0), outcome{final: true, sent: true}
+	}
+	e.cancel()
+	e.m.stats.RqIdleTimeout.Inc()
+	return filter.Deny(408, "stream timeout", "stream_idle_timeout", accesslog.StreamIdleTimeout), outcome{final: true, sent: true}
+}
+
+func (e *exchange) gatewayTimeout(details string) *filter.Reply {
+	status := 504
+	if e.x.Request.Header.Get("x-envoy-upstream-rq-timeout-alt-response") != "" {
+		status = 204
+	}
+	body := "upstream request timeout"
+	if status == 204 {
+		body = ""
+	}
+	return filter.Deny(status, body, details, accesslog.UpstreamRequestTimeout)
+}
+
+// attemptFailed makes the reply for an attempt that brought no response.
+func (e *exchange) attemptFailed(err error, out outcome) (*filter.Reply, outcome) {
+	f := &e.fwd
+	s := f.cluster.Stats()
+	se, _ := errors.AsType[*message.StreamError](err)
+	reason := message.ReasonOf(err)
+	if errors.Is(err, os.ErrDeadlineExceeded) && out.connect {
+		return e.timedOut(lateStream)
+	}
+	out.reason = reason
+	if se != nil && !se.Sent && !out.connect {
+		out.sent = false
+	}
+	local := upstream.LocalReset
+	if out.connect {
+		local = upstream.LocalConnectFailure
+		if reason == message.ConnectionTimeout {
+			local = upstream.LocalTimeout
+		}
+	} else {
+		s.RqRxReset.Inc()
+	}
+	if reason != message.Overflow {
+		f.cluster.Report(f.host, upstream.Result{Local: local, Latency: time.Since(e.x.Start) - f.started})
+	}
+	text := "upstream connect error or disconnect/reset before headers. "
+	if f.attempt > 1 {
+		text += "retried and the latest "
+	}
+	text += "reset reason: " + reason.String()
+	details := "upstream_reset_before_response_started{" + strings.ReplaceAll(reason.String(), " ", "_")
+	if out.connect && se != nil && se.Detail != "" {
+		text += ", transport failure reason: " + se.Detail
+		details += "|" + strings.ReplaceAll(se.Detail, " ", "_")
+		e.entry.UpstreamFailure = se.Detail
+	}
+	status := 503
+	if reason == message.ProtocolError {
+		status = 502
+	}
+	reply := filter.Deny(status, text, details+"}", flagOf(reason))
+	if reason == message.Overflow {
+		reply.Header = append(reply.Header, message.Field{Name: "x-envoy-overloaded", Value: "true"})
+	}
+	return reply, out
+}
+
+// badBody deals with a request that broke off or was malformed.
+func (e *exchange) badBody() (*filter.Reply, outcome) {
+	f := &e.fwd
+	var cause error = errBody
+	if p := f.pumpErr.Load(); p != nil {
+		cause = *p
+	}
+	e.cancel()
+	if se, ok := errors.AsType[*message.StreamError](cause); ok && se.Reason == message.ProtocolError {
+		e.m.stats.CxProtocolError.Inc()
+		e.entry.Flags |= accesslog.DownstreamProtocolError
+		e.st.CloseAfter()
+		return filter.Deny(400, "Bad Request", se.Detail, accesslog.DownstreamProtocolError), outcome{final: true, sent: true}
+	}
+	if errors.Is(cause, os.ErrDeadlineExceeded) {
+		e.m.stats.RqTimeout.Inc()
+		return filter.Deny(408, "request timeout", "request_overall_timeout", 0), outcome{final: true, sent: true}
+	}
+	e.clientGone()
+	return nil, outcome{done: true}
+}
+
+// gotHead takes note of the head of a response.
+func (e *exchange) gotHead() {
+	x, f := &e.x, &e.fwd
+	e.http.UpstreamHead = time.Since(x.Start)
+	r := &e.resp
+	res := upstream.Result{Status: r.Status, Latency: e.http.UpstreamHead - f.started}
+	if e.grpc {
+		if s := r.Header.Get("grpc-status"); s != "" {
+			if n, err := strconv.Atoi(s); err == nil {
+				res.GRPCStatus, res.GRPC = n, true
+			}
+		}
+	}
+	f.cluster.Report(f.host, res)
+	f.cluster.CountResponse(r.Status)
+}
+
+// wantsRetry decides whether the request is sent again, and takes what that needs.
+func (e *exchange) wantsRetry(cluster *upstream.Cluster, out outcome) bool {
+	f, s := &e.fwd, cluster.Stats()
+	if f.on == 0 || out.final || !e.retriable(out) {
+		if f.attempt > 1 && out.got && e.resp.Status < 500 {
+			s.RqRetrySuccess.Inc()
+		}
+		return false
+	}
+	if e.x.Request.Upgrade != "" && out.sent {
+		return false
+	}
+	if f.left <= 0 {
+		s.RqRetryLimitExceeded.Inc()
+		e.entry.Flags |= accesslog.UpstreamRetryLimitExceeded
+		return false
+	}
+	if out.sent && (f.sentAt.Load() == 0 || f.tooLong) {
+		e.m.stats.RetrySkipped.Inc()
+		return false
+	}
+	if !f.breaker.Try(upstream.Retries) {
+		return false
+	}
+	f.retrying = true
+	f.left--
+	s.RqRetry.Inc()
+	if f.policy != nil && f.policy.AvoidHosts && f.host != nil {
+		f.choice.Avoid = append(f.choice.Avoid, f.host)
+	}
+	return true
+}
+
+// retriable reports whether the policy covers an outcome.
+func (e *exchange) retriable(out outcome) bool {
+	on := e.fwd.on
+	if !out.got {
+		switch {
+		case out.reason == message.Overflow:
+			return false
+		case on&(model.Retry5xx|model.RetryGatewayError|model.RetryReset) != 0:
+			return true
+		case out.connect && on&model.RetryConnectFailure != 0:
+			return true
+		case on&model.RetryRefusedStream != 0 && out.reason == message.RemoteRefused:
+			return true
+		case on&model.RetryResetBeforeRequest != 0 && !out.sent:
+			return true
+		}
+		return false
+	}
+	r := &e.resp
+	if r.Header.Has("x-envoy-overloaded") {
+		return false
+	}
+	if r.Header.Has("x-envoy-ratelimited") {
+		return on&model.RetryEnvoyRateLimited != 0
+	}
+	s := r.Status
+	switch {
+	case on&model.Retry5xx != 0 && s >= 500 && s < 600,
+		on&model.RetryGatewayError != 0 && s >= 502 && s <= 504,
+		on&model.Retry4xx != 0 && s == 409,
+		on&model.RetryStatusCodes != 0 && slices.Contains(e.fwd.status, s):
+		return true
+	}
+	if p := e.fwd.policy; on&model.RetryHeaders != 0 && p != nil {
+		for i := range p.Headers {
+			if route.ResponseHeaders(p.Headers[i:i+1], r) {
+				return true
+			}
+		}
+	}
+	const grpc = model.RetryGRPCCancelled | model.RetryGRPCDeadline | model.RetryGRPCInternal | model.RetryGRPCExhausted | model.RetryGRPCUnavailable
+	if on&grpc != 0 {
+		switch r.Header.Get("grpc-status") {
+		case "1":
+			return on&model.RetryGRPCCancelled != 0
+		case "4":
+			return on&model.RetryGRPCDeadline != 0
+		case "8":
+			return on&model.RetryGRPCExhausted != 0
+		case "13":
+			return on&model.RetryGRPCInternal != 0
+		case "14":
+			return on&model.RetryGRPCUnavailable != 0
+		}
+	}
+	return false
+}
+
+// backOff waits before the next attempt. It reports false if the exchange ended meanwhile.
+func (e *exchange) backOff(out outcome) bool {
+	wait := e.waitTime(out)
+	until := time.Now().Add(wait)
+	for {
+		left := time.Until(until)
+		if left <= 0 {
+			return true
+		}
+		if limit, why := e.limit(time.Now()); !limit.IsZero() && limit.Before(until) && time.Until(limit) <= 0 {
+			reply, _ := e.timedOut(why)
+			e.answer(reply)
+			return false
+		} else if !limit.IsZero() {
+			left = min(left, max(time.Until(limit), time.Millisecond))
+		}
+		time.Sleep(min(left, pollTime))
+		if e.st.Gone() {
+			e.clientGone()
+			return false
+		}
+	}
+}
+
+func (e *exchange) waitTime(out outcome) time.Duration {
+	f := &e.fwd
+	s := f.cluster.Stats()
+	if p := f.policy; p != nil && p.RateLimited != nil && out.got {
+		for _, rh := range p.RateLimited.Headers {
+			v := e.resp.Header.Get(rh.Name)
+			n, err := strconv.ParseInt(v, 10, 64)
+			if err != nil || n < 0 {
+				continue
+			}
+			d := time.Duration(min(n, 1<<32)) * time.Second
+			if rh.Unix {
+				d = time.Until(time.Unix(n, 0))
+			}
+			if d > 0 && d <= p.RateLimited.Max {
+				s.RqRetryRateLimited.Inc()
+				return d + time.Duration(e.m.env.Rand()%uint64(d/2+1))
+			}
+		}
+	}
+	s.RqRetryExponential.Inc()
+	base, limit := 25*time.Millisecond, 250*time.Millisecond
+	if p := f.policy; p != nil && p.BaseBackOff > 0 {
+		base, limit = p.BaseBackOff, max(p.MaxBackOff, p.BaseBackOff)
+	}
+	d := base * time.Duration(1<<min(f.attempt, 20)-1)
+	d = min(d, limit)
+	return time.Duration(e.m.env.Rand() % uint64(max(d, 1)))
+}
+
+// deliver sends the response of the host to the client.
+func (e *exchange) deliver(end bool) {
+	x, f, m := &e.x, &e.fwd, e.m
+	r := &e.resp
+	if r.Status == 101 || r.Status == 200 && x.Request.Upgrade != "" {
+		e.upgrade()
+		return
+	}
+	if !m.router.SuppressHeaders {
+		ms := (e.http.UpstreamHead - f.started).Milliseconds()
+		r.Header.Set("x-envoy-upstream-service-time", r.Arena.End(strconv.AppendInt(r.Arena.Begin(), ms, 10)))
+	}
+	if x.Match.VirtualHost.AttemptCountResponse {
+		r.Header.Set("x-envoy-attempt-count", r.Arena.String(strconv.Itoa(f.attempt)))
+	}
+	if f.cookie != "" {
+		r.Header.Add("set-cookie", f.cookie)
+	}
+	x.ResponseBody = message.NoBody
+	if !end {
+		x.ResponseBody = f.up
+	}
+	e.respond(false)
+	e.http.UpstreamEnd = time.Since(x.Start)
+	if !f.failed {
+		f.cluster.Stats().RqTime.Record(e.http.UpstreamEnd - f.started)
+	}
+}
+
+// cancel gives up the attempt in progress.
+func (e *exchange) cancel() {
+	e.fwd.cluster.Stats().RqTxReset.Inc()
+	e.release()
+}
+
+// release gives the stream of an attempt back.
+func (e *exchange) release() {
+	f := &e.fwd
+	e.stopPump()
+	if f.up != nil {
+		f.up.Close()
+		f.up = nil
+	}
+	if f.host != nil {
+		f.host.End()
+		f.host = nil
+	}
+}
+
+// finish gives back what the exchange still holds.
+func (f *forward) finish(e *exchange) {
+	if f.conf == nil {
+		return
+	}
+	e.release()
+	if f.retrying {
+		f.retrying = false
+		f.breaker.Done(upstream.Retries)
+	}
+}
+
+// sendRequest sends the head, and the body as far as it is there. The rest is sent by a goroutine.
+func (e *exchange) sendRequest() error {
+	x, f := &e.x, &e.fwd
+	r := x.Request
+	if x.Body == message.NoBody || f.attempt == 1 && e.noBody() {
+		f.complete = true
+		if err := f.up.Send(r, true); err != nil {
+			return err
+		}
+		e.requestSent()
+		return f.up.Flush()
+	}
+	if err := f.up.Send(r, false); err != nil {
+		return err
+	}
+	if f.complete {
+		if err := e.replay(); err != nil {
+			return err
+		}
+		e.requestSent()
+		return f.up.Flush()
+	}
+	if r.Upgrade != "" {
+		return f.up.Flush()
+	}
+	for x.Body.Ready() {
+		end, err := e.moveBody(f.up)
+		if err != nil {
+			return err
+		}
+		if end {
+			e.requestSent()
+			return f.up.Flush()
+		}
+	}
+	if err := f.up.Flush(); err != nil {
+		return err
+	}
+	e.startPump()
+	return nil
+}
+
+// noBody reports whether the request ended with its head.
+func (e *exchange) noBody() bool {
+	r := e.x.Request
+	return r.ContentLength == 0 && r.Upgrade == "" && e.x.Body == message.Source(e.st)
+}
+
+// replay sends the body that was kept.
+func (e *exchange) replay() error {
+	f := &e.fwd
+	if f.trailer != nil && f.trailer.Len() > 0 {
+		if len(f.body) > 0 {
+			if err := f.up.Write(f.body, false); err != nil {
+				return err
+			}
+		}
+		return f.up.WriteTrailer(f.trailer)
+	}
+	return f.up.Write(f.body, true)
+}
+
+// moveBody moves one piece of the request's body.
+func (e *exchange) moveBody(to message.Sink) (end bool, err error) {
+	x, f := &e.x, &e.fwd
+	p, err := x.Body.Read()
+	end = errors.Is(err, io.EOF)
+	if err != nil && !end {
+		f.pumpErr.Store(&err)
+		return false, errBody
+	}
+	f.progress.Store(int64(time.Since(x.Start)))
+	if f.keep && !f.tooLong {
+		if len(f.body)+len(p) > x.BufferLimit {
+			f.tooLong, f.body = true, f.body[:0]
+		} else {
+			f.body = append(f.body, p...)
+		}
+	}
+	if !end {
+		return false, to.Write(p, false)
+	}
+	f.complete = true
+	if t := x.Body.Trailer(); t != nil && t.Len() > 0 {
+		f.trailer, e.http.RequestTrailer = t, t
+		if len(p) > 0 {
+			if err := to.Write(p, false); err != nil {
+				return true, err
+			}
+		}
+		return true, to.WriteTrailer(t)
+	}
+	return true, to.Write(p, true)
+}
+
+// requestSent notes that the request is complete, from when its time counts.
+func (e *exchange) requestSent() {
+	d := time.Since(e.x.Start)
+	if e.http.Received < 0 {
+		e.http.Received = d
+	}
+	e.http.UpstreamSent = d
+	if e.fwd.sentAt.Load() == 0 {
+		if e.m.conf.RequestTimeout > 0 {
+			e.st.SetReadDeadline(time.Time{})
+		}
+		e.mirror()
+		e.fwd.sentAt.Store(int64(d) + 1)
+	}
+}
+
+// startPump moves the rest of the body by a goroutine of its own.
+func (e *exchange) startPump() {
+	f, up := &e.fwd, e.fwd.up
+	f.pumping, f.done = true, make(chan struct{})
+	go func() {
+		defer close(f.done)
+		for {
+			end, err := e.moveBody(up)
+			if err != nil {
+				if err == errBody {
+					up.SetReadDeadline(time.Unix(1, 0)) // wakes who waits for the response
+				}
+				return // else the host has closed, which its response or the lack of one tells
+			}
+			if end {
+				break
+			}
+			if !e.x.Body.Ready() {
+				if up.Flush() != nil {
+					return
+				}
+			}
+		}
+		if up.Flush() != nil {
+			return
+		}
+		e.requestSent()
+		up.SetReadDeadline(time.Unix(1, 0)) // the times count from now
+	}()
+}
+
+// stopPump ends the goroutine that moves the body.
+func (e *exchange) stopPump() {
+	f := &e.fwd
+	if !f.pumping {
+		return
+	}
+	f.pumping = false
+	select {
+	case <-f.done:
+		return
+	default:
+	}
+	e.st.SetReadDeadline(time.Unix(1, 0))
+	f.up.SetWriteDeadline(time.Unix(1, 0))
+	<-f.done
+	e.st.SetReadDeadline(time.Time{})
+}
+
+// upgrade carries the bytes of an upgraded stream both ways.
+func (e *exchange) upgrade() {
+	x, f, m := &e.x, &e.fwd, e.m
+	r := &e.resp
+	e.upgraded = true
+	f.timeout, f.perTry, f.tryIdle = 0, 0, 0
+	if x.Match.Route != nil {
+		x.Match.EditResponse(r, &e.entry)
+	}
+	e.finishHead(false)
+	e.responded = true
+	e.http.Response, e.http.Status = r, r.Status
+	m.stats.CxUpgrades.Inc()
+	m.stats.CxUpgraded.Inc()
+	defer m.stats.CxUpgraded.Dec()
+	if err := e.st.Respond(r, false); err != nil {
+		e.downstreamFailed(err)
+		return
+	}
+	if err := e.st.Flush(); err != nil {
+		e.downstreamFailed(err)
+		return
+	}
+	e.startPump()
+	x.ResponseBody = f.up
+	e.copyBody(f.up)
+}
+
+// mirror sends copies of the request elsewhere.
+func (e *exchange) mirror() {
+	f, x := &e.fwd, &e.x
+	if len(f.mirrors) == 0 || !f.complete || f.tooLong {
+		return
+	}
+	for i := range f.mirrors {
+		c := &f.mirrors[i]
+		if c.Fraction != nil && !c.Fraction.Hit(x.Random) {
+			continue
+		}
+		name := c.Cluster
+		if c.ClusterHeader != "" {
+			name = x.Request.Header.Get(c.ClusterHeader)
+		}
+		r := &message.Request{Version: x.Request.Version, Method: strings.Clone(x.Request.Method), Scheme: strings.Clone(x.Request.Scheme), Path: strings.Clone(x.Request.Path), ContentLength: int64(len(f.body))}
+		r.Authority = strings.Clone(x.Request.Authority)
+		if !c.NoShadowHost {
+			host, port := splitPort(r.Authority)
+			r.Authority = host + "-shadow" + port
+		}
+		r.Header.CopyFrom(&x.Request.Header)
+		r.Header.CloneStrings()
+		body := slices.Clone(f.body)
+		timeout := f.conf.Timeout
+		if timeout <= 0 {
+			timeout = model.DefaultRouteTimeout
+		}
+		client := e.m.f.client
+		e.m.env.Go(func(ctx context.Context) {
+			ctx, cancel := context.WithTimeout(ctx, timeout)
+			defer cancel()
+			_, _ = client.Do(ctx, name, r, body, math.MaxInt) // nobody is interested in the answer
+		})
+	}
+}

@@ -1,0 +1,270 @@
+package hcm
+
+import (
+	"bytes"
+	"cmp"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/sarnmesh/sarn/connect/proxy/accesslog"
+	"github.com/sarnmesh/sarn/connect/proxy/filter"
+	"github.com/sarnmesh/sarn/connect/proxy/http1"
+	"github.com/sarnmesh/sarn/connect/proxy/http2"
+	"github.com/sarnmesh/sarn/connect/proxy/message"
+	"github.com/sarnmesh/sarn/connect/proxy/model"
+	"github.com/sarnmesh/sarn/connect/proxy/stream"
+)
+
+// A Link is a connection whose requests are to be served.
+type Link struct {
+	Conn  net.Conn        // what requests are read from
+	Info  *filter.Conn    // who the client is
+	Entry accesslog.Entry // what logs tell of the connection
+	ALPN  string          // the protocol that TLS settled on; empty if none
+
+	BufferLimit int // bytes of a body that may be kept
+
+	// Current returns the manager for the next request. What concerns the connection itself is taken from the first.
+	Current func() *Manager
+}
+
+// A Session serves the requests of one connection.
+type Session struct {
+	conn        net.Conn
+	info        *filter.Conn
+	entry       accesslog.Entry
+	alpn        string
+	element     string // of x-forwarded-client-cert
+	bufferLimit int
+	current     func() *Manager
+	leaving     atomic.Bool
+
+	mu sync.Mutex
+	h2 *http2.ServerConn // nil unless the connection speaks HTTP/2
+}
+
+// NewSession returns a session for the connection. Serve does the work.
+func NewSession(l *Link) *Session {
+	return &Session{
+		conn: l.Conn, info: l.Info, entry: l.Entry, alpn: l.ALPN, bufferLimit: cmp.Or(l.BufferLimit, model.DefaultBufferLimit), current: l.Current,
+	}
+}
+
+// Drain makes the connection end soon: clients are told to use another, and the requests they have begun are served.
+func (s *Session) Drain() {
+	if s.leaving.Swap(true) {
+		return
+	}
+	s.mu.Lock()
+	h2 := s.h2
+	s.mu.Unlock()
+	if h2 != nil {
+		h2.Shutdown(s.current().conf.DrainTimeout)
+	}
+}
+
+func (s *Session) draining() bool { return s.leaving.Load() }
+
+// Serve serves requests until the connection ends, and tells why it ended.
+func (s *Session) Serve() string {
+	m := s.current()
+	st := m.stats
+	start := time.Now()
+	st.CxTotal.Inc()
+	st.CxActive.Inc()
+	if s.info.TLS != nil {
+		st.CxSSL.Inc()
+		st.CxSSLActive.Inc()
+	}
+	defer func() {
+		st.CxActive.Dec()
+		st.CxDestroy.Inc()
+		st.CxLength.Record(time.Since(start))
+		if s.info.TLS != nil {
+			st.CxSSLActive.Dec()
+		}
+	}()
+	conn, two, err := s.choose(m)
+	if err != nil {
+		return "http_inspect_error"
+	}
+	if d := m.conf.MaxDuration; d > 0 {
+		stop := time.AfterFunc(d, func() {
+			st.CxMaxDuration.Inc()
+			s.Drain()
+		})
+		defer stop.Stop()
+	}
+	if two {
+		st.CxHTTP2.Inc()
+		st.CxHTTP2Active.Inc()
+		defer st.CxHTTP2Active.Dec()
+		return s.serveHTTP2(m, conn)
+	}
+	st.CxHTTP1.Inc()
+	st.CxHTTP1Active.Inc()
+	defer st.CxHTTP1Active.Dec()
+	return s.serveHTTP1(m, conn)
+}
+
+const preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+
+// choose finds out which protocol the client speaks.
+func (s *Session) choose(m *Manager) (net.Conn, bool, error) {
+	switch m.conf.Codec {
+	case model.CodecHTTP1:
+		return s.conn, false, nil
+	case model.CodecHTTP2:
+		return s.conn, true, nil
+	}
+	switch s.alpn {
+	case "h2":
+		return s.conn, true, nil
+	case "http/1.1", "http/1.0":
+		return s.conn, false, nil
+	}
+	if t := m.conf.HeadersTimeout; t > 0 {
+		s.conn.SetReadDeadline(time.Now().Add(t))
+		defer s.conn.SetReadDeadline(time.Time{})
+	} else if t := m.conf.IdleTimeout; t > 0 {
+		s.conn.SetReadDeadline(time.Now().Add(t))
+		defer s.conn.SetReadDeadline(time.Time{})
+	}
+	// No more is read than tells the two apart.
+	seen := make([]byte, 0, len(preface))
+	for len(seen) < len(preface) {
+		n, err := s.conn.Read(seen[len(seen):cap(seen)])
+		seen = seen[:len(seen)+n]
+		if !bytes.HasPrefix([]byte(preface), seen) {
+			return stream.Ahead(s.conn, seen), false, nil
+		}
+		if err != nil {
+			if len(seen) > 0 && errors.Is(err, io.EOF) {
+				break
+			}
+			return nil, false, err
+		}
+	}
+	return stream.Ahead(s.conn, seen), len(seen) == len(preface), nil
+}
+
+func (s *Session) serveHTTP1(m *Manager, conn net.Conn) string {
+	c := m.conf
+	sc := http1.NewServerConn(conn, http1.ServerConfig{
+		MaxHeadBytes: c.MaxHeaderBytes, MaxFields: c.MaxHeaders, IdleTimeout: c.IdleTimeout, HeaderTimeout: c.HeadersTimeout,
+		DelayedClose: c.DelayedClose, MaxRequests: int(c.MaxRequests), Secure: s.info.TLS != nil,
+		AllowChunkedLength: c.HTTP1.AllowChunkedLength, RefuseAbsoluteURL: c.HTTP1.DenyAbsoluteURL,
+		AcceptHTTP10: c.HTTP1.AcceptHTTP10, DefaultHost: c.HTTP1.DefaultHost, Trailers: c.HTTP1.EnableTrailers,
+		Underscores: http1.Underscores(c.Underscores), Case: headerCase(c.HTTP1),
+	})
+	defer sc.Close()
+	for {
+		st, err := sc.Next()
+		if err != nil {
+			return s.ended(m, sc, err)
+		}
+		s.current().serve(s, st)
+	}
+}
+
+func headerCase(o model.HTTP1Options) http1.Case {
+	switch {
+	case o.ProperCase:
+		return http1.ProperCase
+	case o.PreserveCase:
+		return http1.PreserveCase
+	}
+	return http1.LowerCase
+}
+
+// ended deals with the end of an HTTP/1 connection.
+func (s *Session) ended(m *Manager, sc *http1.ServerConn, err error) string {
+	if bad, ok := errors.AsType[*http1.BadRequest](err); ok {
+		m.refuse(s, sc, bad)
+		return "http1_protocol_error"
+	}
+	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		m.stats.CxIdleTimeout.Inc()
+		return "idle_timeout"
+	case errors.Is(err, io.EOF):
+		return ""
+	}
+	return "downstream_connection_termination"
+}
+
+// refuse answers a request that could not be understood, which is the last thing that happens on its connection.
+func (m *Manager) refuse(s *Session, sc *http1.ServerConn, bad *http1.BadRequest) {
+	m.stats.RqTotal.Inc()
+	m.stats.RqHTTP1.Inc()
+	switch bad.Status {
+	case 431:
+		m.stats.RqTooLarge.Inc()
+		m.stats.CxProtocolError.Inc()
+	case 408:
+		m.stats.RqHeaderTimeout.Inc()
+	default:
+		m.stats.CxProtocolError.Inc()
+	}
+	e := exchanges.Get().(*exchange)
+	e.m, e.s = m, s
+	e.entry = s.entry
+	e.entry.HTTP = &e.http
+	e.entry.Start = time.Now()
+	var r message.Request
+	r.Reset()
+	r.Version = message.HTTP11
+	e.http = accesslog.HTTP{Request: &r, Details: bad.Detail, Status: bad.Status, Received: -1, UpstreamStart: -1, UpstreamSent: -1, UpstreamHead: -1, UpstreamEnd: -1, Head: -1}
+	if bad.Status != 408 {
+		e.entry.Flags |= accesslog.DownstreamProtocolError
+	}
+	e.x.Request, e.x.Conn, e.x.Entry, e.x.Response = &r, s.info, &e.entry, &e.resp
+	e.resp.Reset()
+	e.resp.Status, e.resp.Version = bad.Status, message.HTTP11
+	body, contentType := bad.Body, "text/plain"
+	if m.reply != nil {
+		body, contentType = m.reply.apply(e, body, contentType)
+	}
+	if body != "" {
+		e.resp.Header.Add("content-type", contentType)
+	}
+	e.finishHead(true)
+	e.http.Response, e.http.LocalBody = &e.resp, body
+	sc.Refuse(&e.resp, []byte(body))
+	m.stats.completed(e.resp.Status)
+	e.entry.BytesSent = uint64(len(body))
+	for _, l := range m.logs {
+		l.Write(&e.entry)
+	}
+	e.recycle()
+}
+
+func (s *Session) serveHTTP2(m *Manager, conn net.Conn) string {
+	c := m.conf
+	sc := http2.NewServerConn(conn, http2ServerConfig(c))
+	s.mu.Lock()
+	s.h2 = sc
+	s.mu.Unlock()
+	if s.leaving.Load() {
+		sc.Shutdown(c.DrainTimeout)
+	}
+	defer sc.Close()
+	err := sc.Serve(func(st message.ServerStream) { s.current().serve(s, st) })
+	switch {
+	case err == nil, errors.Is(err, io.EOF):
+		return ""
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		m.stats.CxIdleTimeout.Inc()
+		return "idle_timeout"
+	}
+	if message.ReasonOf(err) == message.ProtocolError {
+		m.stats.CxProtocolError.Inc()
+		return "http2_protocol_error"
+	}
+	return "downstream_connection_termination"
+}
