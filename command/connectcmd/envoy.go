@@ -17,19 +17,9 @@ import (
 
 	"github.com/hashicorp/consul/api"
 
+	"github.com/sarnmesh/sarn/command/gateway"
 	"github.com/sarnmesh/sarn/command/verb"
 )
-
-// gatewayKinds are the kinds of gateways by the name of the -gateway flag.
-var gatewayKinds = map[string]api.ServiceKind{
-	"api":         api.ServiceKindAPIGateway,
-	"ingress":     api.ServiceKindIngressGateway,
-	"mesh":        api.ServiceKindMeshGateway,
-	"terminating": api.ServiceKindTerminatingGateway,
-}
-
-// defaultGatewayPort is where a gateway listens when -address does not say.
-const defaultGatewayPort = 8443
 
 // envoyFlags are the flags of connect envoy.
 type envoyFlags struct {
@@ -106,11 +96,11 @@ func (e *envoyFlags) check() (api.ServiceKind, error) {
 	if e.meshGateway {
 		e.gateway = "mesh"
 	}
-	kind := gatewayKinds[e.gateway]
+	kind := gateway.Kinds[e.gateway]
 	p := e.prometheus
 	switch {
 	case e.gateway != "" && kind == "":
-		return "", verb.Errorf("Gateway must be one of: api, terminating, mesh, or ingress")
+		return "", gateway.ErrKind
 	case e.nodeName != "" && e.proxyID == "":
 		return "", verb.Errorf("'-node-name' requires '-proxy-id'")
 	case e.register && e.nodeName != "":
@@ -187,26 +177,25 @@ func (e *envoyFlags) findProxy(client *api.Client, kind api.ServiceKind) (string
 	if err != nil {
 		return "", verb.Errorf("Failed looking up proxy: %w", err)
 	}
+	if e.sidecarFor == "" {
+		return gateway.Find(all, kind)
+	}
 	var ids []string
 	for id, s := range all {
-		if e.sidecarFor == "" && s.Kind == kind ||
-			e.sidecarFor != "" && s.Kind == api.ServiceKindConnectProxy && s.Proxy != nil && strings.EqualFold(s.Proxy.DestinationServiceID, e.sidecarFor) {
+		if s.Kind == api.ServiceKindConnectProxy && s.Proxy != nil && strings.EqualFold(s.Proxy.DestinationServiceID, e.sidecarFor) {
 			ids = append(ids, id)
 		}
 	}
 	slices.Sort(ids)
-	switch {
-	case len(ids) == 1:
+	switch len(ids) {
+	case 1:
 		return ids[0], nil
-	case e.sidecarFor != "" && len(ids) == 0:
+	case 0:
 		return "", verb.Errorf("No sidecar proxy registered for %s", e.sidecarFor)
-	case e.sidecarFor != "":
+	default:
 		return "", verb.Errorf("More than one sidecar proxy registered for %s.\n    Start proxy with -proxy-id and one of the following IDs: %s",
 			e.sidecarFor, strings.Join(ids, ", "))
-	case len(ids) == 0:
-		return "", verb.Errorf("No %s services registered with this agent", kind)
 	}
-	return "", verb.Errorf("Cannot lookup the %s's proxy ID because multiple are registered with the agent", kind)
 }
 
 // fetch reads the proxy's registration.
@@ -233,7 +222,7 @@ func (e *envoyFlags) fetch(c *verb.Call, client *api.Client, id string) (*proxyS
 		p = &proxyService{s.ID, s.Service, s.Datacenter, s.Kind, s.Port, s.Address, s.TaggedAddresses, s.Proxy}
 	}
 	isGateway := false
-	for _, k := range gatewayKinds {
+	for _, k := range gateway.Kinds {
 		isGateway = isGateway || p.kind == k
 	}
 	if p.proxy == nil || p.kind != api.ServiceKindConnectProxy && !isGateway {
@@ -244,77 +233,22 @@ func (e *envoyFlags) fetch(c *verb.Call, client *api.Client, id string) (*proxyS
 
 // registerGateway registers the gateway with the agent.
 func (e *envoyFlags) registerGateway(c *verb.Call, client *api.Client, kind api.ServiceKind) error {
-	name := cmp.Or(e.service, string(kind))
-	lan, err := hostPort(cmp.Or(e.address, fmt.Sprintf("127.0.0.1:%d", defaultGatewayPort)), defaultGatewayPort)
-	if err != nil {
-		return verb.Errorf("Failed to parse the -address parameter: %w", err)
+	r := gateway.Registration{
+		Kind: kind, ID: e.proxyID, Name: e.service, Address: e.address, WANAddress: e.wanAddress, BindAddresses: e.bindAddresses,
+		ExposeServers: e.exposeServers, DeregisterAfter: e.deregisterAfter,
 	}
-	reg := &api.AgentServiceRegistration{
-		Kind: kind, Name: name, ID: cmp.Or(e.proxyID, name), Address: lan.Address, Port: lan.Port,
-		TaggedAddresses: map[string]api.ServiceAddress{"lan": lan},
-		Proxy:           &api.AgentServiceConnectProxyConfig{},
+	reg, err := r.Request()
+	if err != nil {
+		return err
 	}
 	e.proxyID = reg.ID
-	var wan api.ServiceAddress
-	if e.wanAddress != "" {
-		if wan, err = hostPort(e.wanAddress, defaultGatewayPort); err != nil {
-			return verb.Errorf("Failed to parse the -wan-address parameter: %w", err)
-		}
-		reg.TaggedAddresses["wan"] = wan
-	}
-	if len(e.bindAddresses) > 0 {
-		binds := map[string]api.ServiceAddress{}
-		for name, addr := range e.bindAddresses {
-			if binds[name], err = hostPort(addr, 0); err != nil {
-				return verb.Errorf("Failed to parse the -bind-address parameter: %w", err)
-			}
-		}
-		reg.Proxy.Config = map[string]any{"envoy_gateway_no_default_bind": true, "envoy_gateway_bind_addresses": binds}
-	} else if local(lan.Address) && wan.Address != "" && local(wan.Address) {
-		reg.Proxy.Config = map[string]any{"envoy_gateway_no_default_bind": true, "envoy_gateway_bind_tagged_addresses": true}
-	}
-	if e.exposeServers {
-		reg.Meta = map[string]string{"consul-wan-federation": "1"}
-	}
-	if kind != api.ServiceKindAPIGateway {
-		reg.Check = &api.AgentServiceCheck{
-			Name: fmt.Sprintf("%s listening", kind), TCP: net.JoinHostPort(lan.Address, strconv.Itoa(lan.Port)),
-			Interval: "10s", DeregisterCriticalServiceAfter: e.deregisterAfter.String(),
-		}
-	}
 	if err := client.Agent().ServiceRegister(reg); err != nil {
-		return verb.Errorf("Error registering service %q: %w", name, err)
+		return verb.Errorf("Error registering service %q: %w", reg.Name, err)
 	}
 	if !e.bootstrap {
-		c.Printf("Registered service: %s\n", name)
+		c.Printf("Registered service: %s\n", reg.Name)
 	}
 	return nil
-}
-
-// hostPort splits an address whose port may be left out.
-func hostPort(s string, port int) (api.ServiceAddress, error) {
-	host, text, err := net.SplitHostPort(s)
-	if err != nil {
-		if strings.Contains(err.Error(), "missing port") && port != 0 {
-			return api.ServiceAddress{Address: strings.Trim(s, "[]"), Port: port}, nil
-		}
-		return api.ServiceAddress{}, err
-	}
-	n, err := strconv.ParseUint(text, 10, 16)
-	if err != nil {
-		return api.ServiceAddress{}, fmt.Errorf("port %q: %w", text, err)
-	}
-	return api.ServiceAddress{Address: host, Port: int(n)}, nil
-}
-
-// local reports whether the machine can listen on an address.
-func local(host string) bool {
-	l, err := new(net.ListenConfig).Listen(context.Background(), "tcp", net.JoinHostPort(host, "0"))
-	if err != nil {
-		return false
-	}
-	l.Close()
-	return true
 }
 
 // grpcTarget is where Envoy finds its control plane.
