@@ -1,0 +1,143 @@
+package http2_test
+
+import (
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+
+	xhttp2 "golang.org/x/net/http2"
+
+	"github.com/sarnmesh/sarn/connect/proxy/http2"
+	"github.com/sarnmesh/sarn/connect/proxy/message"
+)
+
+var small = []byte(strings.Repeat("x", 64))
+
+// answer sends 64 bytes.
+func answer(s message.ServerStream) {
+	var resp message.Response
+	resp.ContentLength = 64
+	resp.Status = 200
+	respond(s, &resp)
+}
+
+func respond(s message.ServerStream, resp *message.Response) {
+	resp.Header.Add("content-type", "text/plain")
+	resp.Header.Add("content-length", "64")
+	resp.Header.Add("server", "test")
+	if s.Respond(resp, false) == nil {
+		s.Write(small, true)
+	}
+}
+
+const (
+	benchConns   = 8
+	benchStreams = 16
+)
+
+// each runs b.N calls of f spread over goroutines, each of which makes its own f.
+func each(b *testing.B, conns, streams int, worker func(conn int) func()) {
+	b.ReportAllocs()
+	var wg sync.WaitGroup
+	next := make(chan int, conns*streams)
+	for i := range conns * streams {
+		n := b.N / (conns * streams)
+		if i < b.N%(conns*streams) {
+			n++
+		}
+		next <- n
+	}
+	fs := make([]func(), conns*streams)
+	for i := range fs {
+		fs[i] = worker(i / streams)
+		fs[i]()
+	}
+	b.ResetTimer()
+	for _, f := range fs {
+		n := <-next
+		wg.Go(func() {
+			for range n {
+				f()
+			}
+		})
+	}
+	wg.Wait()
+	b.StopTimer()
+}
+
+func BenchmarkRequests(b *testing.B) {
+	heads := sync.Pool{New: func() any { return new(message.Response) }}
+	handler := func(s message.ServerStream) {
+		r := heads.Get().(*message.Response)
+		r.Reset()
+		r.Status = 200
+		respond(s, r)
+		heads.Put(r)
+	}
+	var conns [benchConns]*http2.ClientConn
+	for i := range conns {
+		conns[i], _ = pair(b, handler, http2.ServerConfig{}, http2.ClientConfig{})
+	}
+	each(b, benchConns, benchStreams, func(i int) func() {
+		req := request("GET", "/some/path", "user-agent", "bench", "accept", "*/*")
+		var resp message.Response
+		return func() {
+			s, err := conns[i].Open()
+			if err != nil {
+				b.Error(err)
+				return
+			}
+			defer s.Close()
+			resp.Reset()
+			if err := s.Send(req, true); err != nil {
+				b.Error(err)
+			}
+			if _, err := s.Receive(&resp); err != nil {
+				b.Error(err)
+				return
+			}
+			for {
+				if _, err := s.Read(); err != nil {
+					if err != io.EOF {
+						b.Error(err)
+					}
+					break
+				}
+			}
+		}
+	})
+}
+
+func BenchmarkRequestsOfNetHTTP2(b *testing.B) {
+	var conns [benchConns]*xhttp2.ClientConn
+	for i := range conns {
+		x, y := sockets(b)
+		go new(xhttp2.Server).ServeConn(y, &xhttp2.ServeConnOpts{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Type", "text/plain")
+			w.Header().Set("Content-Length", "64")
+			w.Header().Set("Server", "test")
+			w.Write(small)
+		})})
+		var err error
+		if conns[i], err = (&xhttp2.Transport{AllowHTTP: true, DialTLS: nil}).NewClientConn(net.Conn(x)); err != nil {
+			b.Fatal(err)
+		}
+	}
+	each(b, benchConns, benchStreams, func(i int) func() {
+		return func() {
+			req, _ := http.NewRequest("GET", "http://example.com/some/path", nil)
+			req.Header.Set("User-Agent", "bench")
+			req.Header.Set("Accept", "*/*")
+			resp, err := conns[i].RoundTrip(req)
+			if err != nil {
+				b.Error(err)
+				return
+			}
+			io.Copy(io.Discard, resp.Body)
+			resp.Body.Close()
+		}
+	})
+}
