@@ -3,7 +3,6 @@
 package decode
 
 import (
-	"cmp"
 	"encoding/json"
 	"fmt"
 	"math"
@@ -13,19 +12,17 @@ import (
 	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
-	rbacv3 "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
 	fileaccessv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/file/v3"
 	streamaccessv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/stream/v3"
 	connlimitv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/connection_limit/v3"
+	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	netrbacv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/rbac/v3"
 	tcpproxyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
 
 	// Read from static files, where every type must be known.
-	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
 	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/http_inspector/v3"
 	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/original_dst/v3"
 	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/tls_inspector/v3"
-	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/sni_cluster/v3"
 	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/raw_buffer/v3"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -227,6 +224,12 @@ func (r *run) networkFilter(path string, f *listenerv3.Filter) (model.NetworkFil
 		}
 		// The chain has a terminal filter, only a broken one.
 		return nil, &model.TCPProxy{Cluster: "invalid"}
+	case "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager":
+		var m hcmv3.HttpConnectionManager
+		if r.extension(path, a, &m) {
+			return nil, r.httpManager(path, &m)
+		}
+		return nil, &model.TCPProxy{Cluster: "invalid"}
 	case "envoy.extensions.filters.network.rbac.v3.RBAC":
 		var m netrbacv3.RBAC
 		if r.extension(path, a, &m) {
@@ -287,119 +290,12 @@ func (r *run) networkRBAC(path, name string, m *netrbacv3.RBAC) *model.NetworkRB
 	}
 	f := &model.NetworkRBAC{Name: name, StatPrefix: m.GetStatPrefix(), ShadowStatPrefix: m.GetShadowRulesStatPrefix()}
 	if m.GetRules() != nil {
-		f.Rules = r.rbac(join(path, "rules"), m.GetRules())
+		f.Rules = r.rbac(join(path, "rules"), m.GetRules(), false)
 	}
 	if m.GetShadowRules() != nil {
-		f.Shadow = r.rbac(join(path, "shadow_rules"), m.GetShadowRules())
+		f.Shadow = r.rbac(join(path, "shadow_rules"), m.GetShadowRules(), false)
 	}
 	return f
-}
-
-func (r *run) rbac(path string, m *rbacv3.RBAC) *model.RBAC {
-	r.only(path, m, "action policies", "")
-	rules := &model.RBAC{}
-	switch m.GetAction() {
-	case rbacv3.RBAC_ALLOW:
-	case rbacv3.RBAC_DENY:
-		rules.Action = model.Deny
-	case rbacv3.RBAC_LOG:
-		rules.Action = model.LogAll
-	}
-	for name, p := range m.GetPolicies() {
-		pp := path + ".policies[" + name + "]"
-		r.only(pp, p, "permissions principals", "")
-		policy := model.Policy{Name: name}
-		for i, x := range p.GetPermissions() {
-			policy.Permissions = append(policy.Permissions, r.permission(index(join(pp, "permissions"), i), x))
-		}
-		for i, x := range p.GetPrincipals() {
-			policy.Principals = append(policy.Principals, r.principal(index(join(pp, "principals"), i), x))
-		}
-		rules.Policies = append(rules.Policies, policy)
-	}
-	slices.SortFunc(rules.Policies, func(a, b model.Policy) int { return cmp.Compare(a.Name, b.Name) })
-	return rules
-}
-
-func (r *run) permission(path string, m *rbacv3.Permission) model.Rule {
-	set := func(kind model.RuleKind, list []*rbacv3.Permission) model.Rule {
-		rule := model.Rule{Kind: kind}
-		for i, x := range list {
-			rule.Rules = append(rule.Rules, r.permission(index(path, i), x))
-		}
-		return rule
-	}
-	switch p := m.GetRule().(type) {
-	case *rbacv3.Permission_Any:
-		return model.Rule{Kind: model.RuleAny}
-	case *rbacv3.Permission_AndRules:
-		return set(model.RuleAnd, p.AndRules.GetRules())
-	case *rbacv3.Permission_OrRules:
-		return set(model.RuleOr, p.OrRules.GetRules())
-	case *rbacv3.Permission_NotRule:
-		return model.Rule{Kind: model.RuleNot, Rules: []model.Rule{r.permission(join(path, "not_rule"), p.NotRule)}}
-	case *rbacv3.Permission_DestinationIp:
-		return model.Rule{Kind: model.RuleDestinationIP, Prefix: r.prefix(join(path, "destination_ip"), p.DestinationIp)}
-	case *rbacv3.Permission_DestinationPort:
-		if p.DestinationPort > math.MaxUint16 {
-			r.errorf(join(path, "destination_port"), "%d is no port", p.DestinationPort)
-		}
-		return model.Rule{Kind: model.RuleDestinationPort, Port: uint16(p.DestinationPort), End: p.DestinationPort + 1}
-	case *rbacv3.Permission_DestinationPortRange:
-		s, e := p.DestinationPortRange.GetStart(), p.DestinationPortRange.GetEnd()
-		if s < 0 || e > math.MaxUint16+1 || s >= e {
-			r.errorf(join(path, "destination_port_range"), "[%d, %d) is no range of ports", s, e)
-			return model.Rule{}
-		}
-		return model.Rule{Kind: model.RuleDestinationPort, Port: uint16(s), End: uint32(e)}
-	case *rbacv3.Permission_RequestedServerName:
-		return model.Rule{Kind: model.RuleServerName, Match: r.stringMatch(join(path, "requested_server_name"), p.RequestedServerName)}
-	case *rbacv3.Permission_Metadata:
-		if p.Metadata.GetInvert() {
-			break // would hold for every connection
-		}
-		return model.Rule{Kind: model.RuleMetadata}
-	}
-	r.errorf(path, "permission %T is not supported for connections", m.GetRule())
-	return model.Rule{}
-}
-
-func (r *run) principal(path string, m *rbacv3.Principal) model.Rule {
-	set := func(kind model.RuleKind, list []*rbacv3.Principal) model.Rule {
-		rule := model.Rule{Kind: kind}
-		for i, x := range list {
-			rule.Rules = append(rule.Rules, r.principal(index(path, i), x))
-		}
-		return rule
-	}
-	switch p := m.GetIdentifier().(type) {
-	case *rbacv3.Principal_Any:
-		return model.Rule{Kind: model.RuleAny}
-	case *rbacv3.Principal_AndIds:
-		return set(model.RuleAnd, p.AndIds.GetIds())
-	case *rbacv3.Principal_OrIds:
-		return set(model.RuleOr, p.OrIds.GetIds())
-	case *rbacv3.Principal_NotId:
-		return model.Rule{Kind: model.RuleNot, Rules: []model.Rule{r.principal(join(path, "not_id"), p.NotId)}}
-	case *rbacv3.Principal_Authenticated_:
-		if p.Authenticated.GetPrincipalName() == nil {
-			return model.Rule{Kind: model.RuleAuthenticated}
-		}
-		return model.Rule{Kind: model.RulePrincipal, Match: r.stringMatch(join(path, "authenticated.principal_name"), p.Authenticated.GetPrincipalName())}
-	case *rbacv3.Principal_SourceIp:
-		return model.Rule{Kind: model.RuleRemoteIP, Prefix: r.prefix(join(path, "source_ip"), p.SourceIp)}
-	case *rbacv3.Principal_DirectRemoteIp:
-		return model.Rule{Kind: model.RuleDirectRemoteIP, Prefix: r.prefix(join(path, "direct_remote_ip"), p.DirectRemoteIp)}
-	case *rbacv3.Principal_RemoteIp:
-		return model.Rule{Kind: model.RuleRemoteIP, Prefix: r.prefix(join(path, "remote_ip"), p.RemoteIp)}
-	case *rbacv3.Principal_Metadata:
-		if p.Metadata.GetInvert() {
-			break
-		}
-		return model.Rule{Kind: model.RuleMetadata}
-	}
-	r.errorf(path, "principal %T is not supported for connections", m.GetIdentifier())
-	return model.Rule{}
 }
 
 func (r *run) accessLogs(path string, list []*accesslogv3.AccessLog) []model.AccessLog {
@@ -510,7 +406,41 @@ func (r *run) logFilter(path string, m *accesslogv3.AccessLogFilter) *model.LogF
 		}
 		return out
 	case *accesslogv3.AccessLogFilter_NotHealthCheckFilter:
-		return nil // connections are never health checks
+		return &model.LogFilter{NotHealthCheck: true}
+	case *accesslogv3.AccessLogFilter_StatusCodeFilter:
+		return &model.LogFilter{Status: comparison(f.StatusCodeFilter.GetComparison())}
+	case *accesslogv3.AccessLogFilter_TraceableFilter:
+		return &model.LogFilter{Traceable: true}
+	case *accesslogv3.AccessLogFilter_HeaderFilter:
+		h := r.headerMatch(join(path, "header_filter.header"), f.HeaderFilter.GetHeader())
+		return &model.LogFilter{Header: &h}
+	case *accesslogv3.AccessLogFilter_GrpcStatusFilter:
+		g := &model.GRPCStatuses{Exclude: f.GrpcStatusFilter.GetExclude()}
+		for _, s := range f.GrpcStatusFilter.GetStatuses() {
+			g.Statuses = append(g.Statuses, uint32(s))
+		}
+		return &model.LogFilter{GRPC: g}
+	case *accesslogv3.AccessLogFilter_MetadataFilter:
+		p := join(path, "metadata_filter")
+		r.only(p, f.MetadataFilter, "matcher match_if_key_not_found", "")
+		md := &model.MetadataLogFilter{IfMissing: boolean(f.MetadataFilter.GetMatchIfKeyNotFound(), true)}
+		if f.MetadataFilter.GetMatcher() != nil {
+			md.Match = r.metadataMatch(join(p, "matcher"), f.MetadataFilter.GetMatcher())
+		}
+		return &model.LogFilter{Metadata: md}
+	case *accesslogv3.AccessLogFilter_RuntimeFilter:
+		p := join(path, "runtime_filter")
+		r.only(p, f.RuntimeFilter, "percent_sampled use_independent_randomness", "runtime_key")
+		return &model.LogFilter{Fraction: &model.LogFraction{
+			Fraction:    r.fraction(join(p, "percent_sampled"), f.RuntimeFilter.GetPercentSampled()),
+			Independent: f.RuntimeFilter.GetUseIndependentRandomness(),
+		}}
+	case *accesslogv3.AccessLogFilter_LogTypeFilter:
+		t := &model.LogTypes{Exclude: f.LogTypeFilter.GetExclude()}
+		for _, x := range f.LogTypeFilter.GetTypes() {
+			t.Types = append(t.Types, x.String())
+		}
+		return &model.LogFilter{Types: t}
 	}
 	r.errorf(path, "access log filter %T is not supported", m.GetFilterSpecifier())
 	return nil

@@ -28,6 +28,40 @@ type LogFilter struct {
 	Flags    *[]string // any of these response flags; an empty list means any flag at all
 	Duration *Comparison
 	And, Or  []*LogFilter
+
+	Status         *Comparison // of the response; 0 if there was none
+	Header         *HeaderMatch
+	GRPC           *GRPCStatuses
+	NotHealthCheck bool // anything but requests of health checks
+	Traceable      bool // requests that are traced
+	Metadata       *MetadataLogFilter
+	Fraction       *LogFraction
+	Types          *LogTypes
+}
+
+// GRPCStatuses selects requests by their gRPC status.
+type GRPCStatuses struct {
+	Statuses []uint32
+	Exclude  bool // all but those
+}
+
+// MetadataLogFilter selects requests by their dynamic metadata.
+type MetadataLogFilter struct {
+	Match     MetadataMatcher
+	IfMissing bool // also when there is no such key
+}
+
+// LogFraction logs a share.
+type LogFraction struct {
+	Fraction
+	// Independent draws for each log; otherwise the request id decides, the same in every proxy.
+	Independent bool
+}
+
+// LogTypes selects lines by what they are about: "DownstreamEnd".
+type LogTypes struct {
+	Types   []string
+	Exclude bool // all but those
 }
 
 // A Comparison compares a number with a fixed one.

@@ -56,6 +56,7 @@ type HTTPManager struct {
 	TrustedHops                                        uint32
 	SkipXFF                                            bool
 	Internal                                           []netip.Prefix // addresses whose requests are internal
+	InternalUnix                                       bool           // requests over UNIX sockets are, too
 	AppendXFPort                                       bool
 	XFCC                                               XFCCMode
 	XFCCSubject, XFCCCert, XFCCChain, XFCCDNS, XFCCURI bool // what SANITIZE_SET and APPEND_FORWARD tell
@@ -201,7 +202,6 @@ type Tracing struct {
 	MaxPath                 uint32 // bytes of the path in spans
 	CustomTags              []CustomTag
 	SpawnUpstreamSpan       bool
-	Operation               string // egress or ingress; unused by new forms
 }
 
 // A TraceProvider is one of *OpenTelemetry and *Zipkin.
@@ -238,8 +238,20 @@ type CustomTag struct {
 	Env           string
 	RequestHeader string
 	Metadata      *MetadataKey
+	MetadataOf    MetadataOf
 	Default       string
 }
+
+// MetadataOf says whose metadata is meant.
+type MetadataOf uint8
+
+// The choices.
+const (
+	MetadataOfRequest MetadataOf = iota // dynamic
+	MetadataOfRoute
+	MetadataOfCluster
+	MetadataOfHost
+)
 
 // LocalReply changes what the proxy answers itself.
 type LocalReply struct {

@@ -93,7 +93,7 @@ const (
 // A NetworkFilter is one of *NetworkRBAC, *ConnectionLimit, *SNICluster.
 type NetworkFilter interface{ networkFilter() }
 
-// A Terminal is the last filter of a chain: *TCPProxy.
+// A Terminal is the last filter of a chain: *TCPProxy or *HTTPManager.
 type Terminal interface{ terminal() }
 
 // NetworkRBAC admits or refuses a connection by who and where the peer is.
@@ -150,7 +150,19 @@ func (l *Listener) AllChains() []*FilterChain {
 	return append(l.Chains[:len(l.Chains):len(l.Chains)], l.Default)
 }
 
-// Clusters returns the names of clusters that the terminal filters name, with repeats.
+// RouteNames returns the names of route tables that come from the control plane, with repeats.
+func (l *Listener) RouteNames() []string {
+	var names []string
+	for _, c := range l.AllChains() {
+		if h, ok := c.Terminal.(*HTTPManager); ok && h.RouteName != "" {
+			names = append(names, h.RouteName)
+		}
+	}
+	return names
+}
+
+// Clusters returns the names of clusters that the listener can't serve without, with repeats: those that TCP goes to.
+// Requests to a cluster that is not there are answered.
 func (l *Listener) Clusters() []string {
 	var names []string
 	for _, c := range l.AllChains() {
