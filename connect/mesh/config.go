@@ -84,6 +84,14 @@ type UpstreamConfig struct {
 	ClusterJSON                string `mapstructure:"envoy_cluster_json"`
 }
 
+// ConnectTimeout bounds connecting to what is not led to by a discovery chain, which has a bound of its own.
+func (c *UpstreamConfig) ConnectTimeout() time.Duration {
+	if c.ConnectTimeoutMs > 0 {
+		return time.Duration(c.ConnectTimeoutMs) * time.Millisecond
+	}
+	return 5 * time.Second
+}
+
 // Limits bound what is open to an upstream; nil means the proxy's default.
 type Limits struct {
 	MaxConnections        *uint32 `mapstructure:"max_connections"`
@@ -127,7 +135,11 @@ func decode(opaque map[string]any, into any) error {
 		Result:           into,
 		WeaklyTypedInput: true,
 		DecodeHook:       mapstructure.StringToTimeDurationHookFunc(),
-		// Names are compared exactly but for case; keys this package does not know belong to others.
+		// Users write passive_health_check, central configuration PassiveHealthCheck. Keys this package does not know belong
+		// to others.
+		MatchName: func(key, field string) bool {
+			return strings.EqualFold(strings.ReplaceAll(key, "_", ""), strings.ReplaceAll(field, "_", ""))
+		},
 	})
 	if err != nil {
 		return err

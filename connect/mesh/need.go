@@ -91,6 +91,13 @@ func (s *Snapshot) Needs() []Need {
 	for _, name := range s.TokenIssuers() {
 		add(providerNeed(name))
 	}
+	if m := s.Intentions(); m != nil && len(m.Matches) > 0 {
+		for _, x := range m.Matches[0] {
+			if x.SourcePeer != "" {
+				add(peerNeed(x.SourcePeer))
+			}
+		}
+	}
 	for _, u := range s.Upstreams {
 		add(s.UpstreamNeeds(u)...)
 		if c := s.ownChain(u); c != nil && c != s.Chain(u) {

@@ -3,8 +3,9 @@ package xds
 import (
 	"fmt"
 	"math"
-	"net/netip"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
@@ -17,9 +18,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
-	"github.com/sarnmesh/sarn/catalog"
 	"github.com/sarnmesh/sarn/catalog/entry"
-	"github.com/sarnmesh/sarn/connect"
 	"github.com/sarnmesh/sarn/connect/chain"
 	"github.com/sarnmesh/sarn/connect/mesh"
 )
@@ -77,16 +76,34 @@ func (b *build) localApp() error {
 	})
 }
 
-// clusterName returns the name of the cluster of a chain's target.
-func clusterName(c *chain.Chain, t *chain.Target) string {
+// clusterName returns the name of the cluster of a chain's target. That of a target at a peer is known once its bundle is.
+func (b *build) clusterName(c *chain.Chain, t *chain.Target) (string, error) {
 	name := t.Name
 	if name == "" {
 		name = t.SNI
 	}
+	if t.Peer != "" {
+		bundle := b.s.Peer(t.Peer)
+		if bundle == nil {
+			return "", fmt.Errorf("whom to trust for peer %s is not known", t.Peer)
+		}
+		name = peerCluster(t.Service, bundle)
+	}
 	if c.CustomizationHash != "" {
 		name = c.CustomizationHash + "~" + name
 	}
-	return name
+	return name, nil
+}
+
+// peersFrom lists the bundles that clusterName depends on, for add.
+func (b *build) peersFrom(c *chain.Chain) []any {
+	var from []any
+	for _, id := range sortedKeys(c.Targets) {
+		if t := c.Targets[id]; t != nil && t.Peer != "" {
+			from = append(from, b.s.Peer(t.Peer))
+		}
+	}
+	return from
 }
 
 // primary returns the target of a resolver node.
@@ -103,29 +120,33 @@ func primary(c *chain.Chain, n *chain.Node) (*chain.Target, error) {
 
 // customCluster returns the cluster an upstream brings along, nil if it brings none. It counts only where no chain is
 // configured.
-func customCluster(u *mesh.Upstream, c *chain.Chain) (*clusterv3.Cluster, error) {
+func (b *build) customCluster(u *mesh.Upstream, c *chain.Chain) (*clusterv3.Cluster, error) {
 	if u.Config.ClusterJSON == "" || !c.Default {
 		return nil, nil
+	}
+	t, err := primary(c, c.Nodes[c.StartNode])
+	if err != nil {
+		return nil, err
+	}
+	name, err := b.clusterName(c, t)
+	if err != nil {
+		return nil, err
 	}
 	own := new(clusterv3.Cluster)
 	if err := fromJSON(u.Config.ClusterJSON, own); err != nil {
 		return nil, fmt.Errorf("envoy_cluster_json: %w", err)
 	}
-	switch own.Name {
-	case localApp:
+	switch {
+	case own.Name == "":
+		own.Name = name
+	case own.Name == localApp || strings.HasPrefix(own.Name, exposedPrefix) || strings.HasPrefix(own.Name, tokenPrefix):
 		return nil, fmt.Errorf("envoy_cluster_json: the name %q is taken", own.Name)
-	case "":
-		t, err := primary(c, c.Nodes[c.StartNode])
-		if err != nil {
-			return nil, err
-		}
-		own.Name = clusterName(c, t)
 	}
 	return own, nil
 }
 
 // chainClusters makes a cluster, or an aggregate of clusters where there is failover, for each resolver of a chain.
-// Targets at peers are left out.
+// Targets to fail over to of which not enough is known are left out.
 func (b *build) chainClusters(u *mesh.Upstream, c *chain.Chain) error {
 	for _, key := range sortedKeys(c.Nodes) {
 		n := c.Nodes[key]
@@ -136,8 +157,11 @@ func (b *build) chainClusters(u *mesh.Upstream, c *chain.Chain) error {
 		if err != nil {
 			return err
 		}
-		base := clusterName(c, t)
-		custom, err := customCluster(u, c)
+		base, err := b.clusterName(c, t)
+		if err != nil {
+			return err
+		}
+		custom, err := b.customCluster(u, c)
 		if err != nil {
 			return err
 		}
@@ -145,10 +169,11 @@ func (b *build) chainClusters(u *mesh.Upstream, c *chain.Chain) error {
 			base = custom.Name
 		}
 		if n.Resolver.Failover == nil || len(n.Resolver.Failover.Targets) == 0 {
-			if t.Peer != "" {
-				return fmt.Errorf("target %s is at a peer", t.ID)
+			r, err := b.reachTarget(t)
+			if err != nil {
+				return err
 			}
-			if err := b.targetCluster(base, u, c, n, t, custom); err != nil {
+			if err := b.reachedCluster(base, u, c, n, r, custom); err != nil {
 				return err
 			}
 			continue
@@ -156,14 +181,22 @@ func (b *build) chainClusters(u *mesh.Upstream, c *chain.Chain) error {
 		var members []string
 		for i, id := range append([]string{n.Resolver.Target}, n.Resolver.Failover.Targets...) {
 			t := c.Targets[id]
-			if t == nil || t.Peer != "" {
+			if t == nil {
+				continue
+			}
+			r, err := b.reachTarget(t)
+			if err != nil {
+				b.problem("upstream %s: failover: %w", u.ID, err)
 				continue
 			}
 			name := fmt.Sprintf("failover-target~%d~%s", i, base)
-			if err := b.targetCluster(name, u, c, n, t, nil); err != nil {
+			if err := b.reachedCluster(name, u, c, n, r, nil); err != nil {
 				return err
 			}
 			members = append(members, name)
+		}
+		if len(members) == 0 {
+			return fmt.Errorf("nothing is known of the targets of %s", c.ServiceName)
 		}
 		if err := b.aggregate(base, c, n, members); err != nil {
 			return err
@@ -173,7 +206,7 @@ func (b *build) chainClusters(u *mesh.Upstream, c *chain.Chain) error {
 }
 
 func (b *build) aggregate(name string, c *chain.Chain, n *chain.Node, members []string) error {
-	return b.add(Cluster, name, []any{c}, func() (made, error) {
+	return b.add(Cluster, name, []any{c, strings.Join(members, " ")}, func() (made, error) {
 		uses := make([]ref, len(members))
 		for i, m := range members {
 			uses[i] = ref{Cluster, m}
@@ -181,7 +214,7 @@ func (b *build) aggregate(name string, c *chain.Chain, n *chain.Node, members []
 		return made{uses: uses, message: &clusterv3.Cluster{
 			Name:           name,
 			AltStatName:    name,
-			ConnectTimeout: durationpb.New(time.Duration(n.Resolver.ConnectTimeout)),
+			ConnectTimeout: durationpb.New(max(time.Duration(n.Resolver.ConnectTimeout), time.Second)),
 			LbPolicy:       clusterv3.Cluster_CLUSTER_PROVIDED,
 			ClusterDiscoveryType: &clusterv3.Cluster_ClusterType{ClusterType: &clusterv3.Cluster_CustomClusterType{
 				Name:        "envoy.clusters.aggregate",
@@ -191,125 +224,80 @@ func (b *build) aggregate(name string, c *chain.Chain, n *chain.Node, members []
 	})
 }
 
-// targetCluster makes the cluster of one target, out of a custom one if there is, and its load assignment.
-func (b *build) targetCluster(name string, u *mesh.Upstream, c *chain.Chain, n *chain.Node, t *chain.Target, own *clusterv3.Cluster) error {
-	err := b.add(Cluster, name, append([]any{u, c}, b.trustFrom()...), func() (made, error) {
-		socket, uses, err := b.upstreamTLS(t.SNI, []string{connect.ServiceID(b.trustDomain, t.Datacenter, t.Service).String()})
-		if err != nil {
-			return made{}, err
-		}
+// reachedCluster makes the cluster of what a resolver of a chain leads to, out of a custom one if there is, and its load
+// assignment.
+func (b *build) reachedCluster(name string, u *mesh.Upstream, c *chain.Chain, n *chain.Node, r *reach, own *clusterv3.Cluster) error {
+	return b.cluster(name, []any{u, c}, r, func() (*clusterv3.Cluster, error) {
 		if own != nil {
-			own.TransportSocket = socket
 			own.TransportSocketMatches = nil
-			return made{message: own, children: edsName(own), uses: uses}, nil
+			return own, nil
 		}
 		timeout := time.Duration(n.Resolver.ConnectTimeout)
 		if timeout <= 0 {
-			timeout = 5 * time.Second
+			timeout = defaultConnectTimeout
 		}
-		cluster := &clusterv3.Cluster{
-			Name:                 name,
-			AltStatName:          name,
-			ConnectTimeout:       durationpb.New(timeout),
-			ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_EDS},
-			EdsClusterConfig:     &clusterv3.Cluster_EdsClusterConfig{EdsConfig: b.ads()},
-			CommonLbConfig:       &clusterv3.Cluster_CommonLbConfig{HealthyPanicThreshold: &typev3.Percent{Value: 0}},
-			CircuitBreakers:      breakers(u.Config.Limits),
-			OutlierDetection:     b.outliers(u.Config.PassiveHealthCheck),
-			TransportSocket:      socket,
-		}
+		cluster := b.edsCluster(name, u, timeout)
+		cluster.AltStatName = name
+		cluster.OutlierDetection = b.outliers(u.Config.PassiveHealthCheck)
 		if b.http2(c.Protocol) {
 			cluster.TypedExtensionProtocolOptions = http2Options()
 		}
 		balance(cluster, n.LoadBalancer)
-		return made{message: cluster, children: []string{name}, uses: uses}, nil
+		return cluster, nil
+	})
+}
+
+const defaultConnectTimeout = 5 * time.Second
+
+// edsCluster returns what the clusters of all upstreams have in common.
+func (b *build) edsCluster(name string, u *mesh.Upstream, timeout time.Duration) *clusterv3.Cluster {
+	return &clusterv3.Cluster{
+		Name:                 name,
+		ConnectTimeout:       durationpb.New(timeout),
+		ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_EDS},
+		EdsClusterConfig:     &clusterv3.Cluster_EdsClusterConfig{EdsConfig: b.ads()},
+		CommonLbConfig:       &clusterv3.Cluster_CommonLbConfig{HealthyPanicThreshold: &typev3.Percent{Value: 0}},
+		CircuitBreakers:      breakers(u.Config.Limits),
+	}
+}
+
+// cluster makes a cluster with what is needed to reach its hosts: mutual TLS, and the load assignment or the one name
+// that stands for it.
+func (b *build) cluster(name string, from []any, r *reach, make func() (*clusterv3.Cluster, error)) error {
+	dns := b.dnsHost(r)
+	from = append(slices.Clip(from), dns, r.sni, strings.Join(r.names, " "), r.peer)
+	err := b.add(Cluster, name, append(from, b.trustFrom()...), func() (made, error) {
+		c, err := make()
+		if err != nil {
+			return made{}, err
+		}
+		var uses []ref
+		if c.TransportSocket, uses, err = b.upstreamTLS(r); err != nil {
+			return made{}, err
+		}
+		if dns != (dnsHost{}) && c.GetType() == clusterv3.Cluster_EDS {
+			dns.put(c)
+		}
+		return made{message: c, children: edsName(c), uses: uses}, nil
 	})
 	if err != nil {
 		return err
 	}
 	children := b.out.byType[Cluster][name].Children
 	if len(children) == 0 {
-		return nil // a custom cluster with hosts of its own
+		return nil // it has hosts of its own
 	}
-	assignment := children[0]
-	instances := b.s.Instances(t)
-	if instances == nil {
-		return nil // the proxy waits for it
-	}
-	return b.add(Endpoint, assignment, []any{instances, t.Subset.OnlyPassing, t.Datacenter == b.s.Proxy.Datacenter}, func() (made, error) {
-		return made{message: b.assignment(assignment, t, instances)}, nil
-	})
+	return b.assignment(children[0], r)
 }
 
-// assignment returns the instances of a target as hosts. It has one group even when there are none: a proxy waits for
-// an assignment, not for an empty one.
-func (b *build) assignment(name string, t *chain.Target, instances *catalog.InstancesReply) *endpointv3.ClusterLoadAssignment {
-	group := &endpointv3.LocalityLbEndpoints{}
-	for _, i := range instances.Instances {
-		addr := b.address(i, t.Datacenter != b.s.Proxy.Datacenter)
-		if addr == nil {
-			continue
-		}
-		health, weight := condition(i, t.Subset.OnlyPassing)
-		h := host(addr)
-		h.HealthStatus = health
-		h.LoadBalancingWeight = wrapperspb.UInt32(weight)
-		group.LbEndpoints = append(group.LbEndpoints, h)
+// customHatch returns the cluster an upstream without a chain brings along.
+func customHatch(u *mesh.Upstream, name string) (*clusterv3.Cluster, error) {
+	own := new(clusterv3.Cluster)
+	if err := fromJSON(u.Config.ClusterJSON, own); err != nil {
+		return nil, fmt.Errorf("envoy_cluster_json: %w", err)
 	}
-	return &endpointv3.ClusterLoadAssignment{ClusterName: name, Endpoints: []*endpointv3.LocalityLbEndpoints{group}}
-}
-
-// address returns where an instance is reached, nil if a proxy cannot: hosts of an assignment have addresses, not names.
-func (b *build) address(i *catalog.Instance, remote bool) *corev3.Address {
-	s, n := i.Service, i.Node
-	if s.Port == 0 && s.SocketPath != "" {
-		if remote || n.Node != b.s.Proxy.Node {
-			return nil
-		}
-		return pipe(s.SocketPath, 0)
-	}
-	ip, port := s.Address, s.Port
-	if ip == "" {
-		ip = n.Address
-	}
-	if remote {
-		if wan, ok := s.TaggedAddresses["wan"]; ok && wan.Address != "" {
-			ip, port = wan.Address, wan.Port
-		} else if wan := n.TaggedAddresses["wan"]; wan != "" && s.Address == "" {
-			ip = wan
-		}
-	}
-	if _, err := netip.ParseAddr(ip); err != nil || port <= 0 || port > math.MaxUint16 {
-		return nil
-	}
-	return socket(ip, port)
-}
-
-// condition returns the health and weight of an instance.
-func condition(i *catalog.Instance, onlyPassing bool) (corev3.HealthStatus, uint32) {
-	healthy, warning := true, false
-	for _, c := range i.Checks {
-		switch {
-		case c.Status == catalog.Critical, onlyPassing && c.Status != catalog.Passing:
-			healthy = false
-		case c.Status == catalog.Warning:
-			warning = true
-		}
-	}
-	weight := 1
-	if w := i.Service.Weights; w != nil {
-		weight = w.Passing
-		if warning {
-			weight = w.Warning
-		}
-	}
-	if weight < 1 {
-		healthy, weight = false, 1
-	}
-	if !healthy {
-		return corev3.HealthStatus_UNHEALTHY, uint32(min(weight, 128))
-	}
-	return corev3.HealthStatus_HEALTHY, uint32(min(weight, 128))
+	own.Name, own.TransportSocketMatches = name, nil
+	return own, nil
 }
 
 // breakers returns the limits of an upstream. It is always present.

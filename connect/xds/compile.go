@@ -3,6 +3,7 @@ package xds
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 
 	"google.golang.org/protobuf/proto"
@@ -31,57 +32,194 @@ var ErrKind = errors.New("service must be a sidecar proxy or gateway")
 // safe for concurrent use. The zero Compiler is ready.
 type Compiler struct {
 	Flavour Flavour
+	// Shared, unless nil, has what several proxies have in common.
+	Shared *Shared
 
-	memo  map[memoKey]*Resource // of the last compilation, of what belongs to no upstream
-	parts map[string]*part      // of the last compilation, by upstream ID
+	last *compilation
+}
+
+// A compilation is what is kept of one for the next.
+type compilation struct {
+	of         *mesh.Snapshot
+	out        *Resources
+	extensions *extensions
+	memo       memo             // of what belongs to no upstream
+	parts      map[string]*part // by upstream key
+	// users has the upstreams that need something. What is needed for anything else is not in it.
+	users map[mesh.Need][]string
+}
+
+// A memo has resources together with everything they were made from. Snapshots and the answers in them are immutable, so
+// equal pointers mean equal content.
+type memo map[ref]*memoEntry
+
+type memoEntry struct {
+	from     []any
+	resource *Resource
+	problems []error
 }
 
 // A part is all that was made for one upstream, and what it was made from.
 type part struct {
-	from      [6]any
-	instances []*catalog.InstancesReply
-	memo      map[memoKey]*Resource
+	upstream  *mesh.Upstream
+	from      []any
+	memo      memo
 	resources [NumTypes][]*Resource
+	outbound  []*outbound
 	problems  []error
-}
-
-// A memoKey identifies a resource together with everything it was made from. Snapshots and the answers in them are
-// immutable, so equal pointers mean equal content.
-type memoKey struct {
-	typ  Type
-	name string
-	from [6]any
 }
 
 // Compile returns the resources for a snapshot, which must be complete. It fails where serving what can be made would
 // be unsafe or pointless; what concerns one upstream alone is left out and told in Problems.
 func (c *Compiler) Compile(s *mesh.Snapshot) (*Resources, error) {
-	if s.Proxy.Service.Kind != catalog.KindConnectProxy {
-		return nil, ErrKind
+	if c.last != nil {
+		if next := c.change(s); next != nil {
+			c.last = next
+			return next.out, nil
+		}
 	}
-	b := newBuild(s, c.Flavour, c.memo)
+	x := c.newBuild(s, nil, nil).extensionsOf()
+	if x.err != nil {
+		return nil, x.err
+	}
+	if c.last != nil && c.last.extensions.equal(x) {
+		x = c.last.extensions
+	}
+	for {
+		next, err := c.compile(s, x)
+		var failed *extensionError
+		switch {
+		case err == nil:
+			c.last = next
+			return next.out, nil
+		case errors.As(err, &failed) && !failed.required:
+			x = x.without(failed) // and all over again, since it may have been applied in part
+		default:
+			return nil, err
+		}
+	}
+}
+
+// compile makes everything, out of what was made before where that was made from the same things.
+func (c *Compiler) compile(s *mesh.Snapshot, x *extensions) (*compilation, error) {
+	last := c.last
+	if last == nil {
+		last = new(compilation)
+	}
+	b := c.newBuild(s, x, last.memo)
 	b.out.Service = s.Proxy.Identity()
-	b.out.Problems = slices.Clone(s.Problems)
-	if err := b.sidecar(); err != nil {
+	b.out.Problems = slices.Concat(s.Problems, x.problems)
+	next := &compilation{of: s, out: b.out, extensions: x, memo: b.memo, parts: map[string]*part{}, users: map[mesh.Need][]string{}}
+	switch s.Proxy.Service.Kind {
+	case catalog.KindConnectProxy:
+		if err := b.sidecar(); err != nil {
+			return nil, err
+		}
+	default:
+		if s.Gateway == nil {
+			return nil, ErrKind
+		}
+	}
+	for _, u := range s.Upstreams {
+		p, err := c.part(last.parts[u.Key], s, u, x)
+		if err != nil {
+			return nil, err
+		}
+		next.parts[u.Key] = p
+		for _, n := range s.UpstreamNeeds(u) {
+			next.users[n] = append(next.users[n], u.Key)
+		}
+		for t, all := range p.resources {
+			for _, r := range all {
+				if b.out.byType[t][r.Name] == nil {
+					b.out.byType[t][r.Name] = r
+				}
+			}
+		}
+		b.outbound = append(b.outbound, p.outbound...)
+		b.out.Problems = append(b.out.Problems, p.problems...)
+	}
+	if err := b.outboundListener(); err != nil {
 		return nil, err
 	}
-	parts := make(map[string]*part, len(s.Upstreams))
-	for _, u := range s.Upstreams {
-		if ch := s.Chain(u); ch != nil {
-			parts[u.ID] = b.part(c.parts[u.ID], u, ch)
+	if s.Gateway != nil {
+		if err := b.gateway(); err != nil {
+			return nil, err
 		}
 	}
 	b.out.index()
 	if err := b.out.check(); err != nil {
 		return nil, err
 	}
-	c.memo, c.parts = b.memo, parts
-	return b.out, nil
+	return next, nil
 }
 
-func newBuild(s *mesh.Snapshot, f Flavour, old map[memoKey]*Resource) *build {
+// change makes anew what belongs to the upstreams whose needs alone were answered anew since the last compilation: mostly
+// instances. It returns nil when more changed than that.
+func (c *Compiler) change(s *mesh.Snapshot) *compilation {
+	needs, ok := s.Since(c.last.of)
+	if !ok {
+		return nil
+	}
+	next, out := *c.last, *c.last.out
+	next.of, next.out = s, &out
+	var own [NumTypes]bool // maps that are not shared with the last any more
+	done := map[string]bool{}
+	for _, n := range needs {
+		if len(next.users[n]) == 0 || n.Kind == mesh.NeedPeer {
+			return nil
+		}
+		for _, key := range next.users[n] {
+			if done[key] {
+				continue
+			}
+			if len(done) == 0 {
+				next.parts = maps.Clone(next.parts)
+			}
+			done[key] = true
+			old := c.last.parts[key]
+			p, err := c.part(old, s, old.upstream, c.last.extensions)
+			if err != nil || !old.alike(p) {
+				return nil
+			}
+			next.parts[key] = p
+			for t := range Type(NumTypes) {
+				for i, r := range p.resources[t] {
+					// What upstreams share is that of the first.
+					if before := old.resources[t][i]; r == before || out.byType[t][r.Name] != before {
+						continue
+					}
+					if !own[t] {
+						out.byType[t] = maps.Clone(out.byType[t])
+						own[t] = true
+					}
+					out.byType[t][r.Name] = r
+				}
+			}
+		}
+	}
+	return &next
+}
+
+// alike reports whether p has the same resources as o but for what is in them: names, references, what is in listeners
+// shared by upstreams.
+func (o *part) alike(p *part) bool {
+	if len(o.problems)+len(p.problems) > 0 || !slices.Equal(o.outbound, p.outbound) {
+		return false
+	}
+	for t := range Type(NumTypes) {
+		if !slices.EqualFunc(o.resources[t], p.resources[t], func(a, b *Resource) bool {
+			return a == b || a.Name == b.Name && slices.Equal(a.Children, b.Children) && slices.Equal(a.uses, b.uses)
+		}) {
+			return false
+		}
+	}
+	return true
+}
+
+func (c *Compiler) newBuild(s *mesh.Snapshot, x *extensions, old memo) *build {
 	b := &build{
-		s: s, flavour: f, trustDomain: s.Roots().TrustDomain, old: old, memo: map[memoKey]*Resource{}, out: &Resources{},
+		s: s, flavour: c.Flavour, shared: c.Shared, extensions: x, trustDomain: s.Roots().TrustDomain, old: old, memo: memo{}, out: &Resources{},
 	}
 	for t := range Type(NumTypes) {
 		b.out.byType[t] = map[string]*Resource{}
@@ -95,13 +233,17 @@ func Compile(s *mesh.Snapshot, f Flavour) (*Resources, error) {
 	return c.Compile(s)
 }
 
-// build is one compilation.
+// build is one compilation, of a whole or of what belongs to one upstream.
 type build struct {
 	s           *mesh.Snapshot
 	flavour     Flavour
+	shared      *Shared
+	extensions  *extensions
+	upstream    *mesh.Upstream // nil for a whole
 	trustDomain string
-	old, memo   map[memoKey]*Resource
+	old, memo   memo
 	out         *Resources
+	outbound    []*outbound
 }
 
 // made is what a resource is made of: the message and what it refers to.
@@ -114,26 +256,44 @@ type made struct {
 // add makes a resource, or takes that of the last compilation when it was made from the same things. A resource of that
 // name that is there already stays: it is made the same way for whoever shares it.
 func (b *build) add(t Type, name string, from []any, make func() (made, error)) error {
+	return b.addResource(t, name, from, func() (*Resource, error) {
+		m, err := make()
+		if err != nil {
+			return nil, fmt.Errorf("%s %s: %w", t, name, err)
+		}
+		if err := b.extend(t, &m); err != nil {
+			return nil, err
+		}
+		r, err := NewResource(name, m.message, m.children...)
+		if err != nil {
+			return nil, fmt.Errorf("%s %w", t, err)
+		}
+		r.uses = m.uses
+		return b.shared.one(t, r), nil
+	})
+}
+
+func (b *build) addResource(t Type, name string, from []any, make func() (*Resource, error)) error {
 	if b.out.byType[t][name] != nil {
 		return nil
 	}
-	key := memoKey{typ: t, name: name}
-	if copy(key.from[:], from) < len(from) {
-		panic("xds: a resource is made from too many things")
+	if !b.extensions.empty() {
+		from = append(slices.Clip(from), b.extensions)
 	}
-	r := b.old[key]
-	if r == nil {
-		m, err := make()
+	key := ref{t, name}
+	e := b.old[key]
+	if e != nil && slices.Equal(e.from, from) {
+		b.out.Problems = append(b.out.Problems, e.problems...)
+	} else {
+		known := len(b.out.Problems)
+		r, err := make()
 		if err != nil {
-			return fmt.Errorf("%s %s: %w", t, name, err)
+			return err
 		}
-		if r, err = NewResource(name, m.message, m.children...); err != nil {
-			return fmt.Errorf("%s %w", t, err)
-		}
-		r.uses = m.uses
+		e = &memoEntry{from, r, slices.Clone(b.out.Problems[known:])}
 	}
-	b.memo[key] = r
-	b.out.byType[t][name] = r
+	b.memo[key] = e
+	b.out.byType[t][name] = e.resource
 	return nil
 }
 
@@ -154,64 +314,86 @@ func (b *build) sidecar() error {
 	if err := b.publicListener(); err != nil {
 		return err
 	}
-	if err := b.exposed(); err != nil {
+	if err := b.tokenClusters(); err != nil {
 		return err
+	}
+	if err := b.extensionClusters(); err != nil {
+		return err
+	}
+	return b.exposed()
+}
+
+// part makes everything for an upstream, or takes what was made last time, if it was made from the same things. An
+// upstream is served as a whole or not at all, so that what fails in one leaves the others alone. The error is that of an
+// extension.
+func (c *Compiler) part(last *part, s *mesh.Snapshot, u *mesh.Upstream, x *extensions) (*part, error) {
+	p := &part{upstream: u, from: []any{u, s.Chain(u), x, s.Proxy, s.Mesh(), s.Roots(), s.Leaf()}}
+	for _, n := range s.UpstreamNeeds(u) {
+		p.from = append(p.from, s.Answer(n))
+	}
+	var old memo
+	if last != nil {
+		if slices.Equal(last.from, p.from) {
+			return last, nil
+		}
+		old = last.memo
+	}
+	b := c.newBuild(s, x, old)
+	b.upstream = u
+	err := b.upstreamPart(u)
+	p.memo, p.problems = b.memo, b.out.Problems
+	if err != nil {
+		if failed := (*extensionError)(nil); errors.As(err, &failed) {
+			return nil, failed
+		}
+		p.problems = append(p.problems, fmt.Errorf("upstream %s: %w", u.ID, err))
+		return p, nil
+	}
+	for t := range Type(NumTypes) {
+		for _, name := range sortedKeys(b.out.byType[t]) {
+			p.resources[t] = append(p.resources[t], b.out.byType[t][name])
+		}
+	}
+	p.outbound = b.outbound
+	if last != nil {
+		p.keep(last.outbound)
+	}
+	return p, nil
+}
+
+// upstreamPart makes everything for one upstream, as far as enough is known about it.
+func (b *build) upstreamPart(u *mesh.Upstream) error {
+	switch u.Kind {
+	case mesh.ToChain:
+		if c := b.s.Chain(u); c != nil {
+			return b.chainUpstream(u, c)
+		}
+	case mesh.ToPeer:
+		return b.peerUpstream(u)
+	case mesh.ToQuery:
+		return b.queryUpstream(u)
+	case mesh.ToDestination:
+		return b.destinationUpstream(u)
 	}
 	return nil
 }
 
-// part adds everything for an upstream: the part made last time, if it was made from the same things, or a new one. An
-// upstream is served as a whole or not at all, so that what fails in one leaves the others alone.
-func (b *build) part(last *part, u *mesh.Upstream, c *chain.Chain) *part {
-	p := &part{from: [6]any{u, c, b.s.Proxy, b.s.Mesh(), b.s.Roots(), b.s.Leaf()}}
-	for _, key := range sortedKeys(c.Targets) {
-		if t := c.Targets[key]; t != nil {
-			p.instances = append(p.instances, b.s.Instances(t))
-		}
-	}
-	if last != nil && last.from == p.from && slices.Equal(last.instances, p.instances) {
-		p = last
-	} else {
-		var old map[memoKey]*Resource
-		if last != nil {
-			old = last.memo
-		}
-		own := newBuild(b.s, b.flavour, old)
-		err := own.upstream(u, c)
-		p.memo, p.problems = own.memo, own.out.Problems
-		if err != nil {
-			p.problems = append(p.problems, fmt.Errorf("upstream %s: %w", u.ID, err))
-		} else {
-			for t := range Type(NumTypes) {
-				for _, r := range own.out.byType[t] {
-					p.resources[t] = append(p.resources[t], r)
-				}
-			}
-		}
-	}
-	for t, all := range p.resources {
-		for _, r := range all {
-			if b.out.byType[t][r.Name] == nil {
-				b.out.byType[t][r.Name] = r
-			}
-		}
-	}
-	b.out.Problems = append(b.out.Problems, p.problems...)
-	return p
-}
-
-// upstream makes everything for one explicit upstream.
-func (b *build) upstream(u *mesh.Upstream, c *chain.Chain) error {
+// chainUpstream makes everything for an upstream with a discovery chain.
+func (b *build) chainUpstream(u *mesh.Upstream, c *chain.Chain) error {
 	if start := c.Nodes[c.StartNode]; start == nil {
 		return fmt.Errorf("the chain of %s has no start", c.ServiceName)
 	}
-	if err := b.chainClusters(u, c); err != nil {
-		return err
+	if err := b.chainClusters(u, c); err != nil || b.s.Gateway != nil {
+		return err // listeners of gateways are for several services
 	}
 	if err := b.chainRoutes(u, c); err != nil {
 		return err
 	}
-	return b.upstreamListener(u, c)
+	lead := func() (*lead, error) { return b.chainLead(u, c) }
+	if u.Bound() {
+		return b.upstreamListener(u, c, lead)
+	}
+	return b.virtualChain(u, c, lead)
 }
 
 // Protocols that are told apart from plain bytes.

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"math"
 	"net/netip"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -17,6 +19,9 @@ import (
 	"github.com/sarnmesh/sarn/catalog"
 )
 
+// exposedPrefix begins the names of clusters of other ports of the application's.
+const exposedPrefix = "exposed_cluster_"
+
 // exposed makes the listeners for paths of the application that are reachable without mutual TLS.
 func (b *build) exposed() error {
 	p := &b.s.Proxy.Service.Proxy
@@ -24,8 +29,9 @@ func (b *build) exposed() error {
 		b.problem("the built-in proxy does not expose paths yet")
 		return nil
 	}
-	for i := range p.Expose.Paths {
-		path := &p.Expose.Paths[i]
+	paths := slices.Concat(p.Expose.Paths, b.s.Proxy.Checks)
+	for i := range paths {
+		path := &paths[i]
 		if path.ListenerPort <= 0 || path.ListenerPort > math.MaxUint16 || !strings.HasPrefix(path.Path, "/") {
 			b.problem("exposed path %q on port %d is not valid", path.Path, path.ListenerPort)
 			continue
@@ -47,7 +53,7 @@ func (b *build) exposedCluster(path *catalog.ExposePath) (string, error) {
 	if path.LocalPathPort == 0 || path.LocalPathPort == p.LocalServicePort {
 		return localApp, nil
 	}
-	name := fmt.Sprintf("exposed_cluster_%d", path.LocalPathPort)
+	name := exposedPrefix + strconv.Itoa(path.LocalPathPort)
 	return name, b.add(Cluster, name, []any{b.s.Proxy, path.Protocol}, func() (made, error) {
 		ip := p.LocalServiceAddress
 		if ip == "" {
@@ -81,7 +87,7 @@ func (b *build) exposedListener(path *catalog.ExposePath, cluster string) error 
 		return -1
 	}, path.Path)
 	name := listenerName("exposed_path_"+stripped, ip, path.ListenerPort)
-	return b.add(Listener, name, []any{b.s.Proxy, path.Protocol, path.Path, cluster}, func() (made, error) {
+	return b.add(Listener, name, []any{b.s.Proxy, *path, cluster}, func() (made, error) {
 		filterName := fmt.Sprintf("exposed_path_filter_%s_%d", stripped, path.ListenerPort)
 		rc := inlineRoute(filterName, filterName, &routev3.RouteAction{
 			ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: cluster},
@@ -98,8 +104,22 @@ func (b *build) exposedListener(path *catalog.ExposePath, cluster string) error 
 			TrafficDirection: corev3.TrafficDirection_INBOUND,
 			AccessLog:        b.listenerLogs(),
 			FilterChains: []*listenerv3.FilterChain{{
-				Filters: []*listenerv3.Filter{filter(filterHCM, m)},
+				FilterChainMatch: b.checkers(path),
+				Filters:          []*listenerv3.Filter{filter(filterHCM, m)},
 			}},
 		}}, nil
 	})
+}
+
+// checkers matches those who may use a path: for one of a check that is the agent on its machine, otherwise anybody.
+func (b *build) checkers(path *catalog.ExposePath) *listenerv3.FilterChainMatch {
+	if !path.ParsedFromCheck {
+		return nil
+	}
+	from := []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}
+	match := &listenerv3.FilterChainMatch{}
+	for _, p := range append(from, hostPrefixes([]string{b.s.Proxy.AgentAddress})...) {
+		match.SourcePrefixRanges = append(match.SourcePrefixRanges, cidr(p))
+	}
+	return match
 }

@@ -81,6 +81,10 @@ func snapshotOf(t testing.TB, files map[string][]byte) *mesh.Snapshot {
 	}
 	instances := map[string][]*catalog.Instance{}
 	read("instances.json", &instances)
+	var links []entry.GatewayService
+	read("links.json", &links)
+	datacenters := []string{registration.Datacenter}
+	read("datacenters.json", &datacenters)
 	roots, leaf := fixtures()
 	for _, name := range []string{"roots.json"} {
 		read(name, roots)
@@ -98,9 +102,16 @@ func snapshotOf(t testing.TB, files map[string][]byte) *mesh.Snapshot {
 				answers[n] = roots
 			case mesh.NeedLeaf:
 				answers[n] = leaf
+				if n.Service != registration.Identity() {
+					answers[n] = leafOf(n.Service)
+				}
 			case mesh.NeedMesh:
 				r := &entry.GetReply{}
 				r.Entry.Entry = all.Entry(entry.KindMesh, entry.MeshName)
+				answers[n] = r
+			case mesh.NeedEntry:
+				r := &entry.GetReply{}
+				r.Entry.Entry = all.Entry(n.Entry, n.Service)
 				answers[n] = r
 			case mesh.NeedIntentions:
 				own, _ := all.Entry(entry.KindServiceIntentions, n.Service).(*entry.ServiceIntentions)
@@ -125,6 +136,10 @@ func snapshotOf(t testing.TB, files map[string][]byte) *mesh.Snapshot {
 						}
 					}
 					answers[n] = &catalog.InstancesReply{Instances: list}
+				}
+			default:
+				if a := gatewayAnswer(n, all, links, datacenters, instances); a != nil {
+					answers[n] = a
 				}
 			}
 		}

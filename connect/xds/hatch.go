@@ -61,11 +61,12 @@ func (b *build) customPublicListener(name string, addr *corev3.Address) (made, e
 	for _, fc := range chains {
 		fc.TransportSocket = socket
 		if b.http(cfg.Protocol) {
-			done, err := b.authorizeManager(fc)
+			more, done, err := b.authorizeManager(fc)
 			if err != nil {
 				return made{}, fmt.Errorf("envoy_public_listener_json: %w", err)
 			}
 			if done {
+				uses = append(uses, more...)
 				continue
 			}
 		}
@@ -86,27 +87,31 @@ var passing = map[string]bool{
 
 // authorizeManager puts the intentions before the filters of a chain's connection manager. It reports false when the
 // chain has none, or when something before it may serve a connection by itself.
-func (b *build) authorizeManager(fc *listenerv3.FilterChain) (bool, error) {
+func (b *build) authorizeManager(fc *listenerv3.FilterChain) ([]ref, bool, error) {
 	for _, f := range fc.Filters {
 		if passing[f.GetTypedConfig().GetTypeUrl()] {
 			continue
 		}
 		m := new(hcmv3.HttpConnectionManager)
 		if (f.Name != filterHCM && f.Name != oldHCM) || !f.GetTypedConfig().MessageIs(m) {
-			return false, nil
+			return nil, false, nil
 		}
 		if err := f.GetTypedConfig().UnmarshalTo(m); err != nil {
-			return false, fmt.Errorf("filter %s: %w", f.Name, err)
+			return nil, false, fmt.Errorf("filter %s: %w", f.Name, err)
 		}
-		m.HttpFilters = append([]*hcmv3.HttpFilter{b.requestAuthorization()}, m.HttpFilters...)
+		first, uses, err := b.requestAuthorization()
+		if err != nil {
+			return nil, false, err
+		}
+		m.HttpFilters = append(first, m.HttpFilters...)
 		packed, err := pack(m)
 		if err != nil {
-			return false, fmt.Errorf("filter %s: %w", f.Name, err)
+			return nil, false, fmt.Errorf("filter %s: %w", f.Name, err)
 		}
 		f.ConfigType = &listenerv3.Filter_TypedConfig{TypedConfig: packed}
-		return true, nil
+		return uses, true, nil
 	}
-	return false, nil
+	return nil, false, nil
 }
 
 func sortedKeys[K cmp.Ordered, V any](m map[K]V) []K { return slices.Sorted(maps.Keys(m)) }

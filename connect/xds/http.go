@@ -16,8 +16,6 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
-
-	"github.com/sarnmesh/sarn/connect/chain"
 )
 
 // A routeSource is where a connection manager gets its routes: by name from the stream, or in line.
@@ -63,10 +61,13 @@ func (b *build) outboundManager(protocol, prefix string, routes *routeSource) *h
 }
 
 // inboundManager serves the requests of other proxies.
-func (b *build) inboundManager() (*hcmv3.HttpConnectionManager, error) {
+func (b *build) inboundManager() (*hcmv3.HttpConnectionManager, []ref, error) {
 	cfg, entry := &b.s.Config, b.s.Mesh()
 	sanitize := entry != nil && entry.HTTP != nil && entry.HTTP.SanitizeXForwardedClientCert
-	filters := []*hcmv3.HttpFilter{b.requestAuthorization()}
+	filters, uses, err := b.requestAuthorization()
+	if err != nil {
+		return nil, nil, err
+	}
 	forward := cfg.Protocol != "grpc" && !sanitize
 	if forward {
 		filters = append(filters, httpFilter("envoy.filters.http.header_to_metadata", callerMetadata()))
@@ -94,14 +95,14 @@ func (b *build) inboundManager() (*hcmv3.HttpConnectionManager, error) {
 		if a := n.PathWithEscapedSlashesAction; a != "" {
 			v, ok := hcmv3.HttpConnectionManager_PathWithEscapedSlashesAction_value[a]
 			if !ok {
-				return nil, fmt.Errorf("unknown action %q for paths with escaped slashes", a)
+				return nil, nil, fmt.Errorf("unknown action %q for paths with escaped slashes", a)
 			}
 			m.PathWithEscapedSlashesAction = hcmv3.HttpConnectionManager_PathWithEscapedSlashesAction(v)
 		}
 		if a := n.HeadersWithUnderscoresAction; a != "" {
 			v, ok := corev3.HttpProtocolOptions_HeadersWithUnderscoresAction_value[a]
 			if !ok {
-				return nil, fmt.Errorf("unknown action %q for headers with underscores", a)
+				return nil, nil, fmt.Errorf("unknown action %q for headers with underscores", a)
 			}
 			m.CommonHttpProtocolOptions = &corev3.HttpProtocolOptions{
 				HeadersWithUnderscoresAction: corev3.HttpProtocolOptions_HeadersWithUnderscoresAction(v),
@@ -111,14 +112,20 @@ func (b *build) inboundManager() (*hcmv3.HttpConnectionManager, error) {
 		m.NormalizePath = wrapperspb.Bool(true)
 	}
 	b.trace(m)
-	return m, nil
+	return m, uses, nil
 }
 
-// requestAuthorization is the filter that applies the intentions to requests.
-func (b *build) requestAuthorization() *hcmv3.HttpFilter {
-	return httpFilter("envoy.filters.http.rbac", &httprbacv3.RBAC{
-		Rules: rules(b.intentions(), b.s.Proxy.DefaultAllow, b.trustDomain, true),
-	})
+// requestAuthorization are the filters that apply the intentions to requests.
+func (b *build) requestAuthorization() ([]*hcmv3.HttpFilter, []ref, error) {
+	tokens, uses, err := b.tokenFilter()
+	if err != nil {
+		return nil, nil, err
+	}
+	rbac := httpFilter("envoy.filters.http.rbac", &httprbacv3.RBAC{Rules: b.rules(true)})
+	if tokens == nil {
+		return []*hcmv3.HttpFilter{rbac}, nil, nil
+	}
+	return []*hcmv3.HttpFilter{tokens, rbac}, uses, nil
 }
 
 // trace replaces how a manager traces by what the proxy's configuration says.
@@ -156,13 +163,9 @@ func callerMetadata() *metadatav3.Config {
 	return c
 }
 
-// singleRoute sends every request to the cluster a chain starts and ends with.
-func singleRoute(name, host, cluster string, c *chain.Chain) *routev3.RouteConfiguration {
-	action := &routev3.RouteAction{ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: cluster}}
-	if n := c.Nodes[c.StartNode]; n != nil && n.Resolver != nil && n.Resolver.RequestTimeout > 0 {
-		action.Timeout = durationpb.New(n.Resolver.RequestTimeout)
-	}
-	return inlineRoute(name, host, action)
+// singleRoute sends every request to a cluster.
+func singleRoute(name, host, cluster string) *routev3.RouteConfiguration {
+	return inlineRoute(name, host, &routev3.RouteAction{ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: cluster}})
 }
 
 func inlineRoute(name, host string, action *routev3.RouteAction) *routev3.RouteConfiguration {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -61,7 +62,7 @@ func (b *build) publicListener() error {
 	default:
 		return fmt.Errorf("proxy %s has no port to listen on", svc.ID)
 	}
-	from := append([]any{b.s.Proxy, b.s.Intentions()}, b.trustFrom()...)
+	from := slices.Concat([]any{b.s.Proxy, b.s.Intentions()}, b.trustFrom(), b.tokensFrom(), b.peerSourcesFrom())
 	return b.add(Listener, name, from, func() (made, error) {
 		if cfg.PublicListenerJSON != "" {
 			return b.customPublicListener(name, addr)
@@ -99,10 +100,11 @@ func (b *build) publicChain() (*listenerv3.FilterChain, []ref, error) {
 		}))
 	}
 	if b.http(cfg.Protocol) {
-		m, err := b.inboundManager()
+		m, more, err := b.inboundManager()
 		if err != nil {
 			return nil, nil, err
 		}
+		uses = append(uses, more...)
 		fc.Filters = append(fc.Filters, filter(filterHCM, m))
 	} else {
 		fc.Filters = append(fc.Filters, b.tcpProxy(localApp, statPrefix("", publicListener)))
@@ -114,7 +116,7 @@ func (b *build) publicChain() (*listenerv3.FilterChain, []ref, error) {
 func (b *build) authorization() *listenerv3.Filter {
 	return filter(filterRBAC, &netrbacv3.RBAC{
 		StatPrefix: statPrefixRBAC,
-		Rules:      rules(b.intentions(), b.s.Proxy.DefaultAllow, b.trustDomain, false),
+		Rules:      b.rules(false),
 	})
 }
 
@@ -125,8 +127,16 @@ func (b *build) intentions() []*intention.Intention {
 	return nil
 }
 
-// upstreamListener makes the listener for the application's connections to an upstream.
-func (b *build) upstreamListener(u *mesh.Upstream, c *chain.Chain) error {
+// A lead is the filter that leads connections to an upstream, with what it refers to.
+type lead struct {
+	filter *listenerv3.Filter
+	routes []string // route configurations
+	uses   []ref
+}
+
+// upstreamListener makes the listener for the application's connections to an upstream. The filter is made from the
+// upstream and from what besides is given, nil for nothing.
+func (b *build) upstreamListener(u *mesh.Upstream, from any, make func() (*lead, error)) error {
 	var addr *corev3.Address
 	var name string
 	if port := u.Spec.LocalBindPort; port > 0 {
@@ -145,71 +155,79 @@ func (b *build) upstreamListener(u *mesh.Upstream, c *chain.Chain) error {
 		}
 		addr, name = pipe(u.Spec.LocalBindSocketPath, mode), u.ID+":"+u.Spec.LocalBindSocketPath
 	}
-	return b.add(Listener, name, []any{u, c, b.s.Proxy, b.s.Mesh()}, func() (made, error) {
-		if u.Config.ListenerJSON != "" {
-			if c.Default {
-				l := new(listenerv3.Listener)
-				if err := fromJSON(u.Config.ListenerJSON, l); err != nil {
-					return made{}, fmt.Errorf("envoy_listener_json: %w", err)
-				}
-				l.Name = name
-				if l.Address == nil {
-					l.Address = addr
-				}
-				return made{message: l}, nil
+	c, _ := from.(*chain.Chain)
+	if u.Config.ListenerJSON != "" && c != nil && !c.Default {
+		b.problem("upstream %s: envoy_listener_json is ignored, since a discovery chain is configured", u.ID)
+	}
+	return b.add(Listener, name, []any{u, from, b.s.Proxy, b.s.Mesh()}, func() (made, error) {
+		if u.Config.ListenerJSON != "" && (c == nil || c.Default) {
+			l := new(listenerv3.Listener)
+			if err := fromJSON(u.Config.ListenerJSON, l); err != nil {
+				return made{}, fmt.Errorf("envoy_listener_json: %w", err)
 			}
-			b.problem("upstream %s: envoy_listener_json is ignored, since a discovery chain is configured", u.ID)
+			l.Name = name
+			if l.Address == nil {
+				l.Address = addr
+			}
+			return made{message: l}, nil
 		}
-		protocol := u.Config.Protocol
-		if protocol == "" {
-			protocol = c.Protocol
+		to, err := make()
+		if err != nil {
+			return made{}, err
 		}
-		filterName := c.ServiceName + "." + c.Namespace + "." + c.Partition + "." + c.Datacenter
-		prefix := statPrefix("upstream.", filterName)
-		l := &listenerv3.Listener{
+		return made{uses: to.uses, children: to.routes, message: &listenerv3.Listener{
 			Name:                    name,
 			Address:                 addr,
 			TrafficDirection:        corev3.TrafficDirection_OUTBOUND,
 			ConnectionBalanceConfig: connectionBalance(u.Config.BalanceOutboundConnections),
 			AccessLog:               b.listenerLogs(),
-		}
-		m := made{message: l}
-		var last *listenerv3.Filter
-		if b.usesRoutes(c) {
-			last = filter(filterHCM, b.outboundManager(protocol, prefix, &routeSource{name: u.ID}))
-			m.children = []string{u.ID}
-		} else {
-			if b.bytesOnly() && isHTTP(protocol) && !c.Default {
-				b.problem("upstream %s: the built-in proxy does not apply routes and splits yet, all connections go one way", u.ID)
-			}
-			cluster, err := startCluster(u, c)
-			if err != nil {
-				return made{}, err
-			}
-			m.uses = []ref{{Cluster, cluster}}
-			if b.http(protocol) {
-				last = filter(filterHCM, b.outboundManager(protocol, prefix, &routeSource{
-					inline: singleRoute(u.ID, filterName, cluster, c),
-				}))
-			} else {
-				last = b.tcpProxy(cluster, prefix)
-			}
-		}
-		l.FilterChains = []*listenerv3.FilterChain{{Filters: []*listenerv3.Filter{last}}}
-		return m, nil
+			FilterChains:            []*listenerv3.FilterChain{{Filters: []*listenerv3.Filter{to.filter}}},
+		}}, nil
 	})
 }
 
+// chainLead leads to the start of a chain.
+func (b *build) chainLead(u *mesh.Upstream, c *chain.Chain) (*lead, error) {
+	protocol := u.Config.Protocol
+	if protocol == "" {
+		protocol = c.Protocol
+	}
+	filterName := c.ServiceName + "." + c.Namespace + "." + c.Partition + "." + c.Datacenter
+	prefix := statPrefix("upstream.", filterName)
+	if b.usesRoutes(c) {
+		return &lead{filter: filter(filterHCM, b.outboundManager(protocol, prefix, &routeSource{name: u.ID})), routes: []string{u.ID}}, nil
+	}
+	if b.bytesOnly() && isHTTP(protocol) && !c.Default {
+		b.problem("upstream %s: the built-in proxy does not apply routes and splits yet, all connections go one way", u.ID)
+	}
+	cluster, err := b.startCluster(u, c)
+	if err != nil {
+		return nil, err
+	}
+	return b.clusterLead(u.ID, protocol, prefix, filterName, cluster), nil
+}
+
+// clusterLead leads straight to a cluster.
+func (b *build) clusterLead(name, protocol, prefix, host, cluster string) *lead {
+	to := &lead{uses: []ref{{Cluster, cluster}}}
+	if b.http(protocol) {
+		to.filter = filter(filterHCM, b.outboundManager(protocol, prefix, &routeSource{inline: singleRoute(name, host, cluster)}))
+	} else {
+		to.filter = b.tcpProxy(cluster, prefix)
+	}
+	return to
+}
+
 // startCluster returns the cluster of a chain that starts with a resolver.
-func startCluster(u *mesh.Upstream, c *chain.Chain) (string, error) {
-	if custom, err := customCluster(u, c); err != nil || custom != nil {
+func (b *build) startCluster(u *mesh.Upstream, c *chain.Chain) (string, error) {
+	if custom, err := b.customCluster(u, c); err != nil || custom != nil {
 		return custom.GetName(), err
 	}
 	t, err := primary(c, connectionNode(c))
 	if err != nil {
 		return "", err
 	}
-	return clusterName(c, t), nil
+	return b.clusterName(c, t)
 }
 
 // connectionNode returns the resolver that connections are led to: the last route of a router, which matches everything,

@@ -25,23 +25,36 @@ const layer4Policy = "consul-intentions-layer4"
 // no order, so each intention is written with the callers of those before it taken out.
 //
 // On a connection (layer 4) nothing is known of requests: intentions that ask for something of a request refuse.
-func rules(intentions []*intention.Intention, defaultAllow bool, trustDomain string, layer7 bool) *rbacv3.RBAC {
+func (b *build) rules(layer7 bool) *rbacv3.RBAC { return b.rulesOf(b.intentions(), layer7) }
+
+// rulesOf is rules for the intentions about another service than the proxy's.
+func (b *build) rulesOf(intentions []*intention.Intention, layer7 bool) *rbacv3.RBAC {
+	defaultAllow := b.s.Proxy.DefaultAllow
 	out := &rbacv3.RBAC{Action: rbacv3.RBAC_ALLOW, Policies: map[string]*rbacv3.Policy{}}
 	if defaultAllow {
 		out.Action = rbacv3.RBAC_DENY
 	}
-	var before []string // sources decided for, in order
+	var before []source // decided for, in order
 	var layer4 []*rbacv3.Principal
 	n := 0
 	for _, x := range intentions {
+		from := source{name: x.SourceName, trustDomain: b.trustDomain}
 		if x.SourcePeer != "" {
-			continue // whose names no certificate that is trusted here carries
+			bundle := b.s.Peer(x.SourcePeer)
+			if bundle == nil {
+				continue // whose names no certificate that is trusted here carries
+			}
+			from.peer, from.trustDomain, from.partition = x.SourcePeer, bundle.TrustDomain, bundle.Partition
 		}
-		if covered(x.SourceName, before) {
+		if from.covered(before) {
 			continue
 		}
-		principal := sourcePrincipal(x.SourceName, before, trustDomain)
-		before = append(before, x.SourceName)
+		from.gateway = ""
+		if layer7 && from.peer != "" {
+			from.gateway = b.trustDomain
+		}
+		principal := from.principal(before)
+		before = append(before, from)
 		asksRequest := len(x.Permissions) > 0 || x.JWT != nil && len(x.JWT.Providers) > 0
 		switch {
 		case asksRequest && !layer7:
@@ -49,7 +62,7 @@ func rules(intentions []*intention.Intention, defaultAllow bool, trustDomain str
 				layer4 = append(layer4, principal)
 			}
 		case asksRequest:
-			if p := requestPolicy(x, principal, defaultAllow); p != nil {
+			if p := b.requestPolicy(x, principal, defaultAllow); p != nil {
 				out.Policies[fmt.Sprintf("consul-intentions-layer7-%d", n)] = p
 				n++
 			}
@@ -64,36 +77,73 @@ func rules(intentions []*intention.Intention, defaultAllow bool, trustDomain str
 	return out
 }
 
-// covered reports whether every caller named by source is among those decided for already.
-func covered(source string, before []string) bool {
+// peerSourcesFrom lists the bundles of the peers that intentions name, for add.
+func (b *build) peerSourcesFrom() []any {
+	var from []any
+	for _, x := range b.intentions() {
+		if x.SourcePeer != "" {
+			from = append(from, b.s.Peer(x.SourcePeer))
+		}
+	}
+	return from
+}
+
+// A source is who an intention is about.
+type source struct {
+	name, peer  string
+	trustDomain string
+	partition   string
+	// gateway, unless empty, is the trust domain of the mesh gateways that end the TLS of the source's requests and tell in
+	// a header who sent them.
+	gateway string
+}
+
+// covered reports whether every caller that s names is among those decided for already.
+func (s source) covered(before []source) bool {
 	for _, b := range before {
-		if b == source || b == entry.Wildcard {
+		if b.peer == s.peer && (b.name == s.name || b.name == entry.Wildcard) {
 			return true
 		}
 	}
 	return false
 }
 
-// sourcePrincipal matches the callers named by a source, save those decided for already.
-func sourcePrincipal(source string, before []string, trustDomain string) *rbacv3.Principal {
-	p := principalOf(source, trustDomain)
-	if source != entry.Wildcard {
-		return p
-	}
-	and := []*rbacv3.Principal{p}
-	for _, b := range before {
-		and = append(and, &rbacv3.Principal{Identifier: &rbacv3.Principal_NotId{NotId: principalOf(b, trustDomain)}})
+// principal matches the callers that s names, save those decided for already.
+func (s source) principal(before []source) *rbacv3.Principal {
+	and := s.match()
+	if s.name == entry.Wildcard {
+		for _, b := range before {
+			if b.peer == s.peer {
+				and = append(and, &rbacv3.Principal{Identifier: &rbacv3.Principal_NotId{NotId: andPrincipals(b.match())}})
+			}
+		}
 	}
 	return andPrincipals(and)
 }
 
-// principalOf matches the SPIFFE ID of a service in any datacenter.
-func principalOf(source, trustDomain string) *rbacv3.Principal {
+// match matches the SPIFFE ID of a service in any datacenter.
+func (s source) match() []*rbacv3.Principal {
 	name := `[^/]+`
-	if source != entry.Wildcard {
-		name = regexp.QuoteMeta(url.PathEscape(source))
+	if s.name != entry.Wildcard {
+		name = regexp.QuoteMeta(url.PathEscape(s.name))
 	}
-	pattern := `^spiffe://` + regexp.QuoteMeta(trustDomain) + `/ns/default/dc/[^/]+/svc/` + name + `$`
+	id := `spiffe://` + regexp.QuoteMeta(s.trustDomain)
+	if s.partition != "" && s.partition != "default" {
+		id += `/ap/` + regexp.QuoteMeta(url.PathEscape(s.partition))
+	}
+	id += `/ns/default/dc/[^/]+/svc/` + name
+	if s.gateway == "" {
+		return []*rbacv3.Principal{authenticated(`^` + id + `$`)}
+	}
+	return []*rbacv3.Principal{
+		authenticated(`^spiffe://` + regexp.QuoteMeta(s.gateway) + `/gateway/mesh/dc/[^/]+$`),
+		{Identifier: &rbacv3.Principal_Header{
+			Header: headerMatcher("x-forwarded-client-cert", false, "", "", "", "", `^[^,]+;URI=`+id+`(?:,.*)?$`, false, false),
+		}},
+	}
+}
+
+func authenticated(pattern string) *rbacv3.Principal {
 	return &rbacv3.Principal{Identifier: &rbacv3.Principal_Authenticated_{Authenticated: &rbacv3.Principal_Authenticated{
 		PrincipalName: regex(pattern),
 	}}}
@@ -101,9 +151,9 @@ func principalOf(source, trustDomain string) *rbacv3.Principal {
 
 // requestPolicy is the policy of an intention that asks for something of requests, nil when it changes nothing about
 // the default.
-func requestPolicy(x *intention.Intention, principal *rbacv3.Principal, defaultAllow bool) *rbacv3.Policy {
+func (b *build) requestPolicy(x *intention.Intention, principal *rbacv3.Principal, defaultAllow bool) *rbacv3.Policy {
 	if x.JWT != nil && len(x.JWT.Providers) > 0 {
-		principal = andPrincipals([]*rbacv3.Principal{principal, tokenPrincipal(x.JWT)})
+		principal = andPrincipals([]*rbacv3.Principal{principal, b.tokenPrincipal(x.JWT)})
 	}
 	if len(x.Permissions) == 0 {
 		if (x.Action == entry.Allow) == defaultAllow {
@@ -114,7 +164,7 @@ func requestPolicy(x *intention.Intention, principal *rbacv3.Principal, defaultA
 	// Among permissions the first that matches decides, too.
 	var decided, out []*rbacv3.Permission
 	for _, p := range x.Permissions {
-		match := permission(p)
+		match := b.permission(p)
 		if (p.Action == entry.Allow) != defaultAllow {
 			and := []*rbacv3.Permission{match}
 			for _, d := range decided {
@@ -131,7 +181,7 @@ func requestPolicy(x *intention.Intention, principal *rbacv3.Principal, defaultA
 }
 
 // permission matches the requests a permission is about.
-func permission(p *entry.IntentionPermission) *rbacv3.Permission {
+func (b *build) permission(p *entry.IntentionPermission) *rbacv3.Permission {
 	var and []*rbacv3.Permission
 	if h := p.HTTP; h != nil {
 		var path *matcherv3.StringMatcher
@@ -159,7 +209,7 @@ func permission(p *entry.IntentionPermission) *rbacv3.Permission {
 		var or []*rbacv3.Permission
 		for _, provider := range p.JWT.Providers {
 			var all []*rbacv3.Permission
-			for _, m := range tokenClaims(provider) {
+			for _, m := range b.tokenClaims(provider) {
 				all = append(all, &rbacv3.Permission{Rule: &rbacv3.Permission_Metadata{Metadata: m}})
 			}
 			or = append(or, andPermissions(all))
@@ -174,11 +224,11 @@ func permission(p *entry.IntentionPermission) *rbacv3.Permission {
 }
 
 // tokenPrincipal matches requests with a valid token of one of the providers.
-func tokenPrincipal(j *entry.IntentionJWT) *rbacv3.Principal {
+func (b *build) tokenPrincipal(j *entry.IntentionJWT) *rbacv3.Principal {
 	var or []*rbacv3.Principal
 	for _, provider := range j.Providers {
 		var all []*rbacv3.Principal
-		for _, m := range tokenClaims(provider) {
+		for _, m := range b.tokenClaims(provider) {
 			all = append(all, &rbacv3.Principal{Identifier: &rbacv3.Principal_Metadata{Metadata: m}})
 		}
 		or = append(or, andPrincipals(all))
@@ -191,9 +241,13 @@ func tokenPrincipal(j *entry.IntentionJWT) *rbacv3.Principal {
 
 // tokenClaims match what the token filter leaves behind about a valid token of a provider. Nothing is left behind
 // without the filter, so that rules on tokens then match nothing.
-func tokenClaims(p *entry.IntentionJWTProvider) []*matcherv3.MetadataMatcher {
-	payload := "jwt_payload_" + p.Name
-	out := []*matcherv3.MetadataMatcher{claim(payload, []string{"iss"}, nil)}
+func (b *build) tokenClaims(p *entry.IntentionJWTProvider) []*matcherv3.MetadataMatcher {
+	payload := tokenPayload + p.Name
+	var issuer *string
+	if e := b.s.TokenIssuer(p.Name); e != nil && e.Issuer != "" {
+		issuer = &e.Issuer
+	}
+	out := []*matcherv3.MetadataMatcher{claim(payload, []string{"iss"}, issuer)}
 	for _, c := range p.VerifyClaims {
 		out = append(out, claim(payload, c.Path, &c.Value))
 	}
@@ -201,7 +255,7 @@ func tokenClaims(p *entry.IntentionJWTProvider) []*matcherv3.MetadataMatcher {
 }
 
 func claim(payload string, path []string, value *string) *matcherv3.MetadataMatcher {
-	m := &matcherv3.MetadataMatcher{Filter: "envoy.filters.http.jwt_authn"}
+	m := &matcherv3.MetadataMatcher{Filter: filterJWT}
 	for _, key := range append([]string{payload}, path...) {
 		m.Path = append(m.Path, &matcherv3.MetadataMatcher_PathSegment{
 			Segment: &matcherv3.MetadataMatcher_PathSegment_Key{Key: key},

@@ -23,8 +23,8 @@ func (b *build) chainRoutes(u *mesh.Upstream, c *chain.Chain) error {
 	if !b.usesRoutes(c) {
 		return nil
 	}
-	return b.add(Route, u.ID, []any{u, c, b.s.Mesh()}, func() (made, error) {
-		r := &chainRouter{c: c}
+	return b.add(Route, u.ID, append([]any{u, c, b.s.Mesh()}, b.peersFrom(c)...), func() (made, error) {
+		r := &chainRouter{b: b, c: c}
 		routes, err := r.start()
 		if err != nil {
 			return made{}, err
@@ -41,6 +41,7 @@ func (b *build) chainRoutes(u *mesh.Upstream, c *chain.Chain) error {
 }
 
 type chainRouter struct {
+	b    *build
 	c    *chain.Chain
 	uses []ref
 }
@@ -153,7 +154,10 @@ func (r *chainRouter) cluster(n *chain.Node) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	name := clusterName(r.c, t)
+	name, err := r.b.clusterName(r.c, t)
+	if err != nil {
+		return "", err
+	}
 	r.uses = append(r.uses, ref{Cluster, name})
 	return name, nil
 }

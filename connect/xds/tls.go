@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/sarnmesh/sarn/catalog/entry"
+	"github.com/sarnmesh/sarn/connect/mesh"
 )
 
 // Names of the secrets of flavour Own.
@@ -47,6 +48,18 @@ func (b *build) certificate() *tlsv3.TlsCertificate {
 	}
 }
 
+// peerSecret returns the name of the secret of flavour Own with the roots of a peer.
+func peerSecret(p *mesh.PeerBundle) string { return RootsSecret + "~" + p.Peer }
+
+// peerCA returns the roots of a peer.
+func peerCA(p *mesh.PeerBundle) *corev3.DataSource {
+	var all strings.Builder
+	for _, r := range p.RootPEMs {
+		all.WriteString(line(r))
+	}
+	return inline(all.String())
+}
+
 // trustedCA returns all roots, those rotated out included.
 func (b *build) trustedCA() *corev3.DataSource {
 	var all strings.Builder
@@ -76,9 +89,9 @@ func (b *build) trustFrom() []any {
 	return []any{b.s.Mesh(), b.s.Roots(), b.s.Leaf()}
 }
 
-// commonTLS returns what both sides of a connection in the mesh have: the proxy's certificate, trust in the roots, and
-// the names the other side must have one of, none for any.
-func (b *build) commonTLS(params *entry.TLSParameters, names []string) (*tlsv3.CommonTlsContext, []ref, error) {
+// commonTLS returns what both sides of a connection in the mesh have: the proxy's certificate, trust in the roots (in
+// those of a peer unless that is nil), and the names the other side must have one of, none for any.
+func (b *build) commonTLS(params *entry.TLSParameters, names []string, peer *mesh.PeerBundle) (*tlsv3.CommonTlsContext, []ref, error) {
 	p, err := tlsParameters(params)
 	if err != nil {
 		return nil, nil, err
@@ -93,20 +106,37 @@ func (b *build) commonTLS(params *entry.TLSParameters, names []string) (*tlsv3.C
 	}
 	if b.flavour != Own {
 		c.TlsCertificates = []*tlsv3.TlsCertificate{b.certificate()}
-		validation.TrustedCa = b.trustedCA()
+		if peer != nil {
+			validation.TrustedCa = peerCA(peer)
+		} else {
+			validation.TrustedCa = b.trustedCA()
+		}
 		c.ValidationContextType = &tlsv3.CommonTlsContext_ValidationContext{ValidationContext: validation}
 		return c, nil, nil
 	}
-	uses := []ref{{Secret, LeafSecret}, {Secret, RootsSecret}}
+	roots := RootsSecret
+	if peer != nil {
+		roots = peerSecret(peer)
+		err := b.add(Secret, roots, []any{peer}, func() (made, error) {
+			return made{message: &tlsv3.Secret{
+				Name: roots,
+				Type: &tlsv3.Secret_ValidationContext{ValidationContext: &tlsv3.CertificateValidationContext{TrustedCa: peerCA(peer)}},
+			}}, nil
+		})
+		if err != nil {
+			return nil, nil, err
+		}
+	}
+	uses := []ref{{Secret, LeafSecret}, {Secret, roots}}
 	c.TlsCertificateSdsSecretConfigs = []*tlsv3.SdsSecretConfig{b.sds(LeafSecret)}
 	if len(names) == 0 {
-		c.ValidationContextType = &tlsv3.CommonTlsContext_ValidationContextSdsSecretConfig{ValidationContextSdsSecretConfig: b.sds(RootsSecret)}
+		c.ValidationContextType = &tlsv3.CommonTlsContext_ValidationContextSdsSecretConfig{ValidationContextSdsSecretConfig: b.sds(roots)}
 		return c, uses, nil
 	}
 	c.ValidationContextType = &tlsv3.CommonTlsContext_CombinedValidationContext{
 		CombinedValidationContext: &tlsv3.CommonTlsContext_CombinedCertificateValidationContext{
 			DefaultValidationContext:         validation,
-			ValidationContextSdsSecretConfig: b.sds(RootsSecret),
+			ValidationContextSdsSecretConfig: b.sds(roots),
 		},
 	}
 	return c, uses, nil
@@ -122,7 +152,7 @@ func (b *build) downstreamTLS(protocol string) (*corev3.TransportSocket, []ref, 
 	if m := b.s.Mesh(); m != nil && m.TLS != nil {
 		params = m.TLS.Incoming
 	}
-	common, uses, err := b.commonTLS(params, nil)
+	common, uses, err := b.commonTLS(params, nil, nil)
 	if err != nil {
 		return nil, nil, fmt.Errorf("incoming TLS parameters: %w", err)
 	}
@@ -139,19 +169,19 @@ func (b *build) downstreamTLS(protocol string) (*corev3.TransportSocket, []ref, 
 }
 
 // upstreamTLS returns the transport socket of a cluster whose instances must have one of the names.
-func (b *build) upstreamTLS(sni string, names []string) (*corev3.TransportSocket, []ref, error) {
-	if len(names) == 0 {
-		return nil, nil, fmt.Errorf("no name to expect from %s", sni)
+func (b *build) upstreamTLS(r *reach) (*corev3.TransportSocket, []ref, error) {
+	if len(r.names) == 0 {
+		return nil, nil, fmt.Errorf("no name to expect from %s", r.sni)
 	}
 	var params *entry.TLSParameters
 	if m := b.s.Mesh(); m != nil && m.TLS != nil {
 		params = m.TLS.Outgoing
 	}
-	common, uses, err := b.commonTLS(params, names)
+	common, uses, err := b.commonTLS(params, r.names, r.peer)
 	if err != nil {
 		return nil, nil, fmt.Errorf("outgoing TLS parameters: %w", err)
 	}
-	return tlsSocket(&tlsv3.UpstreamTlsContext{CommonTlsContext: common, Sni: sni}), uses, nil
+	return tlsSocket(&tlsv3.UpstreamTlsContext{CommonTlsContext: common, Sni: r.sni}), uses, nil
 }
 
 func tlsSocket(context proto.Message) *corev3.TransportSocket {
