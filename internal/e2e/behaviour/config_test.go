@@ -39,9 +39,10 @@ type testCase struct {
 	cluster string   // YAML: a cluster of the case's own; without, the cluster is "a"
 	up      []answer // what the upstream answers to the first, second, … request; the last repeats; none: 200 and "hello"
 	do      action
-	sorted  bool // the order in which requests reach upstreams is left to chance
-	noLog   bool // leave access log lines out: what they say is a matter of timing
-	noUp    bool // leave out what the upstream saw, for the same reason
+	sorted  bool     // the order in which requests reach upstreams is left to chance
+	upC     []answer // what the upstream "c" answers, if that is something else
+	noLog   bool     // leave access log lines out: what they say is a matter of timing
+	noUp    bool     // leave out what the upstream saw, for the same reason
 
 	differs string // why Sarn's answer is another than Envoy's; empty: it is the same
 }
@@ -58,6 +59,13 @@ func (c *testCase) slug() string {
 		}
 	}
 	return strings.TrimSuffix(b.String(), "-")
+}
+
+// path is where a case's requests go; none begins with another's.
+func (c *testCase) path() string { return "/" + c.slug() + "_" }
+
+func (c *testCase) names() *strings.Replacer {
+	return strings.NewReplacer("{p}", c.path(), "{c}", c.slug())
 }
 
 type dict = map[string]any
@@ -142,7 +150,7 @@ func bootstrap(g *group, cases []*testCase, w *world) []byte {
 		vhosts = append(vhosts, merge(dict{"name": "all", "domains": []any{"*"}, "routes": routes}, parseMap(w.expand(l.vhost))))
 		hcm := merge(dict{
 			"@type":       "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
-			"stat_prefix": "in" + l.name,
+			"stat_prefix": "in" + l.name, "delayed_close_timeout": "0.05s", "drain_timeout": "0.05s",
 			"access_log": []any{dict{"name": "envoy.access_loggers.file", "typed_config": dict{
 				"@type": "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog", "path": w.log,
 				"log_format": dict{"text_format_source": dict{"inline_string": logFormat}},
@@ -174,7 +182,7 @@ func bootstrap(g *group, cases []*testCase, w *world) []byte {
 func caseRoutes(c *testCase, cluster string, w *world) []any {
 	list := []any{dict{}}
 	if c.route != "" {
-		switch v := parse(w.expand(strings.NewReplacer("{p}", "/"+c.slug(), "{c}", c.slug()).Replace(c.route))).(type) {
+		switch v := parse(w.expand(c.names().Replace(c.route))).(type) {
 		case dict:
 			list = []any{v}
 		case []any:
@@ -186,7 +194,7 @@ func caseRoutes(c *testCase, cluster string, w *world) []any {
 		r := merge(dict{"match": dict{}}, r.(dict))
 		m := r["match"].(dict)
 		if has(m, "prefix", "path", "safe_regex", "path_separated_prefix", "connect_matcher") == "" {
-			m = merge(m, dict{"prefix": "/" + c.slug()})
+			m = merge(m, dict{"prefix": c.path()})
 			if c.vhost != "" {
 				m["prefix"] = "/"
 			}

@@ -497,7 +497,7 @@ var translation = group{
 			time.Sleep(50 * ms)
 			x.reset()
 		}}}, do: h2("POST {p}", "content-type: application/grpc", "te: trailers", "body=x")},
-		{name: "grpc: goaway", route: `{route: {cluster: h2}}`, up: []answer{hangUp}, do: h2("POST {p}", "content-type: application/grpc", "te: trailers", "body=x")},
+		{name: "grpc: goaway", cluster: `{h2: true}`, up: []answer{hangUp}, do: h2("POST {p}", "content-type: application/grpc", "te: trailers", "body=x")},
 		{name: "refused stream", route: `{route: {cluster: h2}}`, up: []answer{refuse}, do: h1("GET {p}")},
 		{name: "upstream h2 that speaks h1", route: `{route: {cluster: h2}}`, noUp: true, noLog: true, do: h1("GET {p}"), up: []answer{ok}},
 		{name: "an early answer at h2", route: `{route: {cluster: h2}}`, up: []answer{early(headersOnly(413))}, noUp: true, do: steps(h2Start("POST {p}", "unfinished"), h2Data("abc", false), h2Rest)},
@@ -518,7 +518,7 @@ var mirrors = group{
 		{name: "mirror none", route: `{route: {cluster: a, request_mirror_policies: [{cluster: c, runtime_fraction: {default_value: {numerator: 0}}}]}}`, do: steps(h1("GET {p}"), wait(50*ms))},
 		{name: "mirror to nobody", route: `{route: {cluster: a, request_mirror_policies: [{cluster: refused}]}}`, do: h1("GET {p}")},
 		{name: "mirror without the suffix", route: `{route: {cluster: a, request_mirror_policies: [{cluster: c, disable_shadow_host_suffix_append: true}]}}`, sorted: true, do: steps(h1("GET {p}"), wait(100*ms))},
-		{name: "mirror that is slow", route: `{route: {cluster: b, request_mirror_policies: [{cluster: c}]}}`, up: []answer{ok, noAnswer}, noUp: true, noLog: true, do: took(0, 1000*ms, h1("GET {p}", "x-slow: 1"))},
+		{name: "mirror that is slow", route: `{route: {cluster: b, request_mirror_policies: [{cluster: c}]}}`, upC: []answer{noAnswer}, noUp: true, noLog: true, do: took(0, 1000*ms, h1("GET {p}", "x-slow: 1"))},
 		{name: "mirror at h2 with trailers", route: `{route: {cluster: h2, request_mirror_policies: [{cluster: h2}]}}`, sorted: true, do: steps(h2("POST {p}", "body=abc", "trailer=x-t: 1"), wait(100*ms))},
 		{name: "mirror after a rewrite", route: `{route: {cluster: a, prefix_rewrite: /new, host_rewrite_literal: other, request_mirror_policies: [{cluster: c}]}}`, sorted: true, do: steps(h1("GET {p}"), wait(100*ms))},
 		{name: "hash: by header", route: `{route: {cluster: ring, hash_policy: [{header: {header_name: x-user}}]}}`, noUp: true, noLog: true, do: sticky(func(i int) string { return fmt.Sprintf("x-user: u%d", i) })},
@@ -622,7 +622,7 @@ var logs = group{
 		logged("text", `log_format: {text_format_source: {inline_string: "%REQ(:METHOD)% %REQ(:PATH):6% %REQ(X-MISSING?USER-AGENT)% %RESP(x-up)% %RESPONSE_CODE% %RESPONSE_FLAGS% %RESPONSE_FLAGS_LONG% %RESPONSE_CODE_DETAILS% %PROTOCOL% %UPSTREAM_PROTOCOL% %ROUTE_NAME% %VIRTUAL_CLUSTER_NAME% %UPSTREAM_CLUSTER% %UPSTREAM_HOST% %UPSTREAM_REMOTE_ADDRESS% %DOWNSTREAM_LOCAL_ADDRESS% %DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT% %DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT% %REQUESTED_SERVER_NAME% %DOWNSTREAM_PEER_URI_SAN% %GRPC_STATUS% %GRPC_STATUS_NUMBER% %UPSTREAM_TRANSPORT_FAILURE_REASON% %CONNECTION_TERMINATION_DETAILS% %FILTER_CHAIN_NAME% %ACCESS_LOG_TYPE% %UPSTREAM_REQUEST_ATTEMPT_COUNT% %% %LOCAL_REPLY_BODY%\n"}}`),
 		logged("trailers", `log_format: {text_format_source: {inline_string: "%TRAILER(grpc-status)% %RESP(content-type)% %GRPC_STATUS% %GRPC_STATUS(CAMEL_STRING)% %GRPC_STATUS(SNAKE_STRING)% %GRPC_STATUS(NUMBER)%\n"}}`),
 		logged("sizes", `log_format: {text_format_source: {inline_string: "%BYTES_RECEIVED% %BYTES_SENT% %REQUEST_HEADERS_BYTES% %RESPONSE_TRAILERS_BYTES%\n"}}`),
-		logged("meta", `log_format: {text_format_source: {inline_string: "%ROUTE_METADATA(m:k)% %METADATA(ROUTE:m:k)% %CLUSTER_METADATA(m:k)% %UPSTREAM_METADATA(m:k)% %DYNAMIC_METADATA(m:k)%\n"}}`),
+		logged("meta", `log_format: {text_format_source: {inline_string: "%METADATA(ROUTE:m:k)% %CLUSTER_METADATA(m:k)% %UPSTREAM_METADATA(m:k)% %DYNAMIC_METADATA(m:k)%\n"}}`),
 		filtered("status", `{status_code_filter: {comparison: {op: GE, value: {default_value: 400, runtime_key: x}}}}`),
 		filtered("header", `{header_filter: {header: {name: x-log, string_match: {exact: "1"}}}}`),
 		filtered("flag", `{response_flag_filter: {flags: [NR, UF]}}`),

@@ -171,7 +171,8 @@ func newKeys(t *testing.T, w *world) *keys {
 	write("ca.crt", &pem.Block{Type: "CERTIFICATE", Bytes: k.ca.Certificate().Raw})
 	sum := sha256.Sum256(k.client.Certificate[0])
 	w.hide[hex.EncodeToString(sum[:])] = "hash of the client's certificate"
-	w.hide[url.QueryEscape(string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: k.client.Certificate[0]})))] = "client certificate"
+	escaped := url.QueryEscape(string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: k.client.Certificate[0]})))
+	w.hide[strings.ReplaceAll(escaped, "+", "%20")] = "client certificate"
 
 	if k.jwt, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
 		t.Fatal(err)

@@ -232,7 +232,7 @@ func (u *upstream) serveH1(c net.Conn, br *bufio.Reader) bool {
 		r.fields = append(r.fields, l)
 	}
 	x := &h1Exchange{c: c, br: br, r: r, gonec: make(chan struct{})}
-	a := u.w.next(r.get("x-case"))
+	a := u.w.next(r.get("x-case"), u.name)
 	if a.early {
 		done := make(chan struct{})
 		go func() { defer close(done); x.readBody() }()
@@ -445,7 +445,7 @@ func (u *upstream) serveH2(c net.Conn, br *bufio.Reader) {
 				}
 				x.r.line = pseudo[":method"] + " " + pseudo[":path"] + " HTTP/2"
 				x.r.fields = append(x.r.fields, ":authority: "+pseudo[":authority"])
-				x.a = u.w.next(x.r.get("x-case"))
+				x.a = u.w.next(x.r.get("x-case"), u.name)
 				if x.a.early {
 					start(x, x.a)
 				}
