@@ -213,9 +213,9 @@ func (c *ClientConn) headers(id uint32, end, _ bool, p []byte) error {
 	idle := c.idle(id)
 	s := c.table.get(id)
 	head := s != nil && !s.recvHead
-	upgrade, noBody := false, false
+	upgrade, tunnel, noBody := false, false, false
 	if s != nil {
-		upgrade, noBody = s.client.upgrade, s.client.noBody
+		upgrade, tunnel, noBody = s.client.upgrade, s.client.tunnel, s.client.noBody
 	}
 	c.mu.Unlock()
 	switch {
@@ -240,16 +240,16 @@ func (c *ClientConn) headers(id uint32, end, _ bool, p []byte) error {
 	if err != nil {
 		return err
 	}
-	detail := ""
+	detail, interim := "", false
 	r := &c.scratch
 	if whole && !c.blk.many {
 		detail = c.blk.reply(r)
-		interim := r.Status < 200
+		interim = r.Status < 200
 		switch {
 		case detail != "":
 		case interim && end:
 			detail = "http2.end_after_interim"
-		case upgrade && r.Status/100 == 2 && end, end && r.ContentLength > 0 && !noBody && r.Status != 304 && !interim:
+		case end && r.ContentLength > 0 && !noBody && r.Status != 304 && !(tunnel && r.Status/100 == 2):
 			detail = "http2.content_length"
 		}
 	}
@@ -275,13 +275,15 @@ func (c *ClientConn) headers(id uint32, end, _ bool, p []byte) error {
 		c.dirty = true
 		return nil
 	}
-	if r.Status >= 200 {
+	if !interim {
 		s.recvHead = true
 		s.expect = r.ContentLength
 		switch {
-		case upgrade && r.Status/100 == 2:
-			r.Status = 101
+		case tunnel && r.Status/100 == 2:
 			s.expect = -1
+			if upgrade {
+				r.Status = 101
+			}
 		case noBody || r.Status == 204 || r.Status == 304:
 			s.expect = 0
 		}
@@ -309,6 +311,7 @@ type ClientStream struct {
 	headAt uint64 // the connection's bytes when the head was sent
 
 	upgrade bool // the request asks for another protocol
+	tunnel  bool // that, or a plain CONNECT
 	noBody  bool // no response to it has a body
 
 	heads    []message.Response // those before nextHead were taken
@@ -360,6 +363,7 @@ func (s *ClientStream) Send(r *message.Request, end bool) error {
 	s.start(s.c.nextID)
 	s.c.nextID += 2
 	s.upgrade, s.noBody = r.Upgrade != "", r.Method == "HEAD"
+	s.tunnel = s.upgrade || r.Method == "CONNECT"
 	s.expect = -1
 	end = end && r.Upgrade == ""
 	o, at := c.beginBlock()
@@ -378,7 +382,8 @@ func (s *ClientStream) Send(r *message.Request, end bool) error {
 
 var errNoConnect = errors.New("the host takes no extended CONNECT")
 
-// Receive waits for the next head of the response.
+// Receive waits for the next head of the response. That the host has switched to the protocol that an extended CONNECT
+// asked for is status 101, as in HTTP/1.1.
 func (s *ClientStream) Receive(r *message.Response) (end bool, err error) {
 	c := &s.c.conn
 	c.mu.Lock()
@@ -420,7 +425,7 @@ func (s *ClientStream) Close() {
 	}
 	s.uncount()
 	s.clear()
-	s.upgrade, s.noBody, s.headAt = false, false, 0
+	s.upgrade, s.tunnel, s.noBody, s.headAt = false, false, false, 0
 	for i := s.nextHead; i < len(s.heads); i++ {
 		s.heads[i].Reset()
 	}

@@ -29,8 +29,8 @@ const (
 	trimAfter = 5 * time.Second
 	// maxContinuations bounds the frames of one header block.
 	maxContinuations = 32
-	// controlRate is how many frames that carry nothing a peer may send in controlPeriod, beside those that requests
-	// give it reason for.
+	// controlRate is how many frames that carry nothing a peer may send in controlPeriod. More are accepted while at
+	// least half as many others travel: some clients measure the connection with PING whenever there is data.
 	controlRate   = 2000
 	controlPeriod = 10 * time.Second
 )
@@ -83,6 +83,7 @@ type conn struct {
 	empty     int  // empty frames in a row
 	control   int  // frames that carry nothing, in the current period
 	period    time.Time
+	work      int // streams and DATA frames when it began
 	clock     time.Time // when this round of reading began
 	dirty     bool      // something was put into out in this round
 
@@ -107,6 +108,7 @@ type conn struct {
 	priorities int
 	windows    int // WINDOW_UPDATE frames
 	dataSent   int // DATA frames
+	dataRead   int
 	sendWindow int64
 	recvWindow int64
 	unacked    uint32
@@ -509,8 +511,6 @@ func (c *conn) frame(typ, flags byte, id uint32, p []byte) *Error {
 		return c.continuation(flags, id, p)
 	case typeWindow:
 		return c.windowUpdate(id, p)
-	case typeReset:
-		return c.reset(id, p)
 	case typePush:
 		return protocolError("http2.push")
 	}
@@ -518,6 +518,8 @@ func (c *conn) frame(typ, flags byte, id uint32, p []byte) *Error {
 		return err
 	}
 	switch typ {
+	case typeReset:
+		return c.reset(id, p)
 	case typePriority:
 		return c.priority(id, p)
 	case typeSettings:
@@ -557,9 +559,11 @@ func (c *conn) countControl() *Error {
 	if c.control <= controlRate {
 		return nil
 	}
-	now := c.now()
-	if now.Sub(c.period) > controlPeriod {
-		c.period, c.control = now, 0
+	c.mu.Lock()
+	work := c.opened + c.dataSent + c.dataRead
+	c.mu.Unlock()
+	if now := c.now(); now.Sub(c.period) > controlPeriod || work-c.work >= controlRate/2 {
+		c.period, c.control, c.work = now, 0, work
 		return nil
 	}
 	c.opt.Counters.ControlFloods.Add(1)
@@ -604,6 +608,7 @@ func (c *conn) data(flags byte, id uint32, p []byte) *Error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.dataRead++
 	if c.recvWindow -= int64(len(p)); c.recvWindow < 0 {
 		return &Error{Code: FlowControlError, Detail: "http2.connection_window"}
 	}
@@ -794,10 +799,10 @@ func (c *conn) reset(id uint32, p []byte) *Error {
 		if c.side.idle(id) {
 			return protocolError("http2.reset_of_idle_stream")
 		}
-		return c.countControl()
+		return nil
 	}
 	if s.gone {
-		return c.countControl()
+		return nil
 	}
 	c.opt.Counters.ResetsReceived.Add(1)
 	return s.resetByPeer(Code(uint32of(p)))

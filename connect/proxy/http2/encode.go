@@ -17,7 +17,6 @@ type encoder struct {
 	size    uint32
 	max     uint32
 	limit   uint32 // to become max before the next block
-	lowest  uint32 // the smallest that limit has been since the last block
 	resized bool
 
 	slots *[slotCount]uint32 // by hash: the number of an entry, counted from 1
@@ -39,13 +38,14 @@ var hashSeed = maphash.MakeSeed()
 
 func (e *encoder) init() { e.max, e.limit = defaultTable, defaultTable }
 
-// setLimit obeys the peer's SETTINGS_HEADER_TABLE_SIZE.
+// setLimit obeys the peer's SETTINGS_HEADER_TABLE_SIZE. Of several between two blocks the smallest counts: to go on
+// from there to the last would take two updates in a row, which some decoders refuse.
 func (e *encoder) setLimit(n uint32) {
 	n = min(n, defaultTable)
-	if !e.resized {
-		e.lowest = n
+	if e.resized {
+		n = min(n, e.limit)
 	}
-	e.limit, e.lowest, e.resized = n, min(e.lowest, n), true
+	e.limit, e.resized = n, true
 }
 
 // begin starts a block.
@@ -54,14 +54,12 @@ func (e *encoder) begin(b []byte) []byte {
 		return b
 	}
 	e.resized = false
-	if e.lowest < e.limit {
-		b = appendInteger(b, 0x20, 5, uint64(e.lowest))
-		e.max = e.lowest
-		e.evict(0)
+	if e.limit == e.max {
+		return b
 	}
 	e.max = e.limit
 	e.evict(0)
-	return appendInteger(b, 0x20, 5, uint64(e.limit))
+	return appendInteger(b, 0x20, 5, uint64(e.max))
 }
 
 func (e *encoder) evict(room uint32) {

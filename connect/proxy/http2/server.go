@@ -237,7 +237,7 @@ func (c *ServerConn) headers(id uint32, end, self bool, p []byte) error {
 	s.start(id)
 	s.recvHead = true
 	s.expect = c.blk.length
-	if c.blk.has(kindProtocol) {
+	if c.blk.method == "CONNECT" {
 		s.expect = -1
 	}
 	switch {
@@ -410,7 +410,7 @@ func (s *ServerStream) done() {
 // Request returns the head of the request.
 func (s *ServerStream) Request() *message.Request { return &s.req }
 
-// Respond sends the head of a response.
+// Respond sends the head of a response. Status 101 accepts an extended CONNECT.
 func (s *ServerStream) Respond(r *message.Response, end bool) error {
 	c := &s.c.conn
 	c.mu.Lock()
