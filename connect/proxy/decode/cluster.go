@@ -3,23 +3,18 @@
 package decode
 
 import (
+	"cmp"
 	"math"
+	"strings"
 	"time"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	aggregatev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/clusters/aggregate/v3"
-	leastrequestv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/load_balancing_policies/least_request/v3"
-
-	// Read from static files, where every type must be known.
-	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/load_balancing_policies/maglev/v3"
-	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/load_balancing_policies/random/v3"
-	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/load_balancing_policies/ring_hash/v3"
-	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/load_balancing_policies/round_robin/v3"
-	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/sarnmesh/sarn/connect/proxy/model"
 )
@@ -37,14 +32,15 @@ func (d *Decoder) Cluster(a *anypb.Any) (*model.Cluster, error) {
 
 func (r *run) cluster(m *clusterv3.Cluster) *model.Cluster {
 	r.only("", m, `name alt_stat_name type cluster_type eds_cluster_config connect_timeout per_connection_buffer_limit_bytes
-		lb_policy least_request_lb_config load_assignment circuit_breakers dns_refresh_rate dns_lookup_family outlier_detection
-		common_lb_config transport_socket upstream_connection_options load_balancing_policy typed_extension_protocol_options`,
-		// HTTP only.
-		`max_requests_per_connection upstream_http_protocol_options common_http_protocol_options http_protocol_options
-		http2_protocol_options protocol_selection track_timeout_budgets track_cluster_stats
-		ring_hash_lb_config maglev_lb_config round_robin_lb_config original_dst_lb_config
-		dns_failure_refresh_rate respect_dns_ttl dns_jitter use_tcp_for_dns_lookups cleanup_interval
-		ignore_health_on_host_removal wait_for_warm_on_init metadata preconnect_policy`)
+		lb_policy least_request_lb_config round_robin_lb_config ring_hash_lb_config maglev_lb_config original_dst_lb_config lb_subset_config
+		load_assignment circuit_breakers dns_refresh_rate dns_lookup_family outlier_detection cleanup_interval
+		common_lb_config transport_socket transport_socket_matches upstream_connection_options load_balancing_policy typed_extension_protocol_options
+		max_requests_per_connection upstream_http_protocol_options common_http_protocol_options http_protocol_options
+		http2_protocol_options protocol_selection health_checks close_connections_on_host_health_failure
+		ignore_health_on_host_removal metadata`,
+		// What a proxy without them does is right, too.
+		`track_timeout_budgets track_cluster_stats dns_failure_refresh_rate respect_dns_ttl dns_jitter use_tcp_for_dns_lookups
+		wait_for_warm_on_init preconnect_policy`)
 	c := &model.Cluster{
 		Name:           m.GetName(),
 		AltStatName:    m.GetAltStatName(),
@@ -60,14 +56,15 @@ func (r *run) cluster(m *clusterv3.Cluster) *model.Cluster {
 	if c.ConnectTimeout == 0 {
 		r.errorf("connect_timeout", "must be positive")
 	}
-	for name := range m.GetTypedExtensionProtocolOptions() {
-		if name != "envoy.extensions.upstreams.http.v3.HttpProtocolOptions" {
-			r.errorf("typed_extension_protocol_options", "%q is not supported", name)
-		}
-	}
 	r.discovery(m, c)
 	r.balancing(m, c)
 	r.breakers(m.GetCircuitBreakers(), c)
+	r.upstreamHTTP(m, c)
+	r.tlsMatches(m, c)
+	c.HealthCheck = r.healthChecks(m.GetHealthChecks(), c)
+	c.Metadata = metadata(m.GetMetadata())
+	c.CloseOnFailure = m.GetCloseConnectionsOnHostHealthFailure()
+	c.ForgetAtOnce = m.GetIgnoreHealthOnHostRemoval()
 	if m.GetOutlierDetection() != nil {
 		c.Outlier = r.outlier(m.GetOutlierDetection())
 	}
@@ -168,28 +165,64 @@ func (r *run) balancing(m *clusterv3.Cluster, c *model.Cluster) {
 	default:
 		r.errorf("lb_policy", "%v is not supported", p)
 	}
-	if l := m.GetLeastRequestLbConfig(); l != nil {
-		r.only("least_request_lb_config", l, "choice_count active_request_bias", "slow_start_config")
-		c.Choices = int(min(u32(l.GetChoiceCount(), model.DefaultLeastRequestPicks), 64))
+	switch l := m.GetLeastRequestLbConfig(); {
+	case l != nil:
+		r.only("least_request_lb_config", l, "choice_count active_request_bias slow_start_config", "")
+		c.Choices = choices(l.GetChoiceCount())
 		r.bias("least_request_lb_config.active_request_bias", l.GetActiveRequestBias(), c)
+		r.slowStart("least_request_lb_config.slow_start_config", l.GetSlowStartConfig(), c)
+	case m.GetRoundRobinLbConfig() != nil:
+		r.slowStart("round_robin_lb_config.slow_start_config", m.GetRoundRobinLbConfig().GetSlowStartConfig(), c)
+	case m.GetRingHashLbConfig() != nil:
+		l := m.GetRingHashLbConfig()
+		r.only("ring_hash_lb_config", l, "minimum_ring_size maximum_ring_size hash_function", "")
+		r.ring("ring_hash_lb_config", l.GetMinimumRingSize(), l.GetMaximumRingSize(), l.GetHashFunction() == clusterv3.Cluster_RingHashLbConfig_MURMUR_HASH_2, c)
+	case m.GetMaglevLbConfig() != nil:
+		r.maglev("maglev_lb_config", m.GetMaglevLbConfig().GetTableSize(), c)
+	case m.GetOriginalDstLbConfig() != nil:
+		l := m.GetOriginalDstLbConfig()
+		const p = "original_dst_lb_config"
+		r.only(p, l, "use_http_header http_header_name upstream_port_override", "")
+		if l.GetUseHttpHeader() {
+			c.OriginalDst.Header = strings.ToLower(cmp.Or(l.GetHttpHeaderName(), "x-envoy-original-dst-host"))
+		}
+		if port := u32(l.GetUpstreamPortOverride(), 0); port > math.MaxUint16 {
+			r.errorf(p+".upstream_port_override", "%d is no port", port)
+		} else {
+			c.OriginalDst.Port = uint16(port)
+		}
+	}
+	c.OriginalDst.Cleanup = r.duration("cleanup_interval", m.GetCleanupInterval(), 5*time.Second)
+	if l := m.GetLbSubsetConfig(); l != nil && len(l.GetSubsetSelectors()) > 0 {
+		r.subsets("lb_subset_config", l, c)
+	}
+	l := m.GetCommonLbConfig()
+	r.only("common_lb_config", l, `healthy_panic_threshold locality_weighted_lb_config consistent_hashing_lb_config
+		zone_aware_lb_config ignore_new_hosts_until_first_hc`,
+		// Updates are applied at once.
+		"update_merge_window")
+	if p := l.GetHealthyPanicThreshold(); p != nil {
+		c.PanicThreshold = p.GetValue()
+	}
+	c.FailTrafficOnPanic = l.GetZoneAwareLbConfig().GetFailTrafficOnPanic()
+	c.LocalityLB = l.GetLocalityWeightedLbConfig() != nil
+	c.IgnoreNewUntilChecked = l.GetIgnoreNewHostsUntilFirstHc()
+	if h := l.GetConsistentHashingLbConfig(); h != nil {
+		c.HashHostname = h.GetUseHostnameForHashing()
+		r.hashBalance("common_lb_config.consistent_hashing_lb_config.hash_balance_factor", h.GetHashBalanceFactor(), c)
 	}
 	if l := m.GetLoadBalancingPolicy(); l != nil {
-		r.typedBalancing(l, c)
+		r.typedBalancing("load_balancing_policy", l, c)
 	}
 	if provided := c.Type == model.Aggregate || c.Type == model.OriginalDst; provided {
 		c.LB = model.ProvidedByCluster
 	} else if c.LB == model.ProvidedByCluster {
 		r.errorf("lb_policy", "CLUSTER_PROVIDED is not for a %v cluster", c.Type)
 	}
-	l := m.GetCommonLbConfig()
-	r.only("common_lb_config", l, "healthy_panic_threshold locality_weighted_lb_config",
-		// There is no local cluster to compare zones with, updates are applied
-		// at once, and there are no active checks to wait for.
-		"zone_aware_lb_config update_merge_window ignore_new_hosts_until_first_hc consistent_hashing_lb_config")
-	if p := l.GetHealthyPanicThreshold(); p != nil {
-		c.PanicThreshold = p.GetValue()
-	}
-	c.LocalityLB = l.GetLocalityWeightedLbConfig() != nil
+}
+
+func choices(v *wrapperspb.UInt32Value) int {
+	return int(min(u32(v, model.DefaultLeastRequestPicks), 64))
 }
 
 func (r *run) bias(path string, d *corev3.RuntimeDouble, c *model.Cluster) {
@@ -202,47 +235,16 @@ func (r *run) bias(path string, d *corev3.RuntimeDouble, c *model.Cluster) {
 	}
 }
 
-// typedBalancing takes the first policy that is supported.
-func (r *run) typedBalancing(l *clusterv3.LoadBalancingPolicy, c *model.Cluster) {
-	const pkg = "envoy.extensions.load_balancing_policies."
-	for _, p := range l.GetPolicies() {
-		a := p.GetTypedExtensionConfig().GetTypedConfig()
-		switch typeOf(a) {
-		case pkg + "round_robin.v3.RoundRobin":
-			c.LB = model.RoundRobin
-		case pkg + "random.v3.Random":
-			c.LB = model.Random
-		case pkg + "ring_hash.v3.RingHash":
-			c.LB = model.RingHash
-		case pkg + "maglev.v3.Maglev":
-			c.LB = model.Maglev
-		case pkg + "cluster_provided.v3.ClusterProvided":
-			c.LB = model.ProvidedByCluster
-		case pkg + "least_request.v3.LeastRequest":
-			var m leastrequestv3.LeastRequest
-			if !r.extension("load_balancing_policy", a, &m) {
-				return
-			}
-			c.LB = model.LeastRequest
-			c.Choices = int(min(u32(m.GetChoiceCount(), model.DefaultLeastRequestPicks), 64))
-			r.bias("load_balancing_policy", m.GetActiveRequestBias(), c)
-		default:
-			continue
-		}
-		return
-	}
-	r.errorf("load_balancing_policy", "none of the policies is supported")
-}
-
 func (r *run) breakers(m *clusterv3.CircuitBreakers, c *model.Cluster) {
-	r.only("circuit_breakers", m, "thresholds", "")
+	r.only("circuit_breakers", m, "thresholds per_host_thresholds", "")
+	for i, t := range m.GetPerHostThresholds() {
+		r.only(index("circuit_breakers.per_host_thresholds", i), t, "priority max_connections", "")
+		c.Breakers[t.GetPriority()&1].MaxHostConnections = u32(t.GetMaxConnections(), 0)
+	}
 	for i, t := range m.GetThresholds() {
 		p := index("circuit_breakers.thresholds", i)
 		r.only(p, t, "priority max_connections max_pending_requests max_requests max_retries retry_budget track_remaining max_connection_pools", "")
-		b := &c.Breakers[0]
-		if t.GetPriority() == corev3.RoutingPriority_HIGH {
-			b = &c.Breakers[1]
-		}
+		b := &c.Breakers[t.GetPriority()&1]
 		b.MaxConnections = u32(t.GetMaxConnections(), b.MaxConnections)
 		b.MaxPending = u32(t.GetMaxPendingRequests(), b.MaxPending)
 		b.MaxRequests = u32(t.GetMaxRequests(), b.MaxRequests)
@@ -263,15 +265,16 @@ func (r *run) outlier(m *clusterv3.OutlierDetection) *model.Outlier {
 	const p = "outlier_detection"
 	r.only(p, m, `consecutive_5xx interval base_ejection_time max_ejection_percent enforcing_consecutive_5xx
 		split_external_local_origin_errors consecutive_local_origin_failure enforcing_consecutive_local_origin_failure
-		max_ejection_time max_ejection_time_jitter always_eject_one_host`,
-		// These judge answers to requests.
-		`enforcing_success_rate success_rate_minimum_hosts success_rate_request_volume success_rate_stdev_factor
+		max_ejection_time max_ejection_time_jitter always_eject_one_host
+		enforcing_success_rate success_rate_minimum_hosts success_rate_request_volume success_rate_stdev_factor
 		consecutive_gateway_failure enforcing_consecutive_gateway_failure enforcing_local_origin_success_rate
 		failure_percentage_threshold enforcing_failure_percentage enforcing_failure_percentage_local_origin
-		failure_percentage_minimum_hosts failure_percentage_request_volume successful_active_health_check_uneject_host`)
+		failure_percentage_minimum_hosts failure_percentage_request_volume successful_active_health_check_uneject_host`, "")
 	o := &model.Outlier{
 		Consecutive5xx:          u32(m.GetConsecutive_5Xx(), 5),
 		EnforceConsecutive5xx:   u32(m.GetEnforcingConsecutive_5Xx(), 100),
+		ConsecutiveGateway:      u32(m.GetConsecutiveGatewayFailure(), 5),
+		EnforceGateway:          u32(m.GetEnforcingConsecutiveGatewayFailure(), 0),
 		ConsecutiveLocal:        u32(m.GetConsecutiveLocalOriginFailure(), 5),
 		EnforceConsecutiveLocal: u32(m.GetEnforcingConsecutiveLocalOriginFailure(), 100),
 		SplitLocalErrors:        m.GetSplitExternalLocalOriginErrors(),
@@ -280,6 +283,21 @@ func (r *run) outlier(m *clusterv3.OutlierDetection) *model.Outlier {
 		EjectionJitter:          r.duration(p+".max_ejection_time_jitter", m.GetMaxEjectionTimeJitter(), 0),
 		MaxEjectionPercent:      u32(m.GetMaxEjectionPercent(), 10),
 		AlwaysEjectOne:          m.GetAlwaysEjectOneHost().GetValue(),
+		KeepDespiteCheck:        !boolean(m.GetSuccessfulActiveHealthCheckUnejectHost(), true),
+		SuccessRate: model.OutlierRate{
+			MinHosts:     u32(m.GetSuccessRateMinimumHosts(), 5),
+			MinRequests:  u32(m.GetSuccessRateRequestVolume(), 100),
+			Factor:       float64(u32(m.GetSuccessRateStdevFactor(), 1900)) / 1000,
+			Enforce:      u32(m.GetEnforcingSuccessRate(), 100),
+			EnforceLocal: u32(m.GetEnforcingLocalOriginSuccessRate(), 100),
+		},
+		FailurePercentage: model.OutlierRate{
+			MinHosts:     u32(m.GetFailurePercentageMinimumHosts(), 5),
+			MinRequests:  u32(m.GetFailurePercentageRequestVolume(), 50),
+			Factor:       float64(u32(m.GetFailurePercentageThreshold(), 85)),
+			Enforce:      u32(m.GetEnforcingFailurePercentage(), 0),
+			EnforceLocal: u32(m.GetEnforcingFailurePercentageLocalOrigin(), 0),
+		},
 	}
 	o.MaxEjection = r.duration(p+".max_ejection_time", m.GetMaxEjectionTime(), max(300*time.Second, o.BaseEjection))
 	if o.Interval < time.Millisecond {
@@ -301,10 +319,16 @@ func (d *Decoder) LoadAssignment(a *anypb.Any) (*model.LoadAssignment, error) {
 
 func (r *run) loadAssignment(path string, m *endpointv3.ClusterLoadAssignment, names bool) *model.LoadAssignment {
 	r.only(path, m, "cluster_name endpoints policy", "")
-	r.only(join(path, "policy"), m.GetPolicy(), "overprovisioning_factor", "endpoint_stale_after")
+	r.only(join(path, "policy"), m.GetPolicy(), "overprovisioning_factor endpoint_stale_after drop_overloads weighted_priority_health", "")
 	la := &model.LoadAssignment{
 		Cluster:          m.GetClusterName(),
 		Overprovisioning: u32(m.GetPolicy().GetOverprovisioningFactor(), model.DefaultOverprovisioning),
+		PriorityByWeight: m.GetPolicy().GetWeightedPriorityHealth(),
+		StaleAfter:       r.duration(join(path, "policy.endpoint_stale_after"), m.GetPolicy().GetEndpointStaleAfter(), 0),
+	}
+	for i, d := range m.GetPolicy().GetDropOverloads() {
+		p := index(join(path, "policy.drop_overloads"), i)
+		la.Drops = append(la.Drops, model.DropOverload{Category: d.GetCategory(), Fraction: r.fraction(p, d.GetDropPercentage())})
 	}
 	for i, group := range m.GetEndpoints() {
 		p := index(join(path, "endpoints"), i)
@@ -316,14 +340,29 @@ func (r *run) loadAssignment(path string, m *endpointv3.ClusterLoadAssignment, n
 		})
 		for j, e := range group.GetLbEndpoints() {
 			p := index(join(p, "lb_endpoints"), j)
-			r.only(p, e, "endpoint health_status load_balancing_weight", "metadata")
-			r.only(join(p, "endpoint"), e.GetEndpoint(), "address hostname", "additional_addresses observability_name health_check_config")
+			r.only(p, e, "endpoint health_status load_balancing_weight metadata", "")
+			r.only(join(p, "endpoint"), e.GetEndpoint(), "address hostname additional_addresses health_check_config", "observability_name")
 			ep := model.Endpoint{
 				Address:  r.address(join(p, "endpoint.address"), e.GetEndpoint().GetAddress(), names),
 				Hostname: e.GetEndpoint().GetHostname(),
 				Weight:   u32(e.GetLoadBalancingWeight(), 1),
 				Priority: group.GetPriority(),
 				Locality: i,
+				Metadata: metadata(e.GetMetadata()),
+			}
+			for k, a := range e.GetEndpoint().GetAdditionalAddresses() {
+				ep.Additional = append(ep.Additional, r.address(index(join(p, "endpoint.additional_addresses"), k), a.GetAddress(), false))
+			}
+			if h := e.GetEndpoint().GetHealthCheckConfig(); h != nil {
+				hp := join(p, "endpoint.health_check_config")
+				ep.Check = model.EndpointCheck{Hostname: h.GetHostname(), Disabled: h.GetDisableActiveHealthCheck()}
+				if h.GetAddress() != nil {
+					ep.Check.Address = r.address(join(hp, "address"), h.GetAddress(), false)
+				}
+				if h.GetPortValue() > math.MaxUint16 {
+					r.errorf(join(hp, "port_value"), "%d is no port", h.GetPortValue())
+				}
+				ep.Check.Port = uint16(h.GetPortValue())
 			}
 			if ep.Weight == 0 {
 				r.errorf(join(p, "load_balancing_weight"), "0 is not a weight")

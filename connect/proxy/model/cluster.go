@@ -39,12 +39,11 @@ type Cluster struct {
 	HashBalance        uint32     // percent of the average load that a hashed host may have; 0 any
 	PeakEWMA           PeakEWMA
 	Subsets            *Subsets // nil chooses from all hosts
-	ZoneAware          *ZoneAware
 
 	Breakers [2]Breaker // by RoutingPriority
 
-	HTTP         UpstreamHTTP
-	HealthChecks []HealthCheck
+	HTTP        UpstreamHTTP
+	HealthCheck *HealthCheck // nil checks nobody
 	// Hosts stay out until they passed their first health check.
 	IgnoreNewUntilChecked bool
 	// CloseOnFailure closes connections to hosts that health checks find unhealthy.
@@ -78,13 +77,6 @@ type Ring struct {
 type PeakEWMA struct {
 	Decay time.Duration // of what was measured; default 10 s
 	Start time.Duration // assumed of a host that was not measured; default 30 ms
-}
-
-// ZoneAware prefers hosts of the proxy's own zone.
-type ZoneAware struct {
-	MinClusterSize uint64
-	Percent        float64 // of requests to which it applies
-	FailOnPanic    bool
 }
 
 // Subsets divides hosts by their metadata under "envoy.lb".
@@ -223,7 +215,7 @@ type HealthCheck struct {
 	NoReuse              bool   // a connection for each check
 	AltPort              uint16
 	ALPN                 []string
-	TLSMatch             []MetadataMatch // picks among TLSMatches; nil takes the endpoint's
+	TLSMatch             map[string]any // picks among TLSMatches; nil takes the endpoint's metadata
 	LogFailures, LogGood bool
 
 	HTTP *HTTPCheck

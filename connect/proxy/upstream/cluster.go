@@ -35,7 +35,8 @@ type Cluster struct {
 	fetch      *time.Timer           // gives up waiting for an assignment
 	stale      *time.Timer           // drops an assignment that is too old
 	ramp       *time.Timer           // end of the slow start of the youngest host
-	stop       context.CancelFunc    // ends lookups
+	checks     map[*Host]check
+	stop       context.CancelFunc // ends lookups
 }
 
 // shared is what all versions of a cluster have in common, besides hosts.
@@ -144,10 +145,20 @@ func (c *Cluster) merge(old []*Host, la *model.LoadAssignment) (gone []*Host) {
 				h.dropPool()
 			}
 		}
+		c.startCheck(h)
 		hosts = append(hosts, h)
 	}
 	for _, h := range old {
-		if !seen[h.key] {
+		switch {
+		case seen[h.key]:
+		case c.lingers(h):
+			h.health.set(leaving, leaving)
+			seen[h.key] = true
+			hosts = append(hosts, h)
+			c.startCheck(h)
+		default:
+			seen[h.key] = true
+			c.stopCheck(h)
 			gone = append(gone, h)
 			changed = true
 		}
@@ -160,6 +171,13 @@ func (c *Cluster) merge(old []*Host, la *model.LoadAssignment) (gone []*Host) {
 	c.hosts.Store(&hostSet{hosts: hosts})
 	c.rebuild()
 	return gone
+}
+
+// lingers reports whether a host is kept that is no longer configured: what
+// passes its health checks may rather be missing from a bad list than be gone.
+func (c *Cluster) lingers(h *Host) bool {
+	return c.conf.HealthCheck != nil && !c.conf.ForgetAtOnce && c.conf.Type != model.Static && !h.endpoint.Load().Check.Disabled &&
+		h.endpoint.Load().Health != model.Unhealthy && h.health.known.Load() && h.health.load()&checkBad == 0
 }
 
 // rebuild works out afresh who may be chosen. The caller holds c.mu.
@@ -217,7 +235,7 @@ func (c *Cluster) rebuild() {
 	s.MembershipExcluded.Set(int64(excluded))
 	s.EjectionsActive.Set(int64(ejected))
 	s.MaxHostWeight.Set(int64(heaviest))
-	if len(c.conf.HealthChecks) > 0 {
+	if c.conf.HealthCheck != nil {
 		s.CheckHealthy.Set(int64(checked))
 	}
 	switch least, most, all := set.table.Spread(); c.conf.LB {
@@ -392,6 +410,9 @@ func (c *Cluster) close() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.closed = true
+	for h := range c.checks {
+		c.stopCheck(h)
+	}
 	for _, t := range []*time.Timer{c.tick, c.fetch, c.stale, c.ramp} {
 		if t != nil {
 			t.Stop()

@@ -115,19 +115,6 @@ func (h *Host) leave() {
 	closePool(p)
 }
 
-// rejoin is called when a host that left is part of its cluster again.
-func (h *Host) rejoin() {
-	h.mu.Lock()
-	was := h.gone
-	h.gone = false
-	var p *pool
-	if was {
-		p = h.pool.Swap(nil)
-	}
-	h.mu.Unlock()
-	closePool(p)
-}
-
 func closePool(p *pool) {
 	if p == nil {
 		return

@@ -49,9 +49,14 @@ type Manager struct {
 	later       []func()   // to do once mu is free
 	warming     map[string]*Cluster
 	assignments map[string]*model.LoadAssignment // by the name that clusters ask for
-	lookups     []func(context.Context)          // wait for Run
-	ctx         context.Context                  // of Run; nil before it and after
-	running     sync.WaitGroup
+
+	run struct {
+		mu      sync.Mutex              // taken last
+		waiting []func(context.Context) // for Run to begin
+		ctx     context.Context         // of Run; nil before it and after
+		done    bool
+		sync.WaitGroup
+	}
 }
 
 // NewManager returns a manager without clusters.
@@ -111,24 +116,26 @@ func (m *Manager) unlock() {
 	}
 }
 
-// Run looks names up until ctx ends.
+// Run looks names up and checks the health of hosts until ctx ends.
 func (m *Manager) Run(ctx context.Context) error {
-	m.mu.Lock()
-	m.ctx = ctx
-	for _, f := range m.lookups {
-		m.running.Go(func() { f(ctx) })
+	m.run.mu.Lock()
+	m.run.ctx = ctx
+	for _, f := range m.run.waiting {
+		m.run.Go(func() { f(ctx) })
 	}
-	m.lookups = nil
-	m.mu.Unlock()
+	m.run.waiting = nil
+	m.run.mu.Unlock()
 	<-ctx.Done()
+	m.run.mu.Lock()
+	m.run.ctx, m.run.done = nil, true
+	m.run.mu.Unlock()
 	m.mu.Lock()
-	m.ctx = nil
 	for _, c := range m.warming {
 		c.close()
 	}
 	m.mu.Unlock()
 	m.active.Range(func(_, c any) bool { c.(*Cluster).close(); return true })
-	m.running.Wait()
+	m.run.Wait()
 	return nil
 }
 
@@ -178,13 +185,11 @@ func (m *Manager) set(conf *model.Cluster, static bool) (warmed bool) {
 	m.warming[conf.Name] = c
 	switch conf.Type {
 	case model.Static:
-		m.adopt(c, conf.Endpoints)
-		return m.promote(c)
+		return m.adopt(c, conf.Endpoints)
 	case model.EDS:
 		if la := m.assignments[conf.EDSName]; la != nil {
 			// What is known of the hosts stays true while the cluster changes.
-			m.adopt(c, la)
-			return m.promote(c)
+			return m.adopt(c, la)
 		}
 		if conf.FetchTimeout > 0 {
 			c.fetch = time.AfterFunc(conf.FetchTimeout, func() {
@@ -193,7 +198,7 @@ func (m *Manager) set(conf *model.Cluster, static bool) (warmed bool) {
 			})
 		}
 	case model.StrictDNS, model.LogicalDNS:
-		m.lookup(c)
+		m.spawn(func(ctx context.Context) { m.lookupLoop(ctx, c) })
 	default:
 		return m.promote(c)
 	}
@@ -215,20 +220,20 @@ func (m *Manager) client(conf *model.UpstreamTLS, known []*tlscontext.Client) *t
 	return tlscontext.NewClient(conf, m.cfg.Secrets)
 }
 
-// adopt gives a version of a cluster hosts, known ones if there are. The caller
-// holds m.mu.
-func (m *Manager) adopt(c *Cluster, la *model.LoadAssignment) {
-	var hosts []*Host
-	old := m.Get(c.conf.Name)
-	if old != nil && old != c {
-		// Both versions share the hosts until the new one replaces the old.
-		hosts = old.hosts.Load().hosts
-	} else {
-		hosts = c.hosts.Load().hosts
+// adopt gives a version of a cluster hosts, known ones if there are, and puts it
+// into use unless they must be checked first. The caller holds m.mu.
+func (m *Manager) adopt(c *Cluster, la *model.LoadAssignment) (promoted bool) {
+	known := c.hosts.Load().hosts
+	if old := m.Get(c.conf.Name); old != nil && old != c {
+		// Both versions share the hosts until the new one replaces the old;
+		// those that are no longer leave then.
+		known = append(known[:len(known):len(known)], old.hosts.Load().hosts...)
 	}
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.merge(hosts, la) // hosts of the old version that are no longer leave once this one replaces it
+	c.merge(known, la)
+	waits := c.unchecked()
+	c.mu.Unlock()
+	return !waits && m.promote(c)
 }
 
 // promote puts a version into use. The caller holds m.mu.
@@ -300,8 +305,7 @@ func (m *Manager) SetEndpoints(la *model.LoadAssignment) {
 	})
 	for name, c := range m.warming {
 		if c.conf.Type == model.EDS && c.conf.EDSName == la.Cluster {
-			m.adopt(c, la)
-			if m.promote(c) {
+			if m.adopt(c, la) {
 				warmed = append(warmed, name)
 			}
 		}
@@ -323,15 +327,17 @@ func (m *Manager) ForgetEndpoints(keep func(name string) bool) {
 	}
 }
 
-// lookup starts to look the names of a DNS cluster up. The caller holds m.mu.
-func (m *Manager) lookup(c *Cluster) {
-	f := func(ctx context.Context) { m.lookupLoop(ctx, c) }
-	if m.ctx == nil {
-		m.lookups = append(m.lookups, f)
-		return
+// spawn runs f while Run runs.
+func (m *Manager) spawn(f func(context.Context)) {
+	m.run.mu.Lock()
+	defer m.run.mu.Unlock()
+	switch ctx := m.run.ctx; {
+	case m.run.done:
+	case ctx == nil:
+		m.run.waiting = append(m.run.waiting, f)
+	default:
+		m.run.Go(func() { f(ctx) })
 	}
-	ctx := m.ctx
-	m.running.Go(func() { f(ctx) })
 }
 
 // lookupTimeout bounds one lookup.
@@ -397,9 +403,11 @@ func (m *Manager) lookupLoop(ctx context.Context, c *Cluster) {
 			}
 			if first {
 				m.mu.Lock()
-				m.adopt(c, &la)
-				m.mu.Unlock()
-				m.ready(c)
+				warm := m.adopt(c, &la)
+				m.unlock()
+				if warm {
+					m.cfg.Warm(c.conf.Name)
+				}
 			} else {
 				c.setAssignment(&la)()
 			}
