@@ -31,6 +31,14 @@ type ClientConn struct {
 	parser parser
 	stream clientStream
 	usable bool // no stream has left the connection in a bad state
+	ending Ending
+}
+
+// An Ending is what streams have noticed of the end of their connection.
+type Ending struct {
+	Lost   bool // the host has closed it
+	Told   bool // the host has said that it will close it
+	Broken bool // a stream was closed before its request and response had ended
 }
 
 // NewClientConn speaks HTTP on conn, which may be TLS put on stream.Below.
@@ -57,6 +65,9 @@ func NewClientConn(conn net.Conn, cfg ClientConfig) *ClientConn {
 // Usable reports whether the connection can carry another stream, as far as is known, without looking whether the
 // host has closed it. It is for whom no stream is open.
 func (c *ClientConn) Usable() bool { return c.usable }
+
+// Ending returns why the connection is not usable.
+func (c *ClientConn) Ending() Ending { return c.ending }
 
 // Quiet reports whether an idle connection is as the last stream left it: the host has neither closed it nor sent
 // anything. It looks without waiting, where the system allows that, and else says yes.
@@ -380,7 +391,7 @@ func (s *clientStream) accept(r *message.Response) *BadRequest {
 	}
 	s.received = true
 	if p.close || r.Version == message.HTTP10 && !p.keepAlive {
-		s.bad = true
+		s.bad, c.ending.Told = true, p.close
 	}
 	f := byClosing
 	switch {
@@ -434,7 +445,7 @@ func (s *clientStream) lost(err error) error {
 	if timedOut(err) {
 		return err
 	}
-	s.bad = true
+	s.bad, s.c.ending.Lost = true, true
 	reason := message.ConnectionTermination
 	if errors.Is(err, syscall.ECONNRESET) {
 		reason = message.RemoteReset
@@ -452,7 +463,9 @@ func (s *clientStream) SetWriteDeadline(t time.Time) { s.c.out.deadline.to(t) }
 func (s *clientStream) Close() {
 	c := s.c
 	c.out.drop()
-	ok := !s.bad && s.received && s.body.ended.Load() && s.sent.Load() && c.out.err == nil && len(c.in.bytes()) == 0
+	whole := s.received && s.body.ended.Load() && s.sent.Load()
+	c.ending.Broken = !whole
+	ok := !s.bad && whole && c.out.err == nil && len(c.in.bytes()) == 0
 	c.in.drop()
 	if !ok {
 		_ = c.conn.Close() // there is nothing to be done about it
