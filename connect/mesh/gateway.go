@@ -248,8 +248,11 @@ func overTLS(gateway entry.GatewayTLS, listener *entry.GatewayTLS) entry.Gateway
 	}
 	out.TLSMinVersion = cmp.Or(listener.TLSMinVersion, out.TLSMinVersion)
 	out.TLSMaxVersion = cmp.Or(listener.TLSMaxVersion, out.TLSMaxVersion)
-	if len(listener.CipherSuites) > 0 {
+	switch {
+	case len(listener.CipherSuites) > 0:
 		out.CipherSuites = listener.CipherSuites
+	case listener.TLSMinVersion == "TLSv1_3":
+		out.CipherSuites = nil // which are for older versions
 	}
 	return out
 }
@@ -438,7 +441,14 @@ func (s *Snapshot) gatewayNeeds() []Need {
 		add(s.gatewayEntryNeed(), s.boundNeed(), s.leafNeed())
 		if b := s.BoundGateway(); b != nil {
 			for _, l := range b.Listeners {
-				for _, ref := range append(slices.Clone(l.Routes), l.Certificates...) {
+				for _, ref := range l.Routes {
+					add(entryNeed(ref.Kind, ref.Name))
+				}
+			}
+		}
+		if e, ok := s.GatewayEntry().(*entry.APIGateway); ok {
+			for i := range e.Listeners {
+				for _, ref := range e.Listeners[i].TLS.Certificates {
 					add(entryNeed(ref.Kind, ref.Name))
 				}
 			}

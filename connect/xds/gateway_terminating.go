@@ -3,6 +3,8 @@ package xds
 import (
 	"fmt"
 	"net/netip"
+	"slices"
+	"strings"
 	"time"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
@@ -59,6 +61,7 @@ func (b *build) terminating() error {
 			outlets = append(outlets, o)
 		}
 	}
+	slices.SortFunc(outlets, func(x, y *outlet) int { return strings.Compare(x.name, y.name) })
 	for _, bind := range b.bindable() {
 		if err := b.terminatingListener(bind, outlets); err != nil {
 			return err
