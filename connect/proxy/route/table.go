@@ -360,6 +360,7 @@ func (t *Table) Match(f *Facts) Match {
 		return m
 	}
 	path := t.path(f.Request.Path)
+	var found values
 	var l lists
 	if path != "" {
 		h.tree.collect(path, false, &l)
@@ -370,14 +371,14 @@ func (t *Table) Match(f *Facts) Match {
 	l.add(h.always)
 	if l.full {
 		for i := range h.routes {
-			if m.try(&h.routes[i], path, f) {
+			if m.try(&h.routes[i], path, f, &found) {
 				break
 			}
 		}
 		return m
 	}
 	for i := l.next(); i >= 0; i = l.next() {
-		if m.try(&h.routes[i], path, f) {
+		if m.try(&h.routes[i], path, f, &found) {
 			break
 		}
 	}
@@ -473,8 +474,8 @@ func portStart(authority string) int {
 }
 
 // try makes the match that of the route if it fits.
-func (m *Match) try(r *route, path string, f *Facts) bool {
-	if !matches(&r.conf.Match, path, f) {
+func (m *Match) try(r *route, path string, f *Facts, found *values) bool {
+	if !matches(&r.conf.Match, path, f, found) {
 		return false
 	}
 	m.route, m.Route = r, r.conf
@@ -500,7 +501,7 @@ func (m *Match) try(r *route, path string, f *Facts) bool {
 }
 
 // matches reports whether a request fits. Path is that of the request as far as routes look at it.
-func matches(m *model.RouteMatch, path string, f *Facts) bool {
+func matches(m *model.RouteMatch, path string, f *Facts, found *values) bool {
 	r := f.Request
 	switch m.Kind {
 	case model.PathConnect:
@@ -515,7 +516,7 @@ func matches(m *model.RouteMatch, path string, f *Facts) bool {
 	if m.Fraction != nil && !m.Fraction.Hit(f.Random) || m.GRPC && !IsGRPC(&r.Header) {
 		return false
 	}
-	if !Headers(m.Headers, r) {
+	if !found.headers(m.Headers, r) {
 		return false
 	}
 	for i := range m.Query {

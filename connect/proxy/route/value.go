@@ -12,23 +12,57 @@ import (
 
 // Headers reports whether a request fits all matchers.
 func Headers(list []model.HeaderMatch, r *message.Request) bool {
+	var found values
+	return found.headers(list, r)
+}
+
+// values remembers what was found of the last header, since many routes ask for the same one.
+type values struct {
+	name   string
+	first  string
+	number int
+}
+
+func (f *values) headers(list []model.HeaderMatch, r *message.Request) bool {
 	for i := range list {
-		if m := &list[i]; !matchValue(m, requestPseudo(m.Name, r), &r.Header) {
+		if m := &list[i]; !f.fits(m, r) {
 			return false
 		}
 	}
 	return true
 }
 
+func (f *values) fits(m *model.HeaderMatch, r *message.Request) bool {
+	if f.name != m.Name || m.Name == "" {
+		if p := requestPseudo(m.Name, r); p.is {
+			return decide(m, p.value, p.present)
+		}
+		f.find(m.Name, &r.Header)
+	}
+	return f.decide(m, &r.Header)
+}
+
+func (f *values) find(name string, h *message.Header) {
+	f.name, f.first, f.number = name, "", 0
+	for v := range h.Values(name) {
+		if f.number++; f.number == 1 {
+			f.first = v
+		}
+	}
+}
+
 // ResponseHeaders reports whether a response fits all matchers.
 func ResponseHeaders(list []model.HeaderMatch, r *message.Response) bool {
 	for i := range list {
 		m := &list[i]
-		p := pseudo{}
 		if m.Name == ":status" {
-			p = pseudo{true, true, status(r.Status)}
+			if !decide(m, status(r.Status), true) {
+				return false
+			}
+			continue
 		}
-		if !matchValue(m, p, &r.Header) {
+		var found values
+		if found.find(m.Name, &r.Header); !found.decide(m, &r.Header) {
 			return false
 		}
 	}
@@ -90,18 +124,10 @@ var joined = sync.Pool{New: func() any { return new([]byte) }}
 
 const keepJoined = 64 << 10
 
-func matchValue(m *model.HeaderMatch, p pseudo, h *message.Header) bool {
-	if p.is {
-		return decide(m, p.value, p.present)
-	}
-	first, n := "", 0
-	for v := range h.Values(m.Name) {
-		if n++; n == 1 {
-			first = v
-		}
-	}
-	if n < 2 || m.Kind == model.HeaderPresent || m.Kind == model.HeaderAbsent {
-		return decide(m, first, n > 0)
+// decide compares the values that were found.
+func (f *values) decide(m *model.HeaderMatch, h *message.Header) bool {
+	if f.number < 2 || m.Kind == model.HeaderPresent || m.Kind == model.HeaderAbsent {
+		return decide(m, f.first, f.number > 0)
 	}
 	buf := joined.Get().(*[]byte)
 	b := (*buf)[:0]
