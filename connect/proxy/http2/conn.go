@@ -24,7 +24,8 @@ const (
 	// outKeep bounds the buffers for writing that are used again.
 	outKeep = 128 << 10
 	// linger is how long a peer may take to read our last words.
-	linger = time.Second
+	linger      = time.Second
+	lingerBytes = 1 << 20
 	// trimAfter is how long a connection without streams keeps the memory of those it had.
 	trimAfter = 5 * time.Second
 	// maxContinuations bounds the frames of one header block.
@@ -420,13 +421,16 @@ func (c *conn) receive() error {
 	}
 }
 
-// discard reads what is of no interest until the peer or the time that it has ends.
+// discard reads what is of no interest until the peer, or the time that it has, ends, so that it can read our last
+// words. One that sends and sends gets none.
 func (c *conn) discard() {
 	c.filled = 0
-	for {
-		if _, err := c.in.Read(); err != nil {
+	for n := 0; n < lingerBytes; {
+		m, err := c.in.Read()
+		if err != nil {
 			return
 		}
+		n += m
 	}
 }
 
