@@ -191,10 +191,10 @@ func (g *group) take() (*conn, message.ClientStream) {
 	return c, nil
 }
 
-// retire lets no more streams be opened on an HTTP/2 connection, which ends with the last one.
+// retire lets no more streams be opened on an HTTP/2 connection, which ends with the last one. Until then the codec is
+// not told: it would refuse those on which nothing was sent yet.
 func (c *conn) retire() {
-	if !c.retired {
-		c.retired = true
+	if c.retired = true; c.active == 0 {
 		c.h2.Drain()
 	}
 }
@@ -474,7 +474,9 @@ func (hp *host) giveBack(c *conn) {
 	if c.h1 != nil {
 		g.idle = append(g.idle, c)
 	} else if c.active--; c.active == 0 {
-		c.since = now
+		if c.since = now; c.retired {
+			c.h2.Drain()
+		}
 	}
 	g.serve()
 	var dead []*conn
