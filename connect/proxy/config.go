@@ -101,6 +101,15 @@ func (p *Proxy) apply(typeURL string, r adsclient.Resource) error {
 		}
 		delete(p.doomed, l.Name)
 		p.pending[l.Name] = &waiting{conf: l}
+	case decode.TypeRoute:
+		c, err := d.RouteConfig(r.Any)
+		if err != nil {
+			return err
+		}
+		if err := named(c.Name); err != nil {
+			return err
+		}
+		return p.http.SetRoutes(c)
 	default:
 		return fmt.Errorf("type %q is not supported", typeURL)
 	}
@@ -196,6 +205,11 @@ func (p *Proxy) warm(l *model.Listener) bool {
 	if !p.secrets.Has(l.Secrets()) {
 		return false
 	}
+	for _, name := range l.RouteNames() {
+		if !p.http.HasRoutes(name) {
+			return false
+		}
+	}
 	for _, name := range l.Clusters() {
 		if p.upstreams.Warming(name) {
 			return false
@@ -224,7 +238,7 @@ func (p *Proxy) anyMemberReady(c *model.Cluster) bool {
 // subscribe asks for the endpoints and secrets that what is in force, or waits
 // to be, refers to. The caller holds p.mu.
 func (p *Proxy) subscribe() {
-	endpoints, secrets := map[string]bool{}, map[string]bool{}
+	endpoints, secrets, routes := map[string]bool{}, map[string]bool{}, map[string]bool{}
 	for _, c := range p.clusters {
 		if c.Type == model.EDS {
 			endpoints[c.EDSName] = true
@@ -236,6 +250,9 @@ func (p *Proxy) subscribe() {
 	listeners := func(l *model.Listener) {
 		for _, s := range l.Secrets() {
 			secrets[s] = true
+		}
+		for _, r := range l.RouteNames() {
+			routes[r] = true
 		}
 	}
 	for _, l := range p.active {
@@ -250,7 +267,10 @@ func (p *Proxy) subscribe() {
 	if p.client != nil {
 		p.client.Want(decode.TypeEndpoints, slices.Collect(maps.Keys(endpoints)))
 		p.client.Want(decode.TypeSecret, slices.Collect(maps.Keys(secrets)))
+		p.client.Want(decode.TypeRoute, slices.Collect(maps.Keys(routes)))
 	}
+	p.http.ForgetRoutes(func(name string) bool { return routes[name] })
+	maps.DeleteFunc(p.store[decode.TypeRoute], func(name string, _ *resource) bool { return !routes[name] })
 	p.upstreams.ForgetEndpoints(func(name string) bool { return endpoints[name] })
 	maps.DeleteFunc(p.store[decode.TypeEndpoints], func(name string, _ *resource) bool { return !endpoints[name] })
 	maps.DeleteFunc(p.store[decode.TypeSecret], func(name string, _ *resource) bool { return !secrets[name] })
@@ -301,7 +321,7 @@ func (p *Proxy) restore() {
 		p.log.Warn("saved configuration not used", "file", p.cfg.StateFile, "error", err)
 		return
 	}
-	for _, t := range []string{decode.TypeSecret, decode.TypeCluster, decode.TypeEndpoints, decode.TypeListener} {
+	for _, t := range []string{decode.TypeSecret, decode.TypeCluster, decode.TypeEndpoints, decode.TypeListener, decode.TypeRoute} {
 		if t == decode.TypeListener && len(saved[t]) == 0 {
 			break // not worth being ready for
 		}

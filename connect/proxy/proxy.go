@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
@@ -25,8 +26,11 @@ import (
 	"github.com/sarnmesh/sarn/connect/proxy/accesslog"
 	"github.com/sarnmesh/sarn/connect/proxy/adsclient"
 	"github.com/sarnmesh/sarn/connect/proxy/decode"
+	"github.com/sarnmesh/sarn/connect/proxy/filter/all"
+	"github.com/sarnmesh/sarn/connect/proxy/hcm"
 	"github.com/sarnmesh/sarn/connect/proxy/listener"
 	"github.com/sarnmesh/sarn/connect/proxy/model"
+	"github.com/sarnmesh/sarn/connect/proxy/pool"
 	"github.com/sarnmesh/sarn/connect/proxy/stats"
 	"github.com/sarnmesh/sarn/connect/proxy/tlscontext"
 	"github.com/sarnmesh/sarn/connect/proxy/upstream"
@@ -81,6 +85,8 @@ type Proxy struct {
 	secrets   *tlscontext.Secrets
 	sinks     *accesslog.Sinks
 	upstreams *upstream.Manager
+	pool      *pool.Pool
+	http      *hcm.Factory
 	listeners *listener.Manager
 	client    *adsclient.Client // nil without a control plane
 
@@ -163,8 +169,18 @@ func New(cfg Config) (*Proxy, error) {
 		Dial: cfg.Dial, Resolve: cfg.Resolve, Secrets: p.secrets, Stats: p.stats, Rand: cfg.Rand,
 		Logger: cfg.Logger.Named("upstream"), Warm: func(string) { poke(p.wake) },
 	})
+	if cfg.Rand == nil {
+		cfg.Rand = rand.Uint64
+	}
+	p.pool = pool.New()
+	p.http = hcm.New(hcm.Config{
+		Upstreams: p.upstreams, Pool: p.pool, Stats: p.stats, Sinks: p.sinks,
+		Filters: all.Types(), Rand: cfg.Rand, Logger: cfg.Logger.Named("http"),
+		Failing: func() bool { return p.failHealth.Load() || p.state.Load() == StateDraining },
+		NodeID:  b.Node.ID, NodeCluster: b.Node.Cluster,
+	})
 	p.listeners = listener.NewManager(listener.Config{
-		Listen: cfg.Listen, OriginalDst: cfg.OriginalDst, Upstreams: p.upstreams, Secrets: p.secrets, Stats: p.stats,
+		Listen: cfg.Listen, OriginalDst: cfg.OriginalDst, Upstreams: p.upstreams, HTTP: p.http, Secrets: p.secrets, Stats: p.stats,
 		Logs: p.sinks, Logger: cfg.Logger.Named("listener"), Rand: cfg.Rand,
 		DrainTime: cfg.DrainTime, MaxConnections: cfg.MaxConnections,
 	})
@@ -245,6 +261,10 @@ func (p *Proxy) Run(ctx context.Context) error {
 	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), p.cfg.ShutdownTime)
 	defer cancel()
 	p.listeners.Shutdown(drain)
+	p.http.Close()
+	if err := p.pool.Close(); err != nil {
+		p.log.Debug("closing connections to hosts", "error", err)
+	}
 	stop()
 	return g.Wait()
 }

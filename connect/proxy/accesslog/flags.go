@@ -5,31 +5,31 @@ type Flags uint64
 
 // The flags, each with the two names that it has in logs.
 const (
-	NoHealthyUpstream                Flags = 1 << iota // UH
-	UpstreamConnectionFailure                          // UF
-	UpstreamOverflow                                   // UO
-	NoRouteFound                                       // NR
-	UpstreamRetryLimitExceeded                         // URX
-	NoClusterFound                                     // NC
-	DurationTimeout                                    // DT
-	DownstreamConnectionTermination                    // DC
-	FailedLocalHealthCheck                             // LH
+	FailedLocalHealthCheck           Flags = 1 << iota // LH
+	NoHealthyUpstream                                  // UH
 	UpstreamRequestTimeout                             // UT
 	LocalReset                                         // LR
 	UpstreamRemoteReset                                // UR
+	UpstreamConnectionFailure                          // UF
 	UpstreamConnectionTermination                      // UC
+	UpstreamOverflow                                   // UO
+	NoRouteFound                                       // NR
 	DelayInjected                                      // DI
 	FaultInjected                                      // FI
 	RateLimited                                        // RL
 	UnauthorizedExternalService                        // UAEX
 	RateLimitServiceError                              // RLSE
-	InvalidEnvoyRequestHeaders                         // IH
+	DownstreamConnectionTermination                    // DC
+	UpstreamRetryLimitExceeded                         // URX
 	StreamIdleTimeout                                  // SI
+	InvalidEnvoyRequestHeaders                         // IH
 	DownstreamProtocolError                            // DPE
-	UpstreamProtocolError                              // UPE
 	UpstreamMaxStreamDurationReached                   // UMSDR
 	ResponseFromCacheFilter                            // RFCF
 	NoFilterConfigFound                                // NFCF
+	DurationTimeout                                    // DT
+	UpstreamProtocolError                              // UPE
+	NoClusterFound                                     // NC
 	OverloadManagerTerminated                          // OM
 	DnsResolutionFailed                                // DF
 	DropOverload                                       // DO
@@ -38,16 +38,35 @@ const (
 )
 
 var flagNames = [...]struct{ short, long string }{
-	{"UH", "NoHealthyUpstream"}, {"UF", "UpstreamConnectionFailure"}, {"UO", "UpstreamOverflow"},
-	{"NR", "NoRouteFound"}, {"URX", "UpstreamRetryLimitExceeded"}, {"NC", "NoClusterFound"},
-	{"DT", "DurationTimeout"}, {"DC", "DownstreamConnectionTermination"}, {"LH", "FailedLocalHealthCheck"},
-	{"UT", "UpstreamRequestTimeout"}, {"LR", "LocalReset"}, {"UR", "UpstreamRemoteReset"},
-	{"UC", "UpstreamConnectionTermination"}, {"DI", "DelayInjected"}, {"FI", "FaultInjected"},
-	{"RL", "RateLimited"}, {"UAEX", "UnauthorizedExternalService"}, {"RLSE", "RateLimitServiceError"},
-	{"IH", "InvalidEnvoyRequestHeaders"}, {"SI", "StreamIdleTimeout"}, {"DPE", "DownstreamProtocolError"},
-	{"UPE", "UpstreamProtocolError"}, {"UMSDR", "UpstreamMaxStreamDurationReached"},
-	{"RFCF", "ResponseFromCacheFilter"}, {"NFCF", "NoFilterConfigFound"}, {"OM", "OverloadManagerTerminated"},
-	{"DF", "DnsResolutionFailed"}, {"DO", "DropOverload"}, {"DR", "DownstreamRemoteReset"},
+	{"LH", "FailedLocalHealthCheck"},
+	{"UH", "NoHealthyUpstream"},
+	{"UT", "UpstreamRequestTimeout"},
+	{"LR", "LocalReset"},
+	{"UR", "UpstreamRemoteReset"},
+	{"UF", "UpstreamConnectionFailure"},
+	{"UC", "UpstreamConnectionTermination"},
+	{"UO", "UpstreamOverflow"},
+	{"NR", "NoRouteFound"},
+	{"DI", "DelayInjected"},
+	{"FI", "FaultInjected"},
+	{"RL", "RateLimited"},
+	{"UAEX", "UnauthorizedExternalService"},
+	{"RLSE", "RateLimitServiceError"},
+	{"DC", "DownstreamConnectionTermination"},
+	{"URX", "UpstreamRetryLimitExceeded"},
+	{"SI", "StreamIdleTimeout"},
+	{"IH", "InvalidEnvoyRequestHeaders"},
+	{"DPE", "DownstreamProtocolError"},
+	{"UMSDR", "UpstreamMaxStreamDurationReached"},
+	{"RFCF", "ResponseFromCacheFilter"},
+	{"NFCF", "NoFilterConfigFound"},
+	{"DT", "DurationTimeout"},
+	{"UPE", "UpstreamProtocolError"},
+	{"NC", "NoClusterFound"},
+	{"OM", "OverloadManagerTerminated"},
+	{"DF", "DnsResolutionFailed"},
+	{"DO", "DropOverload"},
+	{"DR", "DownstreamRemoteReset"},
 	{"UDO", "UnconditionalDropOverload"},
 }
 

@@ -469,6 +469,9 @@ func (e *exchange) readBody(body message.Source) ([]byte, error) {
 	began := time.Since(e.x.Start)
 	for {
 		limit, why := e.limit(e.x.Start.Add(max(began, time.Duration(e.fwd.progress.Load()))))
+		if over(limit) {
+			return nil, e.tooLate(why)
+		}
 		e.fwd.up.SetReadDeadline(slice(limit))
 		p, err := body.Read()
 		if !errors.Is(err, os.ErrDeadlineExceeded) {
@@ -477,11 +480,11 @@ func (e *exchange) readBody(body message.Source) ([]byte, error) {
 		if e.st.Gone() {
 			return nil, errGone
 		}
-		if !limit.IsZero() && !time.Now().Before(limit) {
-			return nil, e.tooLate(why)
-		}
 	}
 }
+
+// over reports whether a limit has passed.
+func over(limit time.Time) bool { return !limit.IsZero() && !time.Now().Before(limit) }
 
 var errGone = errors.New("the client has left")
 
@@ -520,15 +523,15 @@ func (e *exchange) limit(quiet time.Time) (time.Time, lateness) {
 	}
 	nearer(e.deadline, lateStream)
 	f := &e.fwd
-	if sent := time.Duration(f.sentAt.Load()); sent > 0 {
+	if sent := time.Duration(f.sentAt.Load()) - 1; sent >= 0 {
 		if f.timeout > 0 {
 			nearer(e.x.Start.Add(sent+f.timeout), lateRoute)
 		}
-		if f.perTry > 0 && !e.responded {
+		if f.perTry > 0 && !e.responded && !f.waiting {
 			nearer(e.x.Start.Add(max(sent, f.started)+f.perTry), lateTry)
 		}
 	}
-	if d := f.tryIdle; d > 0 {
+	if d := f.tryIdle; d > 0 && !f.waiting {
 		nearer(quiet.Add(d), lateTryIdle)
 	}
 	if e.idle > 0 {

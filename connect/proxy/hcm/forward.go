@@ -38,6 +38,7 @@ type forward struct {
 	started  time.Duration // when the attempt began, since the start of the exchange
 	failed   bool          // the response broke off
 	retrying bool          // holds one of the cluster's retries
+	waiting  bool          // between two attempts
 
 	on      model.RetryOn
 	policy  *model.RetryPolicy
@@ -68,7 +69,7 @@ func (f *forward) reset() {
 	}
 	f.conf, f.cluster, f.host, f.up, f.breaker = nil, nil, nil, nil, nil
 	f.choice = upstream.Choice{Avoid: avoid[:0]}
-	f.timeout, f.perTry, f.tryIdle, f.attempt, f.started, f.failed, f.retrying = 0, 0, 0, 0, 0, false, false
+	f.timeout, f.perTry, f.tryIdle, f.attempt, f.started, f.failed, f.retrying, f.waiting = 0, 0, 0, 0, 0, false, false, false
 	f.on, f.policy, f.left, f.status, f.cookie, f.mirrors = 0, nil, 0, nil, "", nil
 	f.keep, f.body, f.trailer, f.complete, f.tooLong, f.pumping, f.done = false, body, nil, false, false, false, nil
 	f.sentAt.Store(0)
@@ -380,6 +381,9 @@ func (e *exchange) awaitHead() (*filter.Reply, outcome) {
 		quiet := x.Start.Add(max(e.http.UpstreamStart, time.Duration(f.progress.Load())))
 		sent := f.sentAt.Load()
 		limit, why := e.limit(quiet)
+		if over(limit) {
+			return e.timedOut(why)
+		}
 		f.up.SetReadDeadline(slice(limit))
 		if f.sentAt.Load() != sent {
 			continue // the request became complete meanwhile, from when times count
@@ -399,10 +403,8 @@ func (e *exchange) awaitHead() (*filter.Reply, outcome) {
 			e.gotHead()
 			return nil, outcome{got: true, end: end, sent: true}
 		}
-		if p := f.pumpErr.Load(); p != nil {
-			if *p == errBody || errors.Is(*p, errBody) {
-				return e.badBody()
-			}
+		if f.pumpErr.Load() != nil {
+			return e.badBody()
 		}
 		if !errors.Is(err, os.ErrDeadlineExceeded) {
 			return e.attemptFailed(err, outcome{sent: true})
@@ -412,10 +414,6 @@ func (e *exchange) awaitHead() (*filter.Reply, outcome) {
 			e.clientGone()
 			return nil, outcome{done: true}
 		}
-		if limit.IsZero() || time.Now().Before(limit) {
-			continue
-		}
-		return e.timedOut(why)
 	}
 }
 
@@ -517,10 +515,7 @@ func (e *exchange) attemptFailed(err error, out outcome) (*filter.Reply, outcome
 // badBody deals with a request that broke off or was malformed.
 func (e *exchange) badBody() (*filter.Reply, outcome) {
 	f := &e.fwd
-	var cause error = errBody
-	if p := f.pumpErr.Load(); p != nil {
-		cause = *p
-	}
+	cause := *f.pumpErr.Load()
 	e.cancel()
 	if se, ok := errors.AsType[*message.StreamError](cause); ok && se.Reason == message.ProtocolError {
 		e.m.stats.CxProtocolError.Inc()
@@ -646,26 +641,27 @@ func (e *exchange) retriable(out outcome) bool {
 
 // backOff waits before the next attempt. It reports false if the exchange ended meanwhile.
 func (e *exchange) backOff(out outcome) bool {
-	wait := e.waitTime(out)
-	until := time.Now().Add(wait)
-	for {
-		left := time.Until(until)
-		if left <= 0 {
-			return true
-		}
-		if limit, why := e.limit(time.Now()); !limit.IsZero() && limit.Before(until) && time.Until(limit) <= 0 {
+	e.fwd.waiting = true
+	defer func() { e.fwd.waiting = false }()
+	until := time.Now().Add(e.waitTime(out))
+	for time.Until(until) > 0 {
+		limit, why := e.limit(until)
+		if over(limit) {
 			reply, _ := e.timedOut(why)
 			e.answer(reply)
 			return false
-		} else if !limit.IsZero() {
-			left = min(left, max(time.Until(limit), time.Millisecond))
 		}
-		time.Sleep(min(left, pollTime))
+		next := slice(limit)
+		if until.Before(next) {
+			next = until
+		}
+		time.Sleep(time.Until(next))
 		if e.st.Gone() {
 			e.clientGone()
 			return false
 		}
 	}
+	return true
 }
 
 func (e *exchange) waitTime(out outcome) time.Duration {
@@ -729,6 +725,9 @@ func (e *exchange) deliver(end bool) {
 
 // cancel gives up the attempt in progress.
 func (e *exchange) cancel() {
+	if e.fwd.up == nil {
+		return
+	}
 	e.fwd.cluster.Stats().RqTxReset.Inc()
 	e.release()
 }
@@ -827,7 +826,8 @@ func (e *exchange) moveBody(to message.Sink) (end bool, err error) {
 	p, err := x.Body.Read()
 	end = errors.Is(err, io.EOF)
 	if err != nil && !end {
-		f.pumpErr.Store(&err)
+		cause := err
+		f.pumpErr.Store(&cause)
 		return false, errBody
 	}
 	f.progress.Store(int64(time.Since(x.Start)))

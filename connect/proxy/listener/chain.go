@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/sarnmesh/sarn/connect/proxy/accesslog"
+	"github.com/sarnmesh/sarn/connect/proxy/hcm"
 	"github.com/sarnmesh/sarn/connect/proxy/model"
 	"github.com/sarnmesh/sarn/connect/proxy/rbac"
 	"github.com/sarnmesh/sarn/connect/proxy/stats"
@@ -20,6 +21,8 @@ type chain struct {
 	filters  []filter
 	terminal terminal
 	scopes   []*stats.Scope
+	before   *chain // whose terminal this one took over; nil if none
+	handed   bool   // the terminal was taken over
 }
 
 // A filter decides about a connection whose peer is known.
@@ -83,6 +86,11 @@ func (m *Manager) compile(c *model.FilterChain, old *chain) (*chain, error) {
 			return nil, err
 		}
 		ch.terminal = &tcpProxy{m: m, conf: t, stats: stats.Struct[tcpStats](sc), logs: logs}
+	case *model.HTTPManager:
+		if err := m.compileHTTP(t, ch, old); err != nil {
+			ch.close()
+			return nil, err
+		}
 	default:
 		ch.close()
 		return nil, errors.New("no terminal filter")
@@ -102,9 +110,20 @@ func (m *Manager) logs(list []model.AccessLog) ([]*accesslog.Log, error) {
 	return out, nil
 }
 
+// close forgets what the chain counted. A chain that never came into force leaves what it took over.
 func (c *chain) close() {
 	for _, s := range c.scopes {
 		s.Close()
+	}
+	if t, ok := c.terminal.(*httpTerminal); ok && !c.handed && c.before == nil {
+		t.m.Close()
+	}
+}
+
+// inForce notes that the chain serves now, so that the one before leaves it what it took over.
+func (c *chain) inForce() {
+	if c.before != nil {
+		c.before.handed, c.before = true, nil
 	}
 }
 
@@ -112,7 +131,12 @@ func (c *chain) close() {
 // became b: what differs is only keys, trust, or who may connect, which open
 // connections are asked about separately.
 func sameBody(a, b *model.FilterChain) bool {
-	if (a.TLS == nil) != (b.TLS == nil) || !reflect.DeepEqual(a.Terminal, b.Terminal) {
+	if (a.TLS == nil) != (b.TLS == nil) {
+		return false
+	}
+	h, ok := a.Terminal.(*model.HTTPManager)
+	g, ok2 := b.Terminal.(*model.HTTPManager)
+	if ok != ok2 || ok && !hcm.SameConnection(h, g) || !ok && !reflect.DeepEqual(a.Terminal, b.Terminal) {
 		return false
 	}
 	rest := func(c *model.FilterChain) (out []model.NetworkFilter) {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/sarnmesh/sarn/connect/proxy/accesslog"
+	"github.com/sarnmesh/sarn/connect/proxy/hcm"
 	"github.com/sarnmesh/sarn/connect/proxy/model"
 	"github.com/sarnmesh/sarn/connect/proxy/rbac"
 	"github.com/sarnmesh/sarn/connect/proxy/stream"
@@ -38,10 +39,11 @@ type conn struct {
 	admitted atomic.Bool           // the filters of the chain let it in
 	draining atomic.Bool
 
-	mu     sync.Mutex
-	up     io.Closer // connection to upstream; nil while there is none
-	reason string    // why it was stopped; empty if it was not
-	timer  *time.Timer
+	mu      sync.Mutex
+	session *hcm.Session // nil unless requests are served
+	up      io.Closer    // connection to upstream; nil while there is none
+	reason  string       // why it was stopped; empty if it was not
+	timer   *time.Timer
 }
 
 // stop ends the connection for a reason. The first reason counts.
@@ -88,6 +90,9 @@ func (c *conn) drain(d time.Duration, reason string) {
 	defer c.mu.Unlock()
 	if c.reason == "" {
 		c.timer = time.AfterFunc(d, func() { c.stop(reason) })
+	}
+	if c.session != nil {
+		c.session.Drain()
 	}
 }
 

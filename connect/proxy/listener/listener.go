@@ -23,6 +23,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/sarnmesh/sarn/connect/proxy/accesslog"
+	"github.com/sarnmesh/sarn/connect/proxy/hcm"
 	"github.com/sarnmesh/sarn/connect/proxy/model"
 	"github.com/sarnmesh/sarn/connect/proxy/stats"
 	"github.com/sarnmesh/sarn/connect/proxy/tlscontext"
@@ -38,6 +39,7 @@ type Config struct {
 	// the operating system.
 	OriginalDst func(net.Conn) (netip.AddrPort, bool)
 	Upstreams   *upstream.Manager   // required
+	HTTP        *hcm.Factory        // required if a chain speaks HTTP
 	Secrets     *tlscontext.Secrets // default none
 	Stats       *stats.Store        // default a store of its own
 	Logs        *accesslog.Sinks    // default discards
@@ -184,6 +186,9 @@ func (m *Manager) Set(conf *model.Listener, replaced ...string) error {
 		m.stats.InPlaceUpdated.Inc()
 	}
 	m.stats.CreateSuccess.Inc()
+	for _, ch := range next.chains {
+		ch.inForce()
+	}
 	before := l.conf.Swap(next)
 	for _, s := range opened {
 		if !s.started {

@@ -1,0 +1,21 @@
+// Package all lists the types of HTTP filters.
+package all
+
+import (
+	"github.com/sarnmesh/sarn/connect/proxy/filter"
+	"github.com/sarnmesh/sarn/connect/proxy/filter/fault"
+	"github.com/sarnmesh/sarn/connect/proxy/filter/jwtauthn"
+	"github.com/sarnmesh/sarn/connect/proxy/filter/localratelimit"
+	"github.com/sarnmesh/sarn/connect/proxy/filter/rbac"
+)
+
+// Types returns the types by their names.
+func Types() map[string]filter.Type {
+	types := map[string]filter.Type{}
+	for _, t := range [...]filter.Type{
+		fault.Type, jwtauthn.Type, localratelimit.Type, rbac.Type,
+	} {
+		types[t.Name] = t
+	}
+	return types
+}
