@@ -36,6 +36,10 @@ var httpFilters = []httpFilter{
 		name: "envoy.filters.http.router", old: "envoy.router",
 		proto: (*routerv3.Router)(nil), config: with((*run).router),
 	},
+	rbacFilter,
+	faultFilter,
+	localRateLimitFilter,
+	jwtFilter,
 }
 
 // httpFilterOf returns the filter whose list entry, or whose route entry, is a message of the name.

@@ -1,4 +1,4 @@
-// Package all lists the types of HTTP filters.
+// Package all lists every filter that the proxy has.
 package all
 
 import (
@@ -9,11 +9,14 @@ import (
 	"github.com/sarnmesh/sarn/connect/proxy/filter/rbac"
 )
 
-// Types returns the types by their names.
+// Types returns the filters by their type, which is what model.FilterConfig.FilterType returns.
 func Types() map[string]filter.Type {
 	types := map[string]filter.Type{}
-	for _, t := range [...]filter.Type{
-		fault.Type, jwtauthn.Type, localratelimit.Type, rbac.Type,
+	for _, t := range []filter.Type{
+		fault.Type,
+		jwtauthn.Type,
+		localratelimit.Type,
+		rbac.Type,
 	} {
 		types[t.Name] = t
 	}

@@ -50,6 +50,12 @@ type Bench struct {
 // New makes a filter. What it starts has ended when the test has.
 func New(t testing.TB, typ filter.Type, conf model.FilterConfig) *Bench {
 	t.Helper()
+	return NewWith(t, typ, conf, func(*Bench) {})
+}
+
+// NewWith is New for filters that use something of the bench right away: prepare may set it.
+func NewWith(t testing.TB, typ filter.Type, conf model.FilterConfig, prepare func(*Bench)) *Bench {
+	t.Helper()
 	b := &Bench{
 		Stats: stats.NewStore(nil),
 		Conn: &filter.Conn{
@@ -76,6 +82,7 @@ func New(t testing.TB, typ filter.Type, conf model.FilterConfig) *Bench {
 		NodeID:     "node-1", NodeCluster: "web",
 		Failing: func() bool { return b.Failing },
 	}
+	prepare(b)
 	if typ.Name != conf.FilterType() {
 		t.Fatalf("a filter of type %q has a configuration of %q", typ.Name, conf.FilterType())
 	}

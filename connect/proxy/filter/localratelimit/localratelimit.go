@@ -12,9 +12,9 @@ import (
 	"github.com/sarnmesh/sarn/connect/proxy/accesslog"
 	"github.com/sarnmesh/sarn/connect/proxy/filter"
 	"github.com/sarnmesh/sarn/connect/proxy/filter/descriptor"
-	"github.com/sarnmesh/sarn/connect/proxy/filter/edit"
 	"github.com/sarnmesh/sarn/connect/proxy/message"
 	"github.com/sarnmesh/sarn/connect/proxy/model"
+	"github.com/sarnmesh/sarn/connect/proxy/route"
 	"github.com/sarnmesh/sarn/connect/proxy/stats"
 )
 
@@ -80,16 +80,16 @@ type limiter struct {
 	env                            *filter.Env
 	enabled, enforced, limited, ok *stats.Counter
 	shared                         *buckets // nil if every connection has its own
-	requestEdits, responseEdits    edit.List
+	requestEdits, responseEdits    route.Edits
 }
 
 func newLimiter(conf *Config, env *filter.Env) (*limiter, error) {
 	l := &limiter{conf: conf, env: env}
 	var err error
-	if l.requestEdits, err = edit.Compile(conf.RequestEdits); err != nil {
+	if l.requestEdits, err = route.NewEdits(conf.RequestEdits); err != nil {
 		return nil, err
 	}
-	if l.responseEdits, err = edit.Compile(conf.ResponseEdits); err != nil {
+	if l.responseEdits, err = route.NewEdits(conf.ResponseEdits); err != nil {
 		return nil, err
 	}
 	s := env.Scope(stats.Label("envoy_local_http_ratelimit_prefix", conf.StatPrefix), stats.Text("http_local_rate_limit"))
@@ -261,7 +261,7 @@ func (f *limitFilter) Request(x *filter.Exchange) *filter.Reply {
 	}
 	l.limited.Inc()
 	if !c.Enforced.Hit(l.env.Rand()) {
-		l.requestEdits.Apply(&x.Request.Header, x.Entry)
+		l.requestEdits.Apply(&x.Request.Header, &x.Request.Arena, x.Entry)
 		return nil
 	}
 	l.enforced.Inc()
@@ -285,7 +285,7 @@ func (f *limitFilter) Response(x *filter.Exchange) *filter.Reply {
 	}
 	h, a := &x.Response.Header, &x.Response.Arena
 	if x.State(refused{l}) != nil {
-		l.responseEdits.Apply(h, x.Entry)
+		l.responseEdits.Apply(h, a, x.Entry)
 		if l.conf.RetryAfter && x.Response.Status == 429 && !h.Has("retry-after") {
 			h.Add("retry-after", number(a, max(1, seconds(t.untilNext()))))
 		}

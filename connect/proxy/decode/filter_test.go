@@ -1,0 +1,128 @@
+package decode_test
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+
+	"github.com/sarnmesh/sarn/connect/proxy/decode"
+	"github.com/sarnmesh/sarn/connect/proxy/filter/all"
+	"github.com/sarnmesh/sarn/connect/proxy/filter/filtertest"
+	"github.com/sarnmesh/sarn/connect/proxy/model"
+)
+
+// managerJSON is a listener whose manager has a filter, and a route that changes it unless route is empty.
+func managerJSON(config, route string) string {
+	per := ""
+	if route != "" {
+		per = `,"typed_per_filter_config":{"f":` + route + `}`
+	}
+	filters := `{"name":"router","typed_config":{"@type":"type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"}}`
+	if config != "" {
+		filters = `{"name":"f","typed_config":` + config + `},` + filters
+	}
+	return `{"name":"l","address":{"socket_address":{"address":"127.0.0.1","port_value":1}},"filter_chains":[{"filters":[{"name":"hcm","typed_config":{
+		"@type":"type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager","stat_prefix":"s",
+		"http_filters":[` + filters + `],
+		"route_config":{"name":"r","virtual_hosts":[{"name":"v","domains":["*"],"routes":[{"match":{"prefix":"/"},"route":{"cluster":"c"}` + per + `}]}]}}}]}]}`
+}
+
+func httpType(message, rest string) string {
+	if rest != "" {
+		rest = "," + rest
+	}
+	return `{"@type":"type.googleapis.com/envoy.extensions.filters.http.` + message + `"` + rest + `}`
+}
+
+func decodeManager(t *testing.T, config, route string) (*model.HTTPManager, error) {
+	t.Helper()
+	l, err := decode.New(decode.Options{}).Listener(pack(t, &listenerv3.Listener{}, managerJSON(config, route)))
+	if err != nil {
+		return nil, err
+	}
+	return l.Chains[0].Terminal.(*model.HTTPManager), nil
+}
+
+func TestHTTPFilters(t *testing.T) {
+	const (
+		rule   = `"permissions":[{"any":true}]`
+		bucket = `"token_bucket":{"max_tokens":2,"fill_interval":"1s"}`
+		keys   = `{\"keys\":[{\"kty\":\"oct\",\"k\":\"YQ\"}]}`
+	)
+	policy := func(permission, principal string) string {
+		return `"rules":{"policies":{"p":{"permissions":[` + permission + `],"principals":[` + principal + `]}}}`
+	}
+	provider := func(rest string) string {
+		return `"providers":{"p":{"issuer":"i","local_jwks":{"inline_string":"` + keys + `"}` + rest + `}}`
+	}
+	remote := func(rest string) string {
+		return `"providers":{"p":{"remote_jwks":{"http_uri":{"uri":"https://a.b/k?x","cluster":"c","timeout":"1s"}` + rest + `}}}`
+	}
+	requirement := func(rest string) string { return `"rules":[{"match":{"prefix":"/"},"requires":` + rest + `}]` }
+	any := `{"any":true}`
+	tests := []struct {
+		message, config string
+		routeMessage    string
+		route           string
+		err             string // empty: it is good
+	}{
+		{message: "rbac.v3.RBAC", routeMessage: "rbac.v3.RBACPerRoute", route: `"rbac":{}`},
+		{message: "rbac.v3.RBAC", config: policy(`{"header":{"name":"X-A","string_match":{"exact":"1"},"invert_match":true}},{"url_path":{"path":{"prefix":"/a"}}},{"not_rule":{"metadata":{"filter":"f","path":[{"key":"a"}],"value":{"present_match":true}}}},{"sourced_metadata":{"metadata_matcher":{"filter":"f","path":[{"key":"a"}],"value":{"bool_match":true}},"metadata_source":"ROUTE"}}`,
+			`{"header":{"name":"a","present_match":true}},{"url_path":{"path":{"exact":"/"}}},{"filter_state":{"key":"k","string_match":{"exact":"v"}}},{"source_ip":{"address_prefix":"10.0.0.0","prefix_len":8}}`) +
+			`,"shadow_rules":{"action":"LOG"},"shadow_rules_stat_prefix":"s","track_per_rule_stats":true`},
+		{message: "rbac.v3.RBAC", config: `"matcher":{}`, err: "matcher: not supported"},
+		{message: "rbac.v3.RBAC", config: `"rules":{"policies":{"p":{` + rule + `,"principals":[{"any":true}],"condition":{}}}}`, err: "rules.policies[p].condition: not supported"},
+		{message: "rbac.v3.RBAC", config: policy(`{"header":{"name":":path2","present_match":true}}`, any), err: "is no header"},
+		{message: "rbac.v3.RBAC", config: policy(`{"matcher":{"name":"x","typed_config":{"@type":"type.googleapis.com/google.protobuf.Empty"}}}`, any), err: "not supported"},
+		{message: "rbac.v3.RBAC", config: policy(`{"url_path":{"path":{"safe_regex":{"regex":"("}}}}`, any), err: "url_path.path"},
+
+		{message: "fault.v3.HTTPFault", config: `"delay":{"fixed_delay":"1s","percentage":{"numerator":5}},"abort":{"grpc_status":14,"percentage":{"numerator":1,"denominator":"MILLION"}},"max_active_faults":3,"headers":[{"name":"a","present_match":true}],"downstream_nodes":["n"],"response_rate_limit":{"fixed_limit":{"limit_kbps":"9"},"percentage":{"numerator":100}},"filter_metadata":{"a":1}`,
+			routeMessage: "fault.v3.HTTPFault", route: `"abort":{"header_abort":{}}`},
+		{message: "fault.v3.HTTPFault", config: `"abort":{"http_status":99}`, err: "HttpStatus"},
+
+		{message: "local_ratelimit.v3.LocalRateLimit", config: `"stat_prefix":"s"`, routeMessage: "local_ratelimit.v3.LocalRateLimit", route: `"stat_prefix":"s",` + bucket},
+		{message: "local_ratelimit.v3.LocalRateLimit", config: `"stat_prefix":"s",` + bucket + `,"filter_enabled":{"default_value":{"numerator":100}},"response_headers_to_add":[{"header":{"key":"X-L","value":"1"}}],"descriptors":[{"entries":[{"key":"a","value":"b"}],"token_bucket":{"max_tokens":1,"fill_interval":"60s"}}],"rate_limits":[{"actions":[{"remote_address":{}}]}],"enable_x_ratelimit_headers":"DRAFT_VERSION_03","vh_rate_limits":"INCLUDE","status":{"code":"ServiceUnavailable"}`},
+		{message: "local_ratelimit.v3.LocalRateLimit", config: `"stat_prefix":"s","token_bucket":{"max_tokens":2,"fill_interval":"0.049s"}`, err: "fill timer must be >= 50ms"},
+		{message: "local_ratelimit.v3.LocalRateLimit", config: `"stat_prefix":"s","local_cluster_rate_limit":{}`, err: "local_cluster_rate_limit: not supported"},
+		{message: "local_ratelimit.v3.LocalRateLimit", config: `"stat_prefix":"s"`, routeMessage: "local_ratelimit.v3.LocalRateLimit", route: `"stat_prefix":"s"`, err: "must be set for per filter configs"},
+
+		{message: "jwt_authn.v3.JwtAuthentication", config: provider(`,"from_headers":[{"name":"X-T","value_prefix":"t "}],"forward":true,"claim_to_headers":[{"header_name":"X-C","claim_name":"a.b"}],"payload_in_metadata":"m"`) + `,` + requirement(`{"requires_all":{"requirements":[{"requires_any":{"requirements":[{"provider_name":"p"},{"allow_missing_or_failed":{}}]}},{"provider_and_audiences":{"provider_name":"p","audiences":["a"]}}]}}`) + `,"requirement_map":{"r":{"provider_name":"p"}}`,
+			routeMessage: "jwt_authn.v3.PerRouteConfig", route: `"requirement_name":"r"`},
+		{message: "jwt_authn.v3.JwtAuthentication", config: remote(`,"async_fetch":{"fast_listener":true},"cache_duration":"60s","retry_policy":{"num_retries":2,"retry_back_off":{"base_interval":"1s"}}`)},
+		{message: "jwt_authn.v3.JwtAuthentication", config: remote(`,"retry_policy":{"retry_on":"5xx"}`), err: "retry_policy.retry_on: not supported"},
+		{message: "jwt_authn.v3.JwtAuthentication", config: provider(`,"failed_status_in_metadata":"x"`), err: "failed_status_in_metadata: not supported"},
+		{message: "jwt_authn.v3.JwtAuthentication", config: provider(`,"forward_payload_header":"content-length"`), err: "is no header that can be set"},
+		{message: "jwt_authn.v3.JwtAuthentication", config: `"providers":{"p":{"local_jwks":{"inline_string":"{}"}}}`, err: "Jwks doesn't have any valid public key"},
+		{message: "jwt_authn.v3.JwtAuthentication", config: provider("") + `,` + requirement(`{"provider_name":"q"}`), err: `no provider "q"`},
+		{message: "jwt_authn.v3.JwtAuthentication", config: provider("") + `,"rules":[{"match":{"prefix":"/"},"requirement_name":"x"}]`, err: `no requirement "x"`},
+		{message: "jwt_authn.v3.JwtAuthentication", config: provider("") + `,` + requirement(`{"extract_only_without_validation":{}}`), err: "not supported"},
+	}
+	for i, tt := range tests {
+		t.Run(fmt.Sprint(i, tt.message), func(t *testing.T) {
+			route := ""
+			if tt.routeMessage != "" {
+				route = httpType(tt.routeMessage, tt.route)
+			}
+			m, err := decodeManager(t, httpType(tt.message, tt.config), route)
+			if tt.err != "" {
+				if err == nil || !strings.Contains(err.Error(), tt.err) {
+					t.Fatalf("error %v, want %q", err, tt.err)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			// What was decoded is what the filter takes.
+			c := m.Filters[0].Config
+			b := filtertest.New(t, all.Types()[c.FilterType()], c)
+			if p := m.Routes.VirtualHosts[0].Routes[0].PerFilter["f"]; p.Config != nil {
+				b.Route(p.Config)
+			} else if route != "" {
+				t.Error("the configuration of the route is lost")
+			}
+		})
+	}
+}
