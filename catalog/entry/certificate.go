@@ -44,8 +44,10 @@ func (e *InlineCertificate) Validate() error {
 	if err != nil {
 		return fmt.Errorf("failed to parse certificate: %w", err)
 	}
-	if rsaKey, ok := cert.PublicKey.(*rsa.PublicKey); ok && rsaKey.N.BitLen() < minRSABits {
-		return fmt.Errorf("key length must be at least %d bits", minRSABits)
+	for _, key := range []any{cert.PublicKey, publicKey(key.Bytes)} {
+		if k, ok := key.(*rsa.PublicKey); ok && k.N.BitLen() < minRSABits {
+			return fmt.Errorf("key length must be at least %d bits", minRSABits)
+		}
 	}
 	for _, name := range cert.DNSNames {
 		if plain, _ := strings.CutPrefix(name, "*."); !isHostname(plain) {
@@ -54,6 +56,19 @@ func (e *InlineCertificate) Validate() error {
 	}
 	if _, err := tls.X509KeyPair([]byte(e.Certificate), []byte(e.PrivateKey)); err != nil {
 		return errors.New("the private key does not belong to the certificate")
+	}
+	return nil
+}
+
+// publicKey returns the public part of an RSA key, nil for keys of other kinds.
+func publicKey(der []byte) any {
+	if k, err := x509.ParsePKCS1PrivateKey(der); err == nil {
+		return &k.PublicKey
+	}
+	if k, err := x509.ParsePKCS8PrivateKey(der); err == nil {
+		if k, ok := k.(*rsa.PrivateKey); ok {
+			return &k.PublicKey
+		}
 	}
 	return nil
 }

@@ -20,6 +20,7 @@ import (
 	"github.com/hashicorp/consul/api"
 	"github.com/hashicorp/go-hclog"
 
+	"github.com/sarnmesh/sarn/command/gateway"
 	"github.com/sarnmesh/sarn/connect/proxy/adsclient"
 	"github.com/sarnmesh/sarn/connect/proxy/decode"
 )
@@ -120,6 +121,19 @@ func (a *agent) sidecarFor(ctx context.Context, service string) (string, error) 
 	}
 	//nolint:staticcheck // clients match the text
 	return "", final{fmt.Errorf("More than one sidecar proxy registered for %s.\n    Start proxy with -proxy-id and one of the following IDs: %s", service, sortedIDs(ids))}
+}
+
+// gateway returns the ID of the agent's one gateway of a kind.
+func (a *agent) gateway(ctx context.Context, kind api.ServiceKind) (string, error) {
+	all, err := a.api.Agent().ServicesWithFilterOpts("", a.options(ctx))
+	if err != nil {
+		return "", err
+	}
+	id, err := gateway.Find(all, kind)
+	if err != nil {
+		return "", final{err}
+	}
+	return id, nil
 }
 
 // bootstrap is what a proxy of the agent starts from.

@@ -25,6 +25,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/sarnmesh/sarn/command/gateway"
 	"github.com/sarnmesh/sarn/connect/proxy"
 	"github.com/sarnmesh/sarn/connect/proxy/admin"
 	"github.com/sarnmesh/sarn/connect/proxy/decode"
@@ -45,11 +46,14 @@ type flags struct {
 	bootstrap  string
 	proxyID    string
 	sidecarFor string
+	gateway    string // kind, by the names of gateway.Kinds
+	edge       gateway.Registration
 
 	service     string
 	serviceAddr string
 	listen      string
 	upstreams   list
+	binds       list
 	register    bool
 	registerID  string
 
@@ -84,11 +88,17 @@ func (c *command) set() *flag.FlagSet {
 	f.StringVar(&x.bootstrap, "bootstrap", "", "run from a bootstrap `file` (.yaml, .json, .pb, .pb_text), without an agent")
 	f.StringVar(&x.proxyID, "proxy-id", os.Getenv("CONNECT_PROXY_ID"), "`ID` of the proxy's registration with the agent; CONNECT_PROXY_ID")
 	f.StringVar(&x.sidecarFor, "sidecar-for", os.Getenv("CONNECT_SIDECAR_FOR"), "`ID` of the service whose sidecar to run; CONNECT_SIDECAR_FOR")
-	f.StringVar(&x.service, "service", "", "`name` of the service to represent; registers the proxy for as long as it runs")
+	f.StringVar(&x.gateway, "gateway", "", "`kind` of the gateway to run: api, ingress, mesh or terminating")
+	f.StringVar(&x.service, "service", "", "`name` of the service to represent, registers the proxy for as long as it runs; with -gateway the name to register it under, default its kind")
 	f.StringVar(&x.serviceAddr, "service-addr", "", "`address` of the local service, with -service")
 	f.StringVar(&x.listen, "listen", "", "`address` to take connections for -service on; default a free local port")
 	f.Var(&x.upstreams, "upstream", "service to make reachable, as `name:addr` or name:port, with -service; repeatable")
-	f.BoolVar(&x.register, "register", false, "accepted with -service, which implies it")
+	f.BoolVar(&x.register, "register", false, "register the gateway first, with -gateway; accepted with -service, which implies it")
+	f.StringVar(&x.edge.Address, "address", "", "`host:port` to register the gateway with")
+	f.StringVar(&x.edge.WANAddress, "wan-address", "", "`host:port` other datacenters reach the gateway at")
+	f.Var(&x.binds, "bind-address", "address to bind, as `name=ip:port`, with -register; repeatable")
+	f.BoolVar(&x.edge.ExposeServers, "expose-servers", false, "let other datacenters reach the servers through this mesh gateway; needs -register")
+	f.DurationVar(&x.edge.DeregisterAfter, "deregister-after-critical", 6*time.Hour, "`time` after which a dead gateway is deregistered")
 	f.StringVar(&x.registerID, "register-id", "", "`suffix` of the ID to register under")
 	f.StringVar(&x.grpcAddr, "grpc-addr", env("GRPC_ADDR"), "`address` of the agent's gRPC port, asked of the agent if not given; also https://host:port and unix:///path")
 	f.StringVar(&x.grpcCAFile, "grpc-ca-file", env("GRPC_CACERT"), "CA `file` for gRPC over TLS")
@@ -116,6 +126,7 @@ func (c *command) Help() string {
 
       sarn connect proxy -sidecar-for web      the sidecar of the local service "web"
       sarn connect proxy -proxy-id web-proxy   the proxy registered with that ID
+      sarn connect proxy -gateway ingress      the ingress gateway registered with the agent
       sarn connect proxy -bootstrap edge.yaml  alone, from a file
       sarn connect proxy -service web -service-addr 127.0.0.1:8080 -upstream db:9191
 
@@ -174,8 +185,19 @@ func (c *command) Run(args []string) int {
 // with scripts.
 func (c *command) check() error {
 	x := &c.flags
+	if x.gateway != "" {
+		if err := c.checkGateway(); err != nil {
+			return err
+		}
+	} else if x.edge.Address != "" || x.edge.WANAddress != "" || len(x.binds) > 0 || x.edge.ExposeServers {
+		return errors.New("-address, -wan-address, -bind-address and -expose-servers may only be specified with -gateway")
+	}
+	named := []string{x.bootstrap, x.proxyID, x.sidecarFor, x.service}
+	if x.gateway != "" {
+		named = []string{x.bootstrap, x.sidecarFor, x.gateway}
+	}
 	modes := 0
-	for _, m := range []string{x.bootstrap, x.proxyID, x.sidecarFor, x.service} {
+	for _, m := range named {
 		if m != "" {
 			modes++
 		}
@@ -184,10 +206,10 @@ func (c *command) check() error {
 	case modes == 0:
 		return errors.New("-service or -proxy-id must be specified so that proxy can configure itself.")
 	case modes > 1:
-		return errors.New("Only one of -bootstrap, -proxy-id, -sidecar-for and -service may be specified")
-	case x.register && x.service == "":
+		return errors.New("Only one of -bootstrap, -proxy-id, -sidecar-for, -gateway and -service may be specified")
+	case x.register && x.service == "" && x.gateway == "":
 		return errors.New("-register may only be specified with -service and -listen")
-	case x.service == "" && (x.listen != "" || x.serviceAddr != "" || len(x.upstreams) > 0):
+	case (x.service == "" || x.gateway != "") && (x.listen != "" || x.serviceAddr != "" || len(x.upstreams) > 0):
 		return errors.New("-listen, -service-addr and -upstream may only be specified with -service")
 	case x.listen != "" && x.serviceAddr == "":
 		return errors.New("-listen requires -service-addr")
@@ -198,6 +220,29 @@ func (c *command) check() error {
 		if _, err := parseUpstream(u); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// checkGateway finds what is wrong with the flags about a gateway.
+func (c *command) checkGateway() error {
+	x := &c.flags
+	x.edge.Kind, x.edge.ID, x.edge.Name = gateway.Kinds[x.gateway], x.proxyID, x.service
+	switch {
+	case x.edge.Kind == "":
+		return gateway.ErrKind
+	case x.edge.ExposeServers && (x.edge.Kind != api.ServiceKindMeshGateway || !x.register):
+		return errors.New("'-expose-servers' can only be used for mesh gateways with '-register'")
+	case !x.register && (x.service != "" || x.edge.Address != "" || x.edge.WANAddress != "" || len(x.binds) > 0):
+		return errors.New("-service, -address, -wan-address and -bind-address need -register with -gateway")
+	}
+	x.edge.BindAddresses = map[string]string{}
+	for _, b := range x.binds {
+		name, addr, ok := strings.Cut(b, "=")
+		if !ok {
+			return fmt.Errorf("-bind-address should be name=ip:port, not %q", b)
+		}
+		x.edge.BindAddresses[name] = addr
 	}
 	return nil
 }
@@ -235,7 +280,7 @@ func (c *command) run(ctx context.Context, log hclog.Logger) error {
 		cfg.Bootstrap = a.bootstrap(id)
 		cfg.Targets = a.targets()
 		cfg.Metadata = a.metadata
-		if x.service != "" {
+		if x.service != "" && x.gateway == "" {
 			beside = append(beside, func(ctx context.Context) error { return a.keepRegistered(ctx, id) })
 		} else if x.deregisteredGrace > 0 {
 			beside = append(beside, func(ctx context.Context) error {
@@ -342,8 +387,10 @@ func fileName(id string) string {
 // identify returns the ID of the proxy's registration.
 func (c *command) identify(ctx context.Context, a *agent, log hclog.Logger) (string, error) {
 	x := &c.flags
-	c.ui.Info("    Configuration mode: " + map[bool]string{true: "Flags", false: "Agent API"}[x.service != ""])
+	c.ui.Info("    Configuration mode: " + map[bool]string{true: "Flags", false: "Agent API"}[x.service != "" && x.gateway == ""])
 	switch {
+	case x.gateway != "":
+		return c.identifyGateway(ctx, a, log)
 	case x.proxyID != "":
 		return x.proxyID, nil
 	case x.sidecarFor != "":
@@ -356,6 +403,23 @@ func (c *command) identify(ctx context.Context, a *agent, log hclog.Logger) (str
 	}
 	c.ui.Info("               Service: " + x.service)
 	return retry(ctx, log, func() (string, error) { return reg.ID, a.register(ctx, reg) })
+}
+
+// identifyGateway returns the ID of the gateway, after registering it if that was asked for.
+func (c *command) identifyGateway(ctx context.Context, a *agent, log hclog.Logger) (string, error) {
+	x := &c.flags
+	c.ui.Info("               Gateway: " + x.gateway)
+	switch {
+	case x.register:
+		reg, err := x.edge.Request()
+		if err != nil {
+			return "", err
+		}
+		return retry(ctx, log, func() (string, error) { return reg.ID, a.register(ctx, reg) })
+	case x.proxyID != "":
+		return x.proxyID, nil
+	}
+	return retry(ctx, log, func() (string, error) { return a.gateway(ctx, x.edge.Kind) })
 }
 
 // errFinal marks an answer that asking again will not change.

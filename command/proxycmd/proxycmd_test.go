@@ -25,7 +25,13 @@ func TestFlagsAreChecked(t *testing.T) {
 		want string
 	}{
 		{"", "-service or -proxy-id must be specified so that proxy can configure itself."},
-		{"-proxy-id a -sidecar-for b", "Only one of -bootstrap, -proxy-id, -sidecar-for and -service may be specified"},
+		{"-proxy-id a -sidecar-for b", "Only one of -bootstrap, -proxy-id, -sidecar-for, -gateway and -service may be specified"},
+		{"-gateway a", "Gateway must be one of: api, terminating, mesh, or ingress"},
+		{"-gateway ingress -sidecar-for b", "Only one of -bootstrap"},
+		{"-gateway ingress -address 127.0.0.1:1", "need -register with -gateway"},
+		{"-gateway ingress -register -expose-servers", "'-expose-servers' can only be used for mesh gateways with '-register'"},
+		{"-gateway mesh -register -bind-address x", "-bind-address should be name=ip:port, not \"x\""},
+		{"-proxy-id a -wan-address 1.2.3.4:1", "may only be specified with -gateway"},
 		{"-register -proxy-id a", "-register may only be specified with -service and -listen"},
 		{"-proxy-id a -upstream x:1", "may only be specified with -service"},
 		{"-service a -listen :1", "-listen requires -service-addr"},
