@@ -111,6 +111,13 @@ func (w *world) set(edit func(c *model.Cluster)) {
 	w.manager.Set(c, false)
 }
 
+// dialing makes f go before each dial.
+func (w *world) dialing(f func(context.Context) error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.dial = f
+}
+
 func (w *world) cluster() *upstream.Cluster { return w.manager.Get("c") }
 
 // accept answers requests: with their path; never for "/hang"; and closes the connection with it for "/close".
@@ -515,7 +522,7 @@ func TestFailuresToConnect(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			run(t, nil, func(w *world) {
-				w.dial = tt.dial
+				w.dialing(tt.dial)
 				start := time.Now()
 				_, _, err := w.stream(pool.Options{})
 				se, ok := errors.AsType[*message.StreamError](err)
@@ -525,7 +532,7 @@ func TestFailuresToConnect(t *testing.T) {
 				if n := w.cluster().Stats().RqPendingFailure.Value(); n != 1 {
 					t.Errorf("counted %d", n)
 				}
-				w.dial = nil
+				w.dialing(nil)
 				w.mustGet("/")
 			})
 		})
@@ -534,7 +541,7 @@ func TestFailuresToConnect(t *testing.T) {
 
 func TestConnectionThatComesTooLateIsForTheNext(t *testing.T) {
 	run(t, nil, func(w *world) {
-		w.dial = func(context.Context) error { time.Sleep(2 * time.Second); return nil }
+		w.dialing(func(context.Context) error { time.Sleep(2 * time.Second); return nil })
 		start := time.Now()
 		if _, _, err := w.stream(pool.Options{Deadline: start.Add(time.Second)}); !errors.Is(err, os.ErrDeadlineExceeded) || time.Since(start) != time.Second {
 			t.Errorf("got %v after %v", err, time.Since(start))
@@ -546,7 +553,7 @@ func TestConnectionThatComesTooLateIsForTheNext(t *testing.T) {
 			t.Errorf("got %v", err)
 		}
 		time.Sleep(2 * time.Second)
-		w.dial = func(context.Context) error { return errors.New("no more") }
+		w.dialing(func(context.Context) error { return errors.New("no more") })
 		w.mustGet("/")
 	})
 }
@@ -554,7 +561,7 @@ func TestConnectionThatComesTooLateIsForTheNext(t *testing.T) {
 func TestStreamsShareAnHTTP2Connection(t *testing.T) {
 	run(t, func(c *model.Cluster) { c.HTTP.Protocol = model.UpstreamHTTP2 }, func(w *world) {
 		w.protocol2, w.streams = true, 4
-		w.dial = func(context.Context) error { time.Sleep(time.Second); return nil }
+		w.dialing(func(context.Context) error { time.Sleep(time.Second); return nil })
 		var wg sync.WaitGroup
 		for range 3 { // which find that a connection is being made
 			wg.Go(func() { w.mustGet("/") })
@@ -666,6 +673,7 @@ func TestHTTP2ConnectionsEnd(t *testing.T) {
 		w.protocol2 = true
 		s, _ := w.must(pool.Options{})
 		time.Sleep(time.Minute)
+		synctest.Wait()
 		w.mustGet("/")
 		w.wantConnections(2)
 		if _, err := ask(s, "/"); err != nil && message.ReasonOf(err) != message.RemoteRefused {
@@ -678,7 +686,7 @@ func TestHTTP2ConnectionsEnd(t *testing.T) {
 func TestAllWhoWaitLearnOfAFailure(t *testing.T) {
 	run(t, func(c *model.Cluster) { c.HTTP.Protocol = model.UpstreamHTTP2 }, func(w *world) {
 		dials := 0
-		w.dial = func(context.Context) error { dials++; time.Sleep(time.Second); return errors.New("refused") }
+		w.dialing(func(context.Context) error { dials++; time.Sleep(time.Second); return errors.New("refused") })
 		var wg sync.WaitGroup
 		for range 5 {
 			wg.Go(func() {
@@ -701,6 +709,7 @@ func TestProtocolOfTheClient(t *testing.T) {
 			t.Errorf("got %v", i.Version)
 		}
 		ask(a, "/")
+		synctest.Wait()
 		w.protocol2 = true
 		b, i := w.must(pool.Options{Downstream: message.HTTP2})
 		if i.Version != message.HTTP2 || i.Reused {
@@ -725,7 +734,7 @@ func TestProtocolThatTheHostChooses(t *testing.T) {
 				if protocol != "" {
 					w.tls.NextProtos = []string{protocol}
 				}
-				w.dial = func(context.Context) error { time.Sleep(time.Second); return nil }
+				w.dialing(func(context.Context) error { time.Sleep(time.Second); return nil })
 				want := message.HTTP11
 				if protocol == "h2" {
 					want = message.HTTP2
