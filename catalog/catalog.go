@@ -119,6 +119,7 @@ type Proxy struct {
 	Expose                 Expose            `json:""`
 	TransparentProxy       *TransparentProxy `json:",omitempty"`
 	AccessLogs             *AccessLogs       `json:",omitempty"`
+	MutualTLSMode          string            `json:",omitempty"` // "", "strict" or "permissive"; only from central configuration
 }
 
 // An EnvoyExtension changes the compiled configuration of a proxy.

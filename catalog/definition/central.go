@@ -25,8 +25,8 @@ func CentralRequest(svc *catalog.Service) *entry.ResolvedRequest {
 	return req
 }
 
-// MergeCentral returns svc with central settings merged in; what svc sets itself wins, except that extensions are
-// always the central ones (spec/connect.md section 11.2). It changes neither argument. Instances of other kinds than
+// MergeCentral returns svc with central settings merged in; what svc sets itself wins, except that extensions and the mode
+// of mutual TLS are always the central ones (spec/connect.md section 11.2). It changes neither argument. Instances of other kinds than
 // proxies and gateways come back as they are.
 func MergeCentral(svc *catalog.Service, r *entry.Resolved) *catalog.Service {
 	if r == nil || !Central(svc.Kind) {
@@ -38,6 +38,7 @@ func MergeCentral(svc *catalog.Service, r *entry.Resolved) *catalog.Service {
 	if p.Mode == "" {
 		p.Mode = r.Mode
 	}
+	p.MutualTLSMode = r.MutualTLSMode
 	if p.MeshGateway.Mode == "" {
 		p.MeshGateway = r.MeshGateway
 	}

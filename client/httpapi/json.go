@@ -396,6 +396,7 @@ func appendProxy(dst []byte, p *catalog.Proxy, agent bool) []byte {
 		a.optStr("TextFormat", p.AccessLogs.TextFormat)
 		o.b = append(a.b, '}')
 	}
+	o.optStr("MutualTLSMode", p.MutualTLSMode)
 	return append(o.b, '}')
 }
 

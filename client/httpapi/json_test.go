@@ -67,6 +67,7 @@ type proxyForm struct {
 	Expose                 catalog.Expose
 	TransparentProxy       *catalog.TransparentProxy `json:",omitempty"`
 	AccessLogs             *catalog.AccessLogs       `json:",omitempty"`
+	MutualTLSMode          string                    `json:",omitempty"`
 }
 
 // agentProxyForm leaves out an empty mode.

@@ -158,7 +158,7 @@ func (c *Compiler) compile(s *mesh.Snapshot, x *extensions) (*compilation, error
 // instances. It returns nil when more changed than that.
 func (c *Compiler) change(s *mesh.Snapshot) *compilation {
 	needs, ok := s.Since(c.last.of)
-	if !ok {
+	if !ok || s.Gateway != nil { // listeners of gateways depend on instances, too
 		return nil
 	}
 	next, out := *c.last, *c.last.out

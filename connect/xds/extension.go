@@ -143,9 +143,13 @@ func (b *build) extend(t Type, m *made) error {
 	if b.extensions.empty() {
 		return nil
 	}
+	name := nameOf(m.message)
 	for _, x := range b.extensions.all {
 		if err := x.apply(b, t, m); err != nil {
 			return &extensionError{x.Name, x.Required, err}
+		}
+		if n := nameOf(m.message); n != name {
+			return &extensionError{x.Name, x.Required, fmt.Errorf("%s %q must keep its name", t, name)}
 		}
 		if v, ok := m.message.(interface{ Validate() error }); ok {
 			if err := v.Validate(); err != nil {
@@ -154,6 +158,16 @@ func (b *build) extend(t Type, m *made) error {
 		}
 	}
 	return nil
+}
+
+func nameOf(m proto.Message) string {
+	switch m := m.(type) {
+	case interface{ GetName() string }:
+		return m.GetName()
+	case interface{ GetClusterName() string }:
+		return m.GetClusterName()
+	}
+	return ""
 }
 
 // extensionClusters makes the clusters that extensions bring along.

@@ -92,24 +92,17 @@ func newOtelLogs(e *catalog.EnvoyExtension, x *extensions) (extension, error) {
 	return &otelLogs{t, a.ListenerType, config}, nil
 }
 
-// otelValue returns a value in the JSON form of OpenTelemetry, nil for none.
+// otelValue returns a value in the JSON form of OpenTelemetry, nil for none. Envoy takes text only.
 func otelValue(v any) (any, error) {
 	switch v := v.(type) {
 	case nil:
 		return nil, nil
 	case string:
 		return map[string]any{"stringValue": v}, nil
-	case bool:
-		return map[string]any{"boolValue": v}, nil
-	case int, int64, uint64:
-		return map[string]any{"intValue": fmt.Sprint(v)}, nil
-	case float64:
-		if v == float64(int64(v)) {
-			return map[string]any{"intValue": fmt.Sprint(int64(v))}, nil
-		}
-		return map[string]any{"doubleValue": v}, nil
 	case []byte:
-		return map[string]any{"bytesValue": v}, nil
+		return map[string]any{"stringValue": string(v)}, nil
+	case bool, int, int64, uint64, float64:
+		return map[string]any{"stringValue": fmt.Sprint(v)}, nil
 	}
 	return nil, fmt.Errorf("a %T is neither text, number nor truth value", v)
 }

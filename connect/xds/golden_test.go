@@ -18,6 +18,7 @@ import (
 
 	"github.com/sarnmesh/sarn/catalog"
 	"github.com/sarnmesh/sarn/catalog/entry"
+	"github.com/sarnmesh/sarn/catalog/query"
 	"github.com/sarnmesh/sarn/connect/ca"
 	"github.com/sarnmesh/sarn/connect/chain"
 	"github.com/sarnmesh/sarn/connect/intention"
@@ -77,14 +78,29 @@ func snapshotOf(t testing.TB, files map[string][]byte) *mesh.Snapshot {
 		if err != nil {
 			t.Fatalf("in/entries.json: %v", err)
 		}
+		if n, ok := e.(interface{ Normalize() }); ok {
+			n.Normalize()
+		}
 		all[entry.KeyOf(e)] = e
 	}
+	var given map[string][]*catalog.Instance
+	read("instances.json", &given)
 	instances := map[string][]*catalog.Instance{}
-	read("instances.json", &instances)
+	for key, list := range given {
+		instances[strings.Join(strings.Fields(key), " ")] = list
+	}
 	var links []entry.GatewayService
 	read("links.json", &links)
 	datacenters := []string{registration.Datacenter}
 	read("datacenters.json", &datacenters)
+	callable := &intention.CallableReply{}
+	read("callable.json", callable)
+	peers := map[string]*mesh.PeerBundle{}
+	read("peers.json", &peers)
+	queries := map[string]*query.ExecuteReply{}
+	read("queries.json", &queries)
+	virtualIPs := map[string]struct{ Auto, Manual []string }{}
+	read("virtual-ips.json", &virtualIPs)
 	roots, leaf := fixtures()
 	for _, name := range []string{"roots.json"} {
 		read(name, roots)
@@ -109,6 +125,16 @@ func snapshotOf(t testing.TB, files map[string][]byte) *mesh.Snapshot {
 				r := &entry.GetReply{}
 				r.Entry.Entry = all.Entry(entry.KindMesh, entry.MeshName)
 				answers[n] = r
+			case mesh.NeedCallable:
+				answers[n] = callable
+			case mesh.NeedPeer:
+				if p := peers[n.Peer]; p != nil {
+					answers[n] = p
+				}
+			case mesh.NeedQuery:
+				if q := queries[n.Service]; q != nil {
+					answers[n] = q
+				}
 			case mesh.NeedEntry:
 				r := &entry.GetReply{}
 				r.Entry.Entry = all.Entry(n.Entry, n.Service)
@@ -126,9 +152,12 @@ func snapshotOf(t testing.TB, files map[string][]byte) *mesh.Snapshot {
 				if err != nil {
 					t.Fatal(err)
 				}
+				if ip, ok := virtualIPs[n.Service]; ok {
+					c.AutoVirtualIPs, c.ManualVirtualIPs = ip.Auto, ip.Manual
+				}
 				answers[n] = &chain.GetReply{Chain: c}
 			case mesh.NeedInstances:
-				key := strings.Trim(n.Service+" "+n.Datacenter+" "+n.Filter, " ")
+				key := strings.Join(strings.Fields(n.Service+" "+n.Datacenter+" "+n.Filter+" "+n.Peer), " ")
 				if list, ok := instances[key]; ok {
 					for _, i := range list {
 						if i.Service == nil || i.Node == nil {

@@ -3,6 +3,7 @@ package xds
 import (
 	"cmp"
 	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
@@ -34,8 +35,9 @@ const (
 	tokenPayload = "jwt_payload_"
 )
 
-// tokenIssuers returns the providers whose tokens intentions ask for, those that exist and can be used, in order.
-func (b *build) tokenIssuers() []*entry.JWTProvider {
+// tokenIssuers returns the providers whose tokens intentions ask for, those that exist and can be used, in order. It tells
+// about the others on demand.
+func (b *build) tokenIssuers(tell bool) []*entry.JWTProvider {
 	var out []*entry.JWTProvider
 	for _, name := range b.s.TokenIssuers() {
 		p := b.s.TokenIssuer(name)
@@ -43,7 +45,9 @@ func (b *build) tokenIssuers() []*entry.JWTProvider {
 			continue // no token of its can be valid, so whoever must have one is refused
 		}
 		if _, err := tokenServer(p); err != nil {
-			b.problem("jwt-provider %s: %w", name, err)
+			if tell {
+				b.problem("jwt-provider %s: %w", name, err)
+			}
 			continue
 		}
 		out = append(out, p)
@@ -63,7 +67,7 @@ func (b *build) tokensFrom() []any {
 // tokenFilter is the filter that verifies tokens, nil when no intention asks for any. It refuses nothing by itself: what
 // it leaves behind about valid tokens the rules ask for.
 func (b *build) tokenFilter() (*hcmv3.HttpFilter, []ref, error) {
-	issuers := b.tokenIssuers()
+	issuers := b.tokenIssuers(false)
 	if len(issuers) == 0 {
 		return nil, nil, nil
 	}
@@ -175,7 +179,7 @@ func tokenServer(e *entry.JWTProvider) (*url.URL, error) {
 		return nil, errors.New("it has no keys")
 	}
 	if set.Remote == nil {
-		return nil, nil
+		return nil, checkKeys(set.Local)
 	}
 	u, err := url.Parse(set.Remote.URI)
 	if err != nil {
@@ -196,12 +200,38 @@ func tokenServer(e *entry.JWTProvider) (*url.URL, error) {
 	return u, nil
 }
 
+// checkKeys refuses keys that a proxy would refuse together with the listener that uses them: its older rules would stay
+// in force.
+func checkKeys(l *entry.LocalJWKS) error {
+	if l.Filename != "" {
+		return nil
+	}
+	text, err := base64.StdEncoding.DecodeString(l.JWKS)
+	if err != nil {
+		return fmt.Errorf("decode JWKS: %w", err)
+	}
+	var set struct {
+		Keys []struct {
+			Kty string `json:"kty"`
+		} `json:"keys"`
+	}
+	if err := json.Unmarshal(text, &set); err != nil {
+		return fmt.Errorf("decode JWKS: %w", err)
+	}
+	for _, k := range set.Keys {
+		if k.Kty == "RSA" || k.Kty == "EC" || k.Kty == "OKP" || k.Kty == "oct" {
+			return nil
+		}
+	}
+	return errors.New("there is no key in its JWKS")
+}
+
 // tokenClusters makes the clusters that keys for tokens are fetched from.
 func (b *build) tokenClusters() error {
 	if !b.http(b.s.Config.Protocol) {
 		return nil
 	}
-	for _, e := range b.tokenIssuers() {
+	for _, e := range b.tokenIssuers(true) {
 		u, err := tokenServer(e)
 		if err != nil {
 			return err

@@ -10,12 +10,14 @@ import (
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	originaldstv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/original_dst/v3"
 	connlimitv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/connection_limit/v3"
 	netrbacv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/rbac/v3"
 	tcpproxyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
+	"github.com/sarnmesh/sarn/catalog/entry"
 	"github.com/sarnmesh/sarn/connect/chain"
 	"github.com/sarnmesh/sarn/connect/intention"
 	"github.com/sarnmesh/sarn/connect/mesh"
@@ -71,14 +73,30 @@ func (b *build) publicListener() error {
 		if err != nil {
 			return made{}, err
 		}
-		return made{uses: append(uses, ref{Cluster, localApp}), message: &listenerv3.Listener{
+		l := &listenerv3.Listener{
 			Name:                    name,
 			Address:                 addr,
 			TrafficDirection:        corev3.TrafficDirection_INBOUND,
 			ConnectionBalanceConfig: connectionBalance(cfg.BalanceInboundConnections),
 			AccessLog:               b.listenerLogs(),
 			FilterChains:            []*listenerv3.FilterChain{chain},
-		}}, nil
+		}
+		b.permit(l)
+		return made{uses: append(uses, ref{Cluster, localApp}), message: l}, nil
+	})
+}
+
+// permit lets callers without mutual TLS in, where that mode is permissive: those that were redirected on their way to the
+// application's own port.
+func (b *build) permit(l *listenerv3.Listener) {
+	p := &b.s.Proxy.Service.Proxy
+	if p.MutualTLSMode != entry.MutualTLSPermissive || !b.s.Transparent() || !validPort(p.LocalServicePort) {
+		return
+	}
+	l.ListenerFilters = append(l.ListenerFilters, listenerFilter(filterOriginalDst, &originaldstv3.OriginalDst{}))
+	l.FilterChains = append(l.FilterChains, &listenerv3.FilterChain{
+		FilterChainMatch: &listenerv3.FilterChainMatch{DestinationPort: wrapperspb.UInt32(uint32(p.LocalServicePort))},
+		Filters:          []*listenerv3.Filter{b.tcpProxy(localApp, statPrefix("permissive_", publicListener))},
 	})
 }
 

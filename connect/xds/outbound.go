@@ -190,7 +190,7 @@ func originalDst(name string) *clusterv3.Cluster {
 
 // destinationName returns the name of the cluster of an address outside the mesh.
 func (b *build) destinationName(address, service string) string {
-	return "destination." + strings.NewReplacer(".", "-", ":", "-").Replace(address) + "." +
+	return "destination." + strings.NewReplacer(".", "-", ":", "-").Replace(strings.ToLower(address)) + "." +
 		connect.ServiceSNI("", service, b.s.Proxy.Datacenter, b.trustDomain)
 }
 
