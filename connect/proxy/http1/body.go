@@ -259,7 +259,7 @@ func chunkSize(line []byte) (int64, bool) {
 		default:
 			return 0, false
 		}
-		if n >= 1<<58 {
+		if n >= 1<<58 || i >= 16 {
 			return 0, false
 		}
 		n = n<<4 | int64(c)

@@ -231,6 +231,7 @@ func TestChunkedBodies(t *testing.T) {
 		{"overflow", "10000000000000001\r\na\r\n0\r\n\r\n", "!"},
 		{"huge", "FFFFFFFFFFFFFFFF\r\na\r\n0\r\n\r\n", "!"},
 		{"endless extension", "1;" + strings.Repeat("a", 2000) + "\r\na\r\n0\r\n\r\n", "!"},
+		{"17 digits", "00000000000000001\r\na\r\n0\r\n\r\n", "!"},
 		{"endless size", strings.Repeat("0", 2000), "!"},
 		{"many long extensions", strings.Repeat("1;"+strings.Repeat("a", 500)+"\r\na\r\n", 50) + "0\r\n\r\n", "!"},
 		{"many small chunks", strings.Repeat("1\r\na\r\n", 20000) + "0\r\n\r\n", strings.Repeat("a", 20000)},
