@@ -192,6 +192,8 @@ func NewTable(hosts []Host, opt Options, seed uint64) *Table {
 	return t
 }
 
+func (t *Table) hashes() bool { return t.opt.Policy == RingHash || t.opt.Policy == Maglev }
+
 func withDefault[T int | uint64](v, def T) T {
 	if v <= 0 {
 		return def
@@ -214,7 +216,7 @@ func (t *Table) fill(g *group, hosts []Host, index, all []int, seed uint64) {
 			g.equal = false
 		}
 	}
-	if t.opt.Policy == RingHash || t.opt.Policy == Maglev {
+	if t.hashes() {
 		g.hashed = newHashed(hosts, index, all, &t.opt)
 		return
 	}
@@ -273,7 +275,7 @@ func (t *Table) Pick(in *Input) Pick {
 		return Pick{}
 	}
 	hash := in.Hash
-	if !in.HasHash {
+	if !in.HasHash && (t.loads.Healthy[0] != 100 || t.hashes()) {
 		hash = in.Rand()
 	}
 	var p int
@@ -284,7 +286,7 @@ func (t *Table) Pick(in *Input) Pick {
 			return Pick{}
 		}
 		degraded = t.count[p].Healthy == 0
-	} else if p, degraded = t.loads.Draw(hash, in.Avoid); p < 0 {
+	} else if p, degraded = t.loads.Draw(hash, in.Avoid); p < 0 { // by the hash, as Envoy does
 		return Pick{}
 	}
 	l := &t.levels[p]

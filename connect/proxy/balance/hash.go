@@ -211,9 +211,9 @@ func (h *hashed) bounded(t *Table, g *group, n int, hash uint64) int {
 	if least <= 1 {
 		return n
 	}
-	for k := range len(g.index) {
-		hash = (hash ^ hash>>30) * 0xbf58476d1ce4e5b9
-		other := int((hash>>16 + uint64(k)) % uint64(len(g.index)))
+	start := int(((hash ^ hash>>30) * 0xbf58476d1ce4e5b9 >> 32) % uint64(len(g.index)))
+	for k := range g.index {
+		other := (start + k) % len(g.index)
 		switch e := excess(other); {
 		case e <= 1:
 			return other

@@ -83,11 +83,11 @@ type outlier struct {
 	unreachable                        atomic.Bool   // ejected since connections to it fail
 
 	// Guarded by the mutex that all versions of the cluster share.
-	ejected              bool
-	until                time.Time // when an ejected host may come back
-	times                uint32    // ejections that are not forgiven yet
-	rate, localRate      float64   // percent of success in the last interval; see rated
-	rated, localRateGood bool      // there were enough to tell
+	ejected           bool
+	until             time.Time // when an ejected host may come back
+	times             uint32    // ejections that are not forgiven yet
+	rate, localRate   float64   // percent of success in the last interval; see rated
+	rated, localRated bool      // there were enough to tell
 }
 
 // tally counts how many were good.
@@ -290,7 +290,7 @@ func (c *Cluster) judge(o *model.Outlier) (more bool) {
 	if o.SplitLocalErrors {
 		c.judgeRates(o, hosts, func(x *outlier) *tally { return &x.local }, o.SuccessRate.EnforceLocal, o.FailurePercentage.EnforceLocal,
 			&s.DetectedRateLocal, &s.EnforcedRateLocal, &s.DetectedPercentLocal, &s.EnforcedPercentLocal,
-			func(x *outlier, rate float64, ok bool) { x.localRate, x.localRateGood = rate, ok })
+			func(x *outlier, rate float64, ok bool) { x.localRate, x.localRated = rate, ok })
 	}
 	for _, h := range hosts {
 		more = more || h.outlier.ejected || h.outlier.times > 0

@@ -459,6 +459,7 @@ type Info struct {
 	Warming bool
 	Hosts   []HostInfo
 	TLS     *tlscontext.Client // nil in plaintext
+	Breaker [2]*Breaker        // by priority
 }
 
 // HostInfo is the state of a host, for showing.
@@ -466,7 +467,12 @@ type HostInfo struct {
 	Endpoint model.Endpoint
 	Locality model.Locality
 	Ejected  bool
-	Stats    *HostStats
+	// FailedCheck and DegradedCheck are what active health checks say; Waits that they said nothing yet.
+	FailedCheck, DegradedCheck, Waits bool
+	Leaving                           bool    // kept though no longer configured
+	SuccessRate                       float64 // percent in the last interval of outlier detection, -1 if that is not known
+	LocalSuccessRate                  float64 // of connecting
+	Stats                             *HostStats
 }
 
 // Clusters returns the state of all clusters, sorted by name.
@@ -483,10 +489,21 @@ func (m *Manager) Clusters() []Info {
 	slices.SortFunc(list, func(a, b *Cluster) int { return cmp.Compare(a.conf.Name, b.conf.Name) })
 	var out []Info
 	for _, c := range list {
-		i := Info{Conf: c.conf, Static: c.static, Warming: warming[c], TLS: c.tls}
+		i := Info{Conf: c.conf, Static: c.static, Warming: warming[c], TLS: c.tls, Breaker: [2]*Breaker{&c.breakers[0], &c.breakers[1]}}
 		c.mu.Lock()
 		for _, h := range c.hosts.Load().hosts {
-			hi := HostInfo{Endpoint: *h.endpoint.Load(), Ejected: h.outlier.ejected, Stats: &h.Stats}
+			bits := h.health.load()
+			hi := HostInfo{
+				Endpoint: *h.endpoint.Load(), Ejected: h.outlier.ejected, Stats: &h.Stats,
+				FailedCheck: bits&checkFailed != 0, DegradedCheck: bits&checkDegraded != 0, Waits: bits&checkWaits != 0, Leaving: bits&leaving != 0,
+				SuccessRate: -1, LocalSuccessRate: -1,
+			}
+			if h.outlier.rated {
+				hi.SuccessRate = h.outlier.rate
+			}
+			if h.outlier.localRated {
+				hi.LocalSuccessRate = h.outlier.localRate
+			}
 			if la := c.assignment; la != nil && hi.Endpoint.Locality < len(la.Localities) {
 				hi.Locality = la.Localities[hi.Endpoint.Locality]
 			}
