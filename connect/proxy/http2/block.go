@@ -56,6 +56,7 @@ func (c *conn) emit(f *field) {
 		b.bad = "http2.invalid_header_value"
 		return
 	}
+	value := trim(f.value)
 	switch f.kind {
 	case kindPlain:
 	case kindMethod:
@@ -80,7 +81,7 @@ func (c *conn) emit(f *field) {
 		b.bad = "http2.connection_header"
 		return
 	case kindTE:
-		if f.value != "trailers" {
+		if value != "trailers" {
 			b.bad = "http2.te"
 			return
 		}
@@ -89,7 +90,7 @@ func (c *conn) emit(f *field) {
 		}
 	case kindHost:
 		if !b.trailers && b.request {
-			b.host = f.value
+			b.host = value
 			b.hosts++
 		}
 		if b.request || b.trailers {
@@ -99,7 +100,7 @@ func (c *conn) emit(f *field) {
 		if b.trailers {
 			return // what it says would come too late to be true
 		}
-		n, ok := number(f.value)
+		n, ok := number(value)
 		if !ok || b.length >= 0 && b.length != n {
 			b.bad = "http2.content_length"
 			return
@@ -114,13 +115,13 @@ func (c *conn) emit(f *field) {
 		if b.trailers {
 			return
 		}
-		b.expect = b.expect || equalFold(f.value, "100-continue")
+		b.expect = b.expect || equalFold(value, "100-continue")
 	case kindBad:
 		b.bad = "http2.invalid_header_name"
 		return
 	}
 	b.seen |= 1 // pseudo-headers may not follow
-	b.header.Add(f.name, f.value)
+	b.header.Add(f.name, value)
 }
 
 func (b *block) pseudo(f *field, to *string, request bool) {

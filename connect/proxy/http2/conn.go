@@ -84,7 +84,7 @@ type conn struct {
 	empty     int  // empty frames in a row
 	control   int  // frames that carry nothing, in the current period
 	period    time.Time
-	work      int // streams and DATA frames when it began
+	work      int       // streams and DATA frames when it began
 	clock     time.Time // when this round of reading began
 	dirty     bool      // something was put into out in this round
 

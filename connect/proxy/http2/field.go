@@ -122,15 +122,16 @@ func all(s string, class uint8) bool {
 	return true
 }
 
-// validValue reports whether a field may have the value: RFC 9113, section 8.2.1, and no other control characters.
-func validValue(s string) bool {
-	if s == "" {
-		return true
+// trim removes white space around a value. RFC 9113, section 8.2.1, wants such a field refused; but clients send it,
+// and without it every hop sees the same.
+func trim(s string) string {
+	for s != "" && (s[0] == ' ' || s[0] == '\t') {
+		s = s[1:]
 	}
-	if first, last := s[0], s[len(s)-1]; first == ' ' || first == '\t' || last == ' ' || last == '\t' {
-		return false
+	for s != "" && (s[len(s)-1] == ' ' || s[len(s)-1] == '\t') {
+		s = s[:len(s)-1]
 	}
-	return all(s, classValue)
+	return s
 }
 
 // number parses what consists of digits alone and fits.

@@ -227,13 +227,13 @@ func (d *decoder) literal(b []byte, prefix uint, indexed bool, arena *message.Ar
 				return b, nil
 			}
 			f.value = arena.Bytes(raw)
-			f.bad = !validValue(f.value)
+			f.bad = !all(f.value, classValue)
 			break
 		}
 		if f.value = commonValue(raw); f.value == "" {
 			f.value = d.keep(raw)
 		}
-		f.bad = !validValue(f.value)
+		f.bad = !all(f.value, classValue)
 		d.add(f)
 		*limit -= size - 32 + fieldCost
 	case huffman:
@@ -250,14 +250,14 @@ func (d *decoder) literal(b []byte, prefix uint, indexed bool, arena *message.Ar
 			return nil, errCompression
 		}
 		f.value = arena.End(v)
-		f.bad = !validValue(f.value)
+		f.bad = !all(f.value, classValue)
 		*limit -= nameLen + len(f.value) + fieldCost
 	default:
 		if *limit -= nameLen + len(raw) + fieldCost; *limit < 0 {
 			return b, nil
 		}
 		f.value = arena.Bytes(raw)
-		f.bad = !validValue(f.value)
+		f.bad = !all(f.value, classValue)
 	}
 	if *limit >= 0 {
 		emit(&f)
