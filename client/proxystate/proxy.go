@@ -54,7 +54,7 @@ func newProxy(s *State, k key) *proxy {
 		p.log = p.log.With("node", k.node)
 	}
 	for f := range p.compiled {
-		p.compiled[f].compiler.Flavour = xds.Flavour(f)
+		p.compiled[f].compiler = xds.Compiler{Flavour: xds.Flavour(f), Shared: &s.shared}
 	}
 	return p
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/sarnmesh/sarn/client/cache"
 	"github.com/sarnmesh/sarn/client/leaf"
 	"github.com/sarnmesh/sarn/connect/ads"
+	"github.com/sarnmesh/sarn/connect/xds"
 )
 
 // Registrations are the proxies this package is to serve. Local makes them of those of an agent.
@@ -55,6 +56,8 @@ type Config struct {
 type State struct {
 	cfg  Config
 	wake chan struct{} // holds one token while starting is not empty
+
+	shared xds.Shared // what proxies have in common
 
 	mu       sync.Mutex
 	proxies  map[key]*proxy

@@ -44,9 +44,9 @@ type compilation struct {
 	out        *Resources
 	extensions *extensions
 	memo       memo             // of what belongs to no upstream
-	parts      map[string]*part // by upstream key
-	// users has the upstreams that need something. What is needed for anything else is not in it.
-	users map[mesh.Need][]string
+	parts      []*part // of the upstreams of the snapshot, in their order
+	// users has, by what is needed, the parts it is needed for. What is needed for anything else is not in it.
+	users map[mesh.Need][]int
 }
 
 // A memo has resources together with everything they were made from. Snapshots and the answers in them are immutable, so
@@ -109,7 +109,11 @@ func (c *Compiler) compile(s *mesh.Snapshot, x *extensions) (*compilation, error
 	b := c.newBuild(s, x, last.memo)
 	b.out.Service = s.Proxy.Identity()
 	b.out.Problems = slices.Concat(s.Problems, x.problems)
-	next := &compilation{of: s, out: b.out, extensions: x, memo: b.memo, parts: map[string]*part{}, users: map[mesh.Need][]string{}}
+	next := &compilation{of: s, out: b.out, extensions: x, memo: b.memo, users: map[mesh.Need][]int{}}
+	before := make(map[string]*part, len(last.parts)) // by upstream key
+	for _, p := range last.parts {
+		before[p.upstream.Key] = p
+	}
 	switch s.Proxy.Service.Kind {
 	case catalog.KindConnectProxy:
 		if err := b.sidecar(); err != nil {
@@ -120,14 +124,14 @@ func (c *Compiler) compile(s *mesh.Snapshot, x *extensions) (*compilation, error
 			return nil, ErrKind
 		}
 	}
-	for _, u := range s.Upstreams {
-		p, err := c.part(last.parts[u.Key], s, u, x)
+	for i, u := range s.Upstreams {
+		p, err := c.part(before[u.Key], s, u, x)
 		if err != nil {
 			return nil, err
 		}
-		next.parts[u.Key] = p
+		next.parts = append(next.parts, p)
 		for _, n := range s.UpstreamNeeds(u) {
-			next.users[n] = append(next.users[n], u.Key)
+			next.users[n] = append(next.users[n], i)
 		}
 		for t, all := range p.resources {
 			for _, r := range all {
@@ -164,25 +168,25 @@ func (c *Compiler) change(s *mesh.Snapshot) *compilation {
 	next, out := *c.last, *c.last.out
 	next.of, next.out = s, &out
 	var own [NumTypes]bool // maps that are not shared with the last any more
-	done := map[string]bool{}
+	done := map[int]bool{}
 	for _, n := range needs {
 		if len(next.users[n]) == 0 || n.Kind == mesh.NeedPeer {
 			return nil
 		}
-		for _, key := range next.users[n] {
-			if done[key] {
+		for _, at := range next.users[n] {
+			if done[at] {
 				continue
 			}
 			if len(done) == 0 {
-				next.parts = maps.Clone(next.parts)
+				next.parts = slices.Clone(next.parts)
 			}
-			done[key] = true
-			old := c.last.parts[key]
+			done[at] = true
+			old := c.last.parts[at]
 			p, err := c.part(old, s, old.upstream, c.last.extensions)
 			if err != nil || !old.alike(p) {
 				return nil
 			}
-			next.parts[key] = p
+			next.parts[at] = p
 			for t := range Type(NumTypes) {
 				for i, r := range p.resources[t] {
 					// What upstreams share is that of the first.

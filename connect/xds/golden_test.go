@@ -343,6 +343,8 @@ func TestCompilerReusesWhatDidNotChange(t *testing.T) {
 		}
 		s = s.With(map[mesh.Need]any{endpoints: &catalog.InstancesReply{}})
 		check("instances of db", changed(s), []string{"endpoint db"})
+		s = s.With(map[mesh.Need]any{endpoints: &catalog.InstancesReply{}}).With(map[mesh.Need]any{endpoints: &catalog.InstancesReply{}})
+		check("instances of db, twice", changed(s), []string{"endpoint db"})
 		_, leaf := fixtures()
 		leaf.CertPEM = "NEXT"
 		s = s.With(map[mesh.Need]any{{Kind: mesh.NeedLeaf, Service: "web"}: leaf})
@@ -377,39 +379,5 @@ func TestCompileRefusesOtherKinds(t *testing.T) {
 	s := mesh.New(&mesh.Registration{Service: &catalog.Service{ID: "web"}})
 	if _, err := xds.Compile(s, xds.Envoy); !errors.Is(err, xds.ErrKind) {
 		t.Errorf("Compile = %v, want ErrKind", err)
-	}
-}
-
-// BenchmarkInstanceChange is a change of the instances of one upstream of a proxy with a thousand.
-func BenchmarkInstanceChange(b *testing.B) {
-	var upstreams []map[string]any
-	for i := range 1000 {
-		upstreams = append(upstreams, map[string]any{"DestinationName": fmt.Sprint("s", i), "LocalBindPort": 1000 + i})
-	}
-	proxy, err := json.Marshal(map[string]any{"Service": map[string]any{
-		"Kind": "connect-proxy", "ID": "p", "Port": 1, "Proxy": map[string]any{"DestinationServiceName": "web", "Upstreams": upstreams},
-	}})
-	if err != nil {
-		b.Fatal(err)
-	}
-	s := snapshotOf(b, map[string][]byte{"in/proxy.json": proxy})
-	var c xds.Compiler
-	answers := map[mesh.Need]any{}
-	for _, n := range s.Needs() {
-		if n.Kind == mesh.NeedInstances {
-			answers[n] = &catalog.InstancesReply{}
-		}
-	}
-	s = s.With(answers)
-	if _, err := c.Compile(s); err != nil {
-		b.Fatal(err)
-	}
-	one := mesh.Need{Kind: mesh.NeedInstances, Service: "s500"}
-	b.ReportAllocs()
-	for b.Loop() {
-		s = s.With(map[mesh.Need]any{one: &catalog.InstancesReply{}})
-		if _, err := c.Compile(s); err != nil {
-			b.Fatal(err)
-		}
 	}
 }
