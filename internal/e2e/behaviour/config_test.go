@@ -19,6 +19,17 @@ type group struct {
 	cases     []testCase
 }
 
+// defs returns the group's listeners.
+func (g *group) defs() []listener {
+	if len(g.listeners) == 0 {
+		return []listener{{}}
+	}
+	return g.listeners
+}
+
+// listens tells whether a case's requests go to the i-th listener.
+func (c *testCase) listens(i int, l listener) bool { return c.on == l.name || c.on == "" && i == 0 }
+
 // A listener is one of a group's.
 type listener struct {
 	name    string
@@ -125,14 +136,13 @@ func bootstrap(g *group, cases []*testCase, w *world) []byte {
 		clusters[name] = c
 	}
 	var listeners []any
-	defs := g.listeners
-	if len(defs) == 0 {
-		defs = []listener{{}}
-	}
-	for i, l := range defs {
+	for i, l := range g.defs() {
+		if w.without[l.name] {
+			continue
+		}
 		var routes, vhosts []any
 		for _, c := range cases {
-			if c.on != l.name && (c.on != "" || i > 0) {
+			if !c.listens(i, l) {
 				continue
 			}
 			target := "a"

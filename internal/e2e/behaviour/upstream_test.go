@@ -240,9 +240,6 @@ func (u *upstream) serveH1(c net.Conn, br *bufio.Reader) bool {
 		<-done
 	} else {
 		x.readBody()
-		if r.get("x-case") == "" && u.w.silentOnUnknown {
-			return false
-		}
 		u.w.record(r.get("x-case"), u.name, r)
 		if r.cut {
 			return false

@@ -22,8 +22,6 @@ import (
 	"testing"
 	"time"
 
-	gocmp "github.com/google/go-cmp/cmp"
-	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/rogpeppe/go-internal/txtar"
 )
 
@@ -44,7 +42,7 @@ type world struct {
 	vars  map[string]string // what {{name}} stands for in a group's YAML and requests
 	keys  *keys
 
-	silentOnUnknown bool
+	without map[string]bool // listeners that the proxy does not take
 
 	mu     sync.Mutex
 	cases  map[string]*testCase
@@ -299,17 +297,34 @@ func run(t *testing.T, kind string, g *group, cases []*testCase) (results map[st
 	failures = map[string]string{}
 	p, err := w.start(bootstrap(g, cases, w))
 	if err != nil {
-		// Which cases does the proxy not take?
+		// Which listeners and which cases does the proxy not take?
 		base := err
-		if _, err := w.try(bootstrap(g, nil, w)); err != nil {
-			for _, c := range cases {
-				failures[c.slug()] = fmt.Sprint(err)
+		refused := map[string]error{}
+		for _, l := range g.defs() {
+			w.without = map[string]bool{}
+			for _, other := range g.defs() {
+				w.without[other.name] = other.name != l.name
 			}
-			return nil, failures
+			if err := w.try(bootstrap(g, nil, w)); err != nil {
+				refused[l.name] = err
+			}
+		}
+		w.without = map[string]bool{}
+		for name := range refused {
+			w.without[name] = true
 		}
 		var good []*testCase
 		for _, c := range cases {
-			if _, err := w.try(bootstrap(g, []*testCase{c}, w)); err != nil {
+			var err error
+			for i, l := range g.defs() {
+				if c.listens(i, l) {
+					err = refused[l.name]
+				}
+			}
+			if err == nil {
+				err = w.try(bootstrap(g, []*testCase{c}, w))
+			}
+			if err != nil {
 				failures[c.slug()] = fmt.Sprint(err)
 			} else {
 				good = append(good, c)
@@ -401,13 +416,13 @@ func run(t *testing.T, kind string, g *group, cases []*testCase) (results map[st
 }
 
 // try tells whether the proxy starts.
-func (w *world) try(conf []byte) (bool, error) {
+func (w *world) try(conf []byte) error {
 	p, err := w.start(conf)
 	if err != nil {
-		return false, err
+		return err
 	}
 	p.end()
-	return true, nil
+	return nil
 }
 
 // accessLog returns the lines of each case.
@@ -533,12 +548,52 @@ func (g *group) test(t *testing.T) {
 						expected = own
 					}
 				}
-				if d := gocmp.Diff(strings.Split(expected, "\n"), strings.Split(got[kind][c.slug()], "\n"), cmpopts.EquateEmpty()); d != "" {
-					t.Errorf("%s (-want +got):\n%s", kind, d)
+				if expected != got[kind][c.slug()] {
+					t.Errorf("%s (-want +got):\n%s", kind, diff(strings.Split(expected, "\n"), strings.Split(got[kind][c.slug()], "\n")))
 				}
 			}
 		})
 	}
+}
+
+// diff returns the lines of two texts that are in one of them alone, each with the line of status before it.
+func diff(a, b []string) string {
+	common := make([][]int, len(a)+1) // the longest common part of what is left
+	for i := range common {
+		common[i] = make([]int, len(b)+1)
+	}
+	for i := len(a) - 1; i >= 0; i-- {
+		for j := len(b) - 1; j >= 0; j-- {
+			if common[i][j] = max(common[i+1][j], common[i][j+1]); a[i] == b[j] {
+				common[i][j] = common[i+1][j+1] + 1
+			}
+		}
+	}
+	var out strings.Builder
+	head, said := "", true
+	say := func(mark, line string) {
+		if !said {
+			fmt.Fprintf(&out, "  %s\n", head)
+			said = true
+		}
+		fmt.Fprintf(&out, "%s %s\n", mark, line)
+	}
+	for i, j := 0, 0; i < len(a) || j < len(b); {
+		switch {
+		case i < len(a) && j < len(b) && a[i] == b[j]:
+			if !strings.HasPrefix(a[i], "<  ") && !strings.HasPrefix(a[i], "  ") {
+				head, said = a[i], false
+			}
+			i, j = i+1, j+1
+		case j == len(b) || i < len(a) && common[i+1][j] >= common[i][j+1]:
+			say("-", a[i])
+			i++
+		default:
+			say("+", b[j])
+			j++
+		}
+	}
+	return out.String()
 }
 
 // write keeps what came of the cases.
