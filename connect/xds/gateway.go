@@ -173,10 +173,13 @@ func (b *build) bindable() []mesh.Bind {
 	return out
 }
 
+// noCluster is the name of a cluster that never exists.
+const noCluster = "none.invalid"
+
 // notServed is the filter chain for connections that no other chain wants: they are accepted, so that a health check sees
 // that somebody listens, and closed.
 func (b *build) notServed(prefix string) *listenerv3.FilterChain {
-	return &listenerv3.FilterChain{Filters: []*listenerv3.Filter{b.tcpProxy("", prefix)}}
+	return &listenerv3.FilterChain{Filters: []*listenerv3.Filter{b.tcpProxy(noCluster, prefix)}}
 }
 
 // toServerName is the filter chain that leads connections to the clusters their clients name. Suffixes bound which these
