@@ -26,6 +26,9 @@ import (
 	"github.com/sarnmesh/sarn/internal/testkit"
 )
 
+// raced is whether the race detector looks on, under which pools of buffers forget some.
+var raced bool
+
 // A world is a cluster "c" of one host, in a bubble.
 type world struct {
 	*testing.T

@@ -7,13 +7,22 @@ import (
 	"syscall"
 )
 
-// Unwrap returns the connection that Ahead was put on, and the bytes that come before those that it gives. The
-// wrapper must not be read from any more.
+// Unwrap returns the connection that Ahead was put on, once or more often, and the bytes that come before those that
+// it gives. The wrapper must not be read from any more.
 func Unwrap(c net.Conn) (net.Conn, []byte) {
-	if a, ok := c.(*ahead); ok {
-		return a.Conn, a.rest()
+	var first []byte
+	for {
+		a, ok := c.(*ahead)
+		if !ok {
+			return c, first
+		}
+		if b := a.rest(); first == nil {
+			first = b
+		} else {
+			first = append(first[:len(first):len(first)], b...)
+		}
+		c = a.Conn
 	}
-	return c, nil
 }
 
 // Socket returns the system's socket under c, or under the TLS on it; nil if there is none.

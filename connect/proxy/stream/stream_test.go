@@ -273,3 +273,14 @@ func benchmarkFlow(b *testing.B, wire string) {
 
 func BenchmarkFlowSockets(b *testing.B)     { benchmarkFlow(b, "sockets") }
 func BenchmarkFlowTLSToSocket(b *testing.B) { benchmarkFlow(b, "TLS to socket") }
+
+func TestUnwrapGivesAllThatWasReadAhead(t *testing.T) {
+	a, _ := sockets(t, "tcp")
+	c, b := stream.Unwrap(stream.Ahead(stream.Ahead(a, []byte(" second")), []byte("first")))
+	if c != a || string(b) != "first second" {
+		t.Errorf("got %q", b)
+	}
+	if c, b = stream.Unwrap(a); c != a || b != nil {
+		t.Errorf("got %q of a connection that was not wrapped", b)
+	}
+}
