@@ -98,6 +98,12 @@ func TestHTTPFilters(t *testing.T) {
 		{message: "jwt_authn.v3.JwtAuthentication", config: provider("") + `,` + requirement(`{"provider_name":"q"}`), err: `no provider "q"`},
 		{message: "jwt_authn.v3.JwtAuthentication", config: provider("") + `,"rules":[{"match":{"prefix":"/"},"requirement_name":"x"}]`, err: `no requirement "x"`},
 		{message: "jwt_authn.v3.JwtAuthentication", config: provider("") + `,` + requirement(`{"extract_only_without_validation":{}}`), err: "not supported"},
+
+		{message: "ext_authz.v3.ExtAuthz", config: `"transport_api_version":"V3","grpc_service":{"envoy_grpc":{"cluster_name":"c"}},"with_request_body":{"max_request_bytes":9},"clear_route_cache":true`,
+			routeMessage: "ext_authz.v3.ExtAuthzPerRoute", route: `"check_settings":{"context_extensions":{"a":"b"}}`},
+		{message: "ext_authz.v3.ExtAuthz", config: `"http_service":{"server_uri":{"uri":"http://a","cluster":"c","timeout":"1s"},"authorization_request":{"headers_to_add":[{"key":"X-A","value":"1"}]},"authorization_response":{"allowed_client_headers":{"patterns":[{"prefix":"x-"}]}}}`},
+		{message: "ext_authz.v3.ExtAuthz", config: `"grpc_service":{"google_grpc":{"target_uri":"a","stat_prefix":"b"}}`, err: "google_grpc: not supported"},
+		{message: "ext_authz.v3.ExtAuthz", config: `"grpc_service":{"envoy_grpc":{"cluster_name":"c"}},"shadow_mode":true`, err: "shadow_mode: not supported"},
 	}
 	for i, tt := range tests {
 		t.Run(fmt.Sprint(i, tt.message), func(t *testing.T) {

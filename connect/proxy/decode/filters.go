@@ -40,6 +40,7 @@ var httpFilters = []httpFilter{
 	faultFilter,
 	localRateLimitFilter,
 	jwtFilter,
+	extAuthzFilter,
 }
 
 // httpFilterOf returns the filter whose list entry, or whose route entry, is a message of the name.

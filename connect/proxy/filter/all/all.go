@@ -3,6 +3,7 @@ package all
 
 import (
 	"github.com/sarnmesh/sarn/connect/proxy/filter"
+	"github.com/sarnmesh/sarn/connect/proxy/filter/extauthz"
 	"github.com/sarnmesh/sarn/connect/proxy/filter/fault"
 	"github.com/sarnmesh/sarn/connect/proxy/filter/jwtauthn"
 	"github.com/sarnmesh/sarn/connect/proxy/filter/localratelimit"
@@ -13,6 +14,7 @@ import (
 func Types() map[string]filter.Type {
 	types := map[string]filter.Type{}
 	for _, t := range []filter.Type{
+		extauthz.Type,
 		fault.Type,
 		jwtauthn.Type,
 		localratelimit.Type,
