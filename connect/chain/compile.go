@@ -396,7 +396,9 @@ func (c *compiler) resolve(t target) (string, error) {
 	}
 	if len(targets) != 0 {
 		node.Resolver.Failover = &Failover{Targets: targets}
-		if d := c.proxyDefaults(); d != nil && d.FailoverPolicy != nil {
+		if f.Policy != nil {
+			node.Resolver.Failover.Policy = f.Policy
+		} else if d := c.proxyDefaults(); d != nil && d.FailoverPolicy != nil {
 			node.Resolver.Failover.Policy = d.FailoverPolicy
 		}
 	}

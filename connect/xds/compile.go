@@ -43,7 +43,7 @@ type compilation struct {
 	of         *mesh.Snapshot
 	out        *Resources
 	extensions *extensions
-	memo       memo             // of what belongs to no upstream
+	memo       memo    // of what belongs to no upstream
 	parts      []*part // of the upstreams of the snapshot, in their order
 	// users has, by what is needed, the parts it is needed for. What is needed for anything else is not in it.
 	users map[mesh.Need][]int

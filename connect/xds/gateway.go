@@ -27,6 +27,11 @@ const filterSNICluster = "envoy.filters.network.sni_cluster"
 // gateway makes what a gateway has besides what belongs to its upstreams, which are there already.
 func (b *build) gateway() error {
 	b.out.Problems = append(b.out.Problems, b.s.Gateway.Problems...)
+	b.out.MayBeEmpty[Cluster] = true
+	switch b.s.Proxy.Service.Kind {
+	case catalog.KindIngressGateway, catalog.KindAPIGateway:
+		b.out.MayBeEmpty[Listener], b.out.MayBeEmpty[Route] = true, true
+	}
 	if err := b.gatewaySecrets(); err != nil {
 		return err
 	}

@@ -85,6 +85,9 @@ type Resources struct {
 	Service string
 	// Problems are what was left out or replaced by defaults, and why.
 	Problems []error
+	// MayBeEmpty has the types of which a proxy is told even that there are none, since it waits to be told: a gateway
+	// without any service is ready all the same.
+	MayBeEmpty [NumTypes]bool
 
 	byType [NumTypes]map[string]*Resource
 	// expected has, by type, the names that other resources refer to.
