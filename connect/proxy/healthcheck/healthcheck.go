@@ -3,6 +3,7 @@
 package healthcheck
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"net"
@@ -209,7 +210,7 @@ var errImmediate = errors.New("the host asks to be taken out")
 func (c *Checker) interval(r Report) time.Duration {
 	d := c.conf.Interval
 	switch passed := r.Result == Passed; {
-	case !c.used() && r.Healthy:
+	case !c.used() && passed:
 		d = c.conf.NoTrafficHealthy
 	case !c.used():
 		d = c.conf.NoTraffic
@@ -217,7 +218,7 @@ func (c *Checker) interval(r Report) time.Duration {
 		d = c.conf.HealthyEdge
 	case passed:
 	case r.Changed:
-		d = c.conf.UnhealthyEdge
+		d = cmp.Or(c.conf.UnhealthyEdge, c.conf.UnhealthyInterval)
 	default:
 		d = c.conf.UnhealthyInterval
 	}
