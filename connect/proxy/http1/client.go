@@ -323,6 +323,20 @@ func (s *clientStream) head(r *message.Response) (*BadRequest, error) {
 		return errTooLarge, nil
 	}
 	in.r = p.pos
+	if switched := r.Status == 101 || s.method.Load() == int32(connectMethod) && r.Status/100 == 2; switched && !p.spell {
+		// What may become a long quiet connection holds no buffer: see ServerConn.settle.
+		b := bytes.Clone(in.buf[start:in.r])
+		r.Reset()
+		n, bad := statusLine(r, b)
+		p.reset(&r.Header, &r.Arena, n)
+		if bad == nil {
+			_, bad = p.fields(b)
+		}
+		if bad != nil {
+			return bad, nil
+		}
+		in.rewind()
+	}
 	return s.accept(r), nil
 }
 

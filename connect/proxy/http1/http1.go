@@ -5,7 +5,7 @@
 // did. Nothing that follows an error on a connection is interpreted.
 //
 // A connection holds buffers only while there is something in them: one that waits for its next message, or an
-// upgraded one that is quiet, holds none. In the steady state messages cost no memory.
+// upgraded one that is quiet, holds none, if it is a socket or TLS. In the steady state messages cost no memory.
 package http1
 
 import (

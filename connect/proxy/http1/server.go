@@ -228,6 +228,30 @@ func (c *ServerConn) head() error {
 		return errTooLarge
 	}
 	in.r = p.pos
+	if err := c.accept(); err != nil {
+		return err
+	}
+	if (r.Upgrade != "" || r.Method == "CONNECT") && !p.spell {
+		return c.settle(start)
+	}
+	return nil
+}
+
+// settle parses the head again from memory of its size, so that what may become a long quiet connection holds no
+// buffer.
+func (c *ServerConn) settle(start int) error {
+	p, r := &c.parser, &c.stream.req
+	b := bytes.Clone(c.in.buf[start:c.in.r])
+	r.Reset()
+	n, bad := c.requestLine(b)
+	p.reset(&r.Header, &r.Arena, n)
+	if bad == nil {
+		_, bad = p.fields(b)
+	}
+	if bad != nil {
+		return bad
+	}
+	c.in.rewind()
 	return c.accept()
 }
 
