@@ -154,7 +154,7 @@ func (r *run) underscores(path string, a corev3.HttpProtocolOptions_HeadersWithU
 	default:
 		r.errorf(path, "%d is unknown", a)
 	}
-	return model.UnderscoreReject
+	return model.UnderscoreAllow
 }
 
 // addresses decodes what concerns where a request came from.

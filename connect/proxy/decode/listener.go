@@ -167,11 +167,6 @@ func (r *run) filterChain(path string, m *listenerv3.FilterChain) *model.FilterC
 	if c.Terminal == nil && r.count == 0 {
 		r.errorf(join(path, "filters"), "the last filter must be a terminal one, such as tcp_proxy")
 	}
-	if t, ok := c.Terminal.(*model.TCPProxy); ok && t.Cluster == "" && len(t.Weighted) == 0 {
-		if !slices.ContainsFunc(c.Filters, func(f model.NetworkFilter) bool { _, ok := f.(*model.SNICluster); return ok }) {
-			r.errorf(join(path, "filters"), "tcp_proxy names no cluster")
-		}
-	}
 	return c
 }
 
@@ -222,14 +217,11 @@ func (r *run) networkFilter(path string, f *listenerv3.Filter) (model.NetworkFil
 		if r.extension(path, a, &m) {
 			return nil, r.tcpProxy(path, &m)
 		}
-		// The chain has a terminal filter, only a broken one.
-		return nil, &model.TCPProxy{Cluster: "invalid"}
 	case "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager":
 		var m hcmv3.HttpConnectionManager
 		if r.extension(path, a, &m) {
 			return nil, r.httpManager(path, &m)
 		}
-		return nil, &model.TCPProxy{Cluster: "invalid"}
 	case "envoy.extensions.filters.network.rbac.v3.RBAC":
 		var m netrbacv3.RBAC
 		if r.extension(path, a, &m) {
@@ -249,7 +241,6 @@ func (r *run) networkFilter(path string, f *listenerv3.Filter) (model.NetworkFil
 		return &model.SNICluster{}, nil
 	default:
 		r.errorf(path, "network filter %q of type %q is not supported", f.GetName(), a.GetTypeUrl())
-		return nil, &model.TCPProxy{Cluster: "invalid"}
 	}
 	return nil, nil
 }

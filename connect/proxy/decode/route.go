@@ -119,13 +119,8 @@ func (r *run) virtualHost(path string, m *routev3.VirtualHost, maxBody int) mode
 	default:
 		r.errorf(join(path, "require_tls"), "%d is unknown", m.GetRequireTls())
 	}
-	for i, d := range m.GetDomains() {
-		d = model.LowerASCII(d)
-		if d != "*" && strings.Contains(strings.TrimSuffix(strings.TrimPrefix(d, "*"), "*"), "*") ||
-			len(d) > 1 && d[0] == '*' && d[len(d)-1] == '*' {
-			r.errorf(index(join(path, "domains"), i), "%q: a wildcard stands at the beginning or at the end", d)
-		}
-		h.Domains = append(h.Domains, d)
+	for _, d := range m.GetDomains() {
+		h.Domains = append(h.Domains, model.LowerASCII(d))
 	}
 	r.hedge(path, m.GetHedgePolicy())
 	for i, x := range m.GetRoutes() {
@@ -938,9 +933,10 @@ func (r *run) redirect(path string, m *routev3.RedirectAction) *model.Redirect {
 	if p, ok := m.GetPathRewriteSpecifier().(*routev3.RedirectAction_PrefixRewrite); ok {
 		d.Prefix = &p.PrefixRewrite
 	}
-	for name, s := range map[string]string{"scheme_redirect": d.Scheme, "host_redirect": d.Host, "path_redirect": d.Path, "prefix_rewrite": m.GetPrefixRewrite()} {
-		r.printable(join(path, name), s)
-	}
+	r.printable(join(path, "scheme_redirect"), d.Scheme)
+	r.printable(join(path, "host_redirect"), d.Host)
+	r.printable(join(path, "path_redirect"), d.Path)
+	r.printable(join(path, "prefix_rewrite"), m.GetPrefixRewrite())
 	switch m.GetResponseCode() {
 	case routev3.RedirectAction_MOVED_PERMANENTLY:
 	case routev3.RedirectAction_FOUND:

@@ -120,7 +120,7 @@ type SNICluster struct{}
 // A TCPProxy carries bytes both ways between the connection and a host of a cluster.
 type TCPProxy struct {
 	StatPrefix string
-	Cluster    string            // empty if Weighted is used, or SNICluster decides
+	Cluster    string            // empty if Weighted is used, or SNICluster decides, or nothing is to be reached
 	Weighted   []WeightedCluster // one is drawn for each connection
 
 	IdleTimeout time.Duration // no byte either way; 0 never

@@ -35,7 +35,7 @@ type PerFilter struct {
 // A VirtualHost is the routes of some domains.
 type VirtualHost struct {
 	Name       string
-	Domains    []string // lower case; exact, "*suffix", "prefix*" or "*"
+	Domains    []string // lower case; exact, "*suffix", "prefix*" or "*"; a star elsewhere is a byte like others
 	Routes     []Route
 	RequireTLS TLSRequirement
 
