@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
+	tracev1 "go.opentelemetry.io/proto/otlp/trace/v1"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/sarnmesh/sarn/connect/proxy"
 	"github.com/sarnmesh/sarn/connect/proxy/decode"
@@ -588,6 +590,70 @@ func TestUpgrade(t *testing.T) {
 			if line, err := br.ReadString('\n'); line != fmt.Sprintf("message %d\n", i) {
 				t.Fatalf("%q, %v", line, err)
 			}
+		}
+	})
+}
+
+// A request that passes the proxy three times makes one trace: each span's parent is that of the hop before.
+func TestTraceOverThreeHops(t *testing.T) {
+	const settings = `tracing:
+  provider:
+    name: envoy.tracers.opentelemetry
+    typed_config:
+      "@type": type.googleapis.com/envoy.config.trace.v3.OpenTelemetryConfig
+      service_name: web
+      http_service: {http_uri: {uri: http://collector/v1/traces, cluster: two, timeout: 1s}}
+`
+	runHTTP(t, settings, toApp, func(s *site) {
+		s.handle(80, each(func(r *http.Request, c net.Conn) bool {
+			body := "end"
+			if next := map[string]string{"/1": "/2", "/2": "/3"}[r.URL.Path]; next != "" {
+				p, err := s.app.Dial(context.Background(), "10.0.0.1:8080")
+				if err != nil {
+					return false
+				}
+				defer p.Close()
+				fmt.Fprintf(p, "GET %s HTTP/1.1\r\nhost: web\r\ntraceparent: %s\r\n\r\n", next, r.Header.Get("traceparent"))
+				body = answer(bufio.NewReader(p))
+			}
+			fmt.Fprintf(c, "HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s", len(body), body)
+			return true
+		}))
+		var mu sync.Mutex
+		spans := map[string]*tracev1.Span{} // by parent
+		collect := each(func(r *http.Request, c net.Conn) bool {
+			b, _ := io.ReadAll(r.Body)
+			var d tracev1.TracesData
+			if err := proto.Unmarshal(b, &d); err != nil || r.URL.Path != "/v1/traces" {
+				t.Errorf("the collector got %s: %v", r.URL.Path, err)
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			for _, sp := range d.ResourceSpans[0].ScopeSpans[0].Spans {
+				spans[string(sp.ParentSpanId)] = sp
+			}
+			io.WriteString(c, "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+			return true
+		})
+		s.handle(81, collect)
+		s.handle(82, collect)
+		s.want("GET /1 HTTP/1.1\r\nhost: web\r\n\r\n", "200 200 200 end")
+		time.Sleep(10 * time.Second)
+		mu.Lock()
+		defer mu.Unlock()
+		parent, trace := "", ""
+		for hop := range 3 {
+			sp := spans[parent]
+			if sp == nil {
+				t.Fatalf("no span for hop %d among %d", hop+1, len(spans))
+			}
+			if trace == "" {
+				trace = string(sp.TraceId)
+			}
+			if string(sp.TraceId) != trace || sp.EndTimeUnixNano < sp.StartTimeUnixNano {
+				t.Errorf("hop %d: %v", hop+1, sp)
+			}
+			parent = string(sp.SpanId)
 		}
 	})
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/sarnmesh/sarn/connect/proxy/message"
 	"github.com/sarnmesh/sarn/connect/proxy/model"
 	"github.com/sarnmesh/sarn/connect/proxy/route"
+	"github.com/sarnmesh/sarn/connect/proxy/trace"
 )
 
 // An exchange is one request and its response, with all that serving it needs, so that it is one piece of memory
@@ -40,6 +41,8 @@ type exchange struct {
 
 	idle     time.Duration // how long nothing may happen; 0 for ever
 	deadline time.Time     // when the stream must be over; zero never
+
+	span *trace.Span // nil: not traced
 
 	fwd forward
 }
@@ -69,7 +72,7 @@ func (e *exchange) recycle() {
 	e.entry, e.http = accesslog.Entry{}, accesslog.HTTP{}
 	e.s, e.m, e.routes, e.st, e.filters, e.ran, e.unseen = nil, nil, nil, nil, nil, 0, 0
 	e.grpc, e.head, e.responded, e.reset, e.upgraded, e.sent = false, false, false, false, false, false
-	e.idle, e.deadline = 0, time.Time{}
+	e.idle, e.deadline, e.span = 0, time.Time{}, nil
 	exchanges.Put(e)
 }
 
@@ -116,6 +119,9 @@ func (e *exchange) run() {
 	e.grpc = x.GRPC()
 	e.routes = m.routes.Load()
 	e.match()
+	if m.tracer != nil {
+		e.trace()
+	}
 	if r.Upgrade != "" && !e.acceptUpgrade() {
 		m.stats.RqUpgradeDenied.Inc()
 		e.answer(filter.Deny(403, "", "upgrade_failed", 0))
@@ -137,6 +143,17 @@ func (e *exchange) run() {
 		}
 	}
 	e.route()
+}
+
+// trace begins to record the request, if it is to be recorded.
+func (e *exchange) trace() {
+	operation := ""
+	if r := e.x.Match.Route; r != nil {
+		operation = r.Decorator
+	}
+	e.span = e.m.tracer.Start(&e.x, operation)
+	e.span.Inject(e.x.Request)
+	e.http.TraceID = e.span.TraceID()
 }
 
 // match finds the route of the request as it is now.
@@ -634,6 +651,7 @@ func (e *exchange) end() {
 	s.RqTime.Record(d)
 	e.entry.Duration = d
 	e.entry.BytesReceived, e.entry.BytesSent = e.st.BytesReceived(), e.st.BytesSent()
+	e.span.Finish(x)
 	if len(m.logs) > 0 {
 		if e.http.Details == "" && e.sent {
 			e.http.Details = "via_upstream"

@@ -19,6 +19,7 @@ import (
 	"github.com/sarnmesh/sarn/connect/proxy/model"
 	"github.com/sarnmesh/sarn/connect/proxy/pool"
 	"github.com/sarnmesh/sarn/connect/proxy/route"
+	"github.com/sarnmesh/sarn/connect/proxy/trace"
 	"github.com/sarnmesh/sarn/connect/proxy/upstream"
 )
 
@@ -39,6 +40,7 @@ type forward struct {
 	failed   bool          // the response broke off
 	retrying bool          // holds one of the cluster's retries
 	waiting  bool          // between two attempts
+	span     *trace.Span   // of the attempt; nil: not traced
 
 	on      model.RetryOn
 	policy  *model.RetryPolicy
@@ -67,7 +69,7 @@ func (f *forward) reset() {
 	if cap(body) > 64<<10 {
 		body = nil
 	}
-	f.conf, f.cluster, f.host, f.up, f.breaker = nil, nil, nil, nil, nil
+	f.conf, f.cluster, f.host, f.up, f.breaker, f.span = nil, nil, nil, nil, nil, nil
 	f.choice = upstream.Choice{Avoid: avoid[:0]}
 	f.timeout, f.perTry, f.tryIdle, f.attempt, f.started, f.failed, f.retrying, f.waiting = 0, 0, 0, 0, 0, false, false, false
 	f.on, f.policy, f.left, f.status, f.cookie, f.mirrors = 0, nil, 0, nil, "", nil
@@ -329,6 +331,10 @@ func (e *exchange) try(cluster *upstream.Cluster) (*filter.Reply, outcome) {
 	}
 	if x.Match.VirtualHost.AttemptCount {
 		r.Header.Set("x-envoy-attempt-count", r.Arena.String(strconv.Itoa(f.attempt)))
+	}
+	if c := m.conf.Tracing; e.span != nil && (c.SpawnUpstreamSpan || m.router.StartChildSpan) {
+		f.span = e.span.Child("router " + x.Match.Cluster + " egress")
+		f.span.Inject(r)
 	}
 	host.Begin()
 	ctx := context.Background()
@@ -736,6 +742,10 @@ func (e *exchange) cancel() {
 func (e *exchange) release() {
 	f := &e.fwd
 	e.stopPump()
+	if f.span != nil {
+		f.span.FinishChild(&e.x)
+		f.span = nil
+	}
 	if f.up != nil {
 		f.up.Close()
 		f.up = nil

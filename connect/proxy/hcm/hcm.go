@@ -23,6 +23,7 @@ import (
 	"github.com/sarnmesh/sarn/connect/proxy/pool"
 	"github.com/sarnmesh/sarn/connect/proxy/route"
 	"github.com/sarnmesh/sarn/connect/proxy/stats"
+	"github.com/sarnmesh/sarn/connect/proxy/trace"
 	"github.com/sarnmesh/sarn/connect/proxy/upstream"
 )
 
@@ -85,6 +86,7 @@ type Manager struct {
 	router   *model.Router
 	upgrades map[string]*upgrade
 	reply    *replyMapper
+	tracer   *trace.Tracer // nil traces nothing
 
 	routes atomic.Pointer[route.Table] // nil: not known yet
 	stop   context.CancelFunc
@@ -143,6 +145,9 @@ func (m *Manager) build() error {
 			return err
 		}
 		m.logs = append(m.logs, l)
+	}
+	if m.tracer, err = trace.New(conf.Tracing, m.env); err != nil {
+		return err
 	}
 	if conf.LocalReply != nil {
 		if m.reply, err = newReplyMapper(conf.LocalReply); err != nil {
