@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"net"
-	"os"
 	"sync"
 	"time"
 
@@ -140,7 +139,7 @@ func (c *Checker) prober() prober {
 	case c.conf.TCP != nil:
 		return &tcp{kept: k}
 	case c.conf.GRPC != nil:
-		return &grpc{h2{kept: k}}
+		return &rpc{h2{kept: k}}
 	case c.conf.HTTP.HTTP2:
 		return &h2{kept: k}
 	default:
@@ -245,7 +244,8 @@ func limit(ctx context.Context, c net.Conn) (stop func()) {
 
 // late replaces what a connection says when its time is up.
 func late(err error) error {
-	if errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, context.DeadlineExceeded) {
+	var ne net.Error
+	if errors.As(err, &ne) && ne.Timeout() {
 		return errLate
 	}
 	return err

@@ -250,10 +250,10 @@ func (p *h2) probe(ctx context.Context) answer {
 	return p.kept.judge(resp, body)
 }
 
-// grpc asks grpc.health.v1.Health.
-type grpc struct{ h2 }
+// rpc asks grpc.health.v1.Health.
+type rpc struct{ h2 }
 
-func (p *grpc) probe(ctx context.Context) answer {
+func (p *rpc) probe(ctx context.Context) answer {
 	if err := p.connect(ctx); err != nil {
 		return answer{err: late(err), network: true}
 	}
