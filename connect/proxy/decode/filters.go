@@ -177,11 +177,6 @@ func (r *run) perFilter(path string, m map[string]*anypb.Any) map[string]model.P
 func (r *run) router(path string, m *routerv3.Router) model.FilterConfig {
 	r.only(path, m, `dynamic_stats start_child_span upstream_log suppress_envoy_headers strict_check_headers
 		respect_expected_rq_timeout suppress_grpc_request_failure_code_stats`, "")
-	for i, h := range m.GetStrictCheckHeaders() {
-		if !strictHeaders[h] {
-			r.errorf(index(join(path, "strict_check_headers"), i), "%q is no header that can be checked", h)
-		}
-	}
 	return &model.Router{
 		NoDynamicStats:      !boolean(m.GetDynamicStats(), true),
 		StartChildSpan:      m.GetStartChildSpan(),
@@ -191,10 +186,4 @@ func (r *run) router(path string, m *routerv3.Router) model.FilterConfig {
 		RespectExpected:     m.GetRespectExpectedRqTimeout(),
 		SuppressGRPCFailure: m.GetSuppressGrpcRequestFailureCodeStats(),
 	}
-}
-
-// strictHeaders are the headers that the router can check.
-var strictHeaders = map[string]bool{
-	"x-envoy-upstream-rq-timeout-ms": true, "x-envoy-upstream-rq-per-try-timeout-ms": true,
-	"x-envoy-max-retries": true, "x-envoy-retry-grpc-on": true, "x-envoy-retry-on": true,
 }
