@@ -1041,3 +1041,29 @@ func TestDeltaConvergesSafely(t *testing.T) {
 		c.cancel()
 	})
 }
+
+// A gateway without any service is told that there is nothing, once; other proxies wait.
+func TestDeltaEmptyGateway(t *testing.T) {
+	run(t, ads.Config{}, func(t *testing.T, h *harness) {
+		r := world(t, "")
+		r.MayBeEmpty[xds.Cluster], r.MayBeEmpty[xds.Listener] = true, true
+		h.set(r, nil)
+		c := h.delta(t, "")
+		c.subscribe('C')
+		c.want("no clusters", "C1")
+		c.ack('C', 1)
+		c.subscribe('L')
+		time.Sleep(time.Second)
+		c.want("no listeners", "L2")
+		c.ack('L', 2)
+		c.want("once", "")
+		c.cancel()
+	})
+	run(t, ads.Config{}, func(t *testing.T, h *harness) {
+		h.set(world(t, ""), nil)
+		c := h.delta(t, "")
+		c.subscribe('C')
+		c.want("no clusters of a sidecar", "")
+		c.cancel()
+	})
+}

@@ -251,7 +251,7 @@ func (d *delta) response(r *xds.Resources, t xds.Type, remove bool, now time.Tim
 	}
 	slices.Sort(resp.RemovedResources)
 	// The first response goes out even when it tells nothing: the client learns that what it has is all there is.
-	if len(items) == 0 && (ty.started || len(have) == 0) {
+	if len(items) == 0 && (ty.started || len(have) == 0 && !r.MayBeEmpty[t]) {
 		return nil
 	}
 	ty.started = true
