@@ -396,9 +396,7 @@ func (c *compiler) resolve(t target) (string, error) {
 	}
 	if len(targets) != 0 {
 		node.Resolver.Failover = &Failover{Targets: targets}
-		if f.Policy != nil {
-			node.Resolver.Failover.Policy = f.Policy
-		} else if d := c.proxyDefaults(); d != nil && d.FailoverPolicy != nil {
+		if d := c.proxyDefaults(); d != nil && d.FailoverPolicy != nil {
 			node.Resolver.Failover.Policy = d.FailoverPolicy
 		}
 	}

@@ -289,19 +289,3 @@ func checkClosed(t *testing.T, c *chain.Chain) {
 		t.Fatalf("%d of %d nodes and %d of %d targets in use", len(nodes), len(c.Nodes), len(targets), len(c.Targets))
 	}
 }
-
-func TestFailoverPolicyOfTheResolverWins(t *testing.T) {
-	s := entries(t,
-		`{"Kind": "proxy-defaults", "FailoverPolicy": {"Mode": "sequential"}}`,
-		`{"Kind": "service-resolver", "Name": "own", "Failover": {"*": {"Service": "x", "Policy": {"Mode": "order-by-locality", "Regions": ["r"]}}}}`,
-		`{"Kind": "service-resolver", "Name": "any", "Failover": {"*": {"Service": "x"}}}`)
-	for service, want := range map[string]string{"own": "order-by-locality", "any": "sequential"} {
-		c, err := compile(service, s, chain.Overrides{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if p := c.Nodes[c.StartNode].Resolver.Failover.Policy; p == nil || p.Mode != want {
-			t.Errorf("policy of %s is %v, want %s", service, p, want)
-		}
-	}
-}

@@ -390,14 +390,14 @@ func (b *build) chainUpstream(u *mesh.Upstream, c *chain.Chain) error {
 	if err := b.chainClusters(u, c); err != nil || b.s.Gateway != nil {
 		return err // listeners of gateways are for several services
 	}
+	lead := func() (*lead, error) { return b.chainLead(u, c) }
+	if !u.Bound() {
+		return b.virtualChain(u, c, lead)
+	}
 	if err := b.chainRoutes(u, c); err != nil {
 		return err
 	}
-	lead := func() (*lead, error) { return b.chainLead(u, c) }
-	if u.Bound() {
-		return b.upstreamListener(u, c, lead)
-	}
-	return b.virtualChain(u, c, lead)
+	return b.upstreamListener(u, c, lead)
 }
 
 // Protocols that are told apart from plain bytes.

@@ -128,6 +128,11 @@ func (b *build) virtualChain(u *mesh.Upstream, c *chain.Chain, make func() (*lea
 			addresses = append(addresses, virtualAddresses(b.s.Instances(t), t.Service)...)
 		}
 	}
+	if len(hostPrefixes(addresses)) > 0 && b.s.Transparent() {
+		if err := b.chainRoutes(u, c); err != nil {
+			return err
+		}
+	}
 	if err := b.virtual(addresses, make); err != nil {
 		return err
 	}
@@ -309,6 +314,8 @@ func (b *build) outboundListener() error {
 			}
 			l.FilterChains = append(l.FilterChains, fc)
 			m.uses = append(m.uses, o.to.uses...)
+		}
+		for _, o := range leading { // whether or not something is left of it
 			m.children = append(m.children, o.to.routes...)
 		}
 		if open {
