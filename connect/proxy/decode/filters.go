@@ -104,7 +104,8 @@ func (r *run) httpFilters(path string, list []*hcmv3.HttpFilter) []model.HTTPFil
 			continue // reported as not supported
 		}
 		last := i == len(list)-1
-		if f.GetIsOptional() && f.GetTypedConfig() != nil && !knownFilter(f.GetTypedConfig(), false) {
+		// No route can switch on what it can't name.
+		if (f.GetIsOptional() || f.GetDisabled()) && f.GetTypedConfig() != nil && !knownFilter(f.GetTypedConfig(), false) {
 			if last {
 				r.errorf(p, "the last filter must be the router")
 			}

@@ -185,6 +185,11 @@ http_filters:
 - name: x
   is_optional: true
   typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.lua.v3.Lua}` + routerFilter, func(*model.HTTPManager) {}},
+		{"an unknown filter that is off", `
+http_filters:
+- name: x
+  disabled: true
+  typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.lua.v3.Lua}` + routerFilter, func(*model.HTTPManager) {}},
 		{"tracing", `
 tracing:
   client_sampling: {value: 1}

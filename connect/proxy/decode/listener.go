@@ -46,9 +46,9 @@ func (r *run) listener(m *listenerv3.Listener) *model.Listener {
 	r.only("", m, `name address additional_addresses stat_prefix filter_chains default_filter_chain use_original_dst
 		per_connection_buffer_limit_bytes drain_type listener_filters listener_filters_timeout
 		continue_on_listener_filters_timeout traffic_direction enable_reuse_port access_log tcp_backlog_size bind_to_port`,
-		// Connections are balanced over threads by the runtime, whatever is asked.
+		// Connections are balanced over threads by the runtime, whatever is asked; fast open only saves time.
 		`metadata connection_balance_config reuse_port max_connections_to_accept_per_socket_event ignore_global_conn_limit
-		bypass_overload_manager per_connection_buffer_high_watermark_timeout deprecated_v1`)
+		bypass_overload_manager tcp_fast_open_queue_length per_connection_buffer_high_watermark_timeout deprecated_v1`)
 	l := &model.Listener{
 		Name:              m.GetName(),
 		Address:           r.address("address", m.GetAddress(), false),

@@ -95,8 +95,9 @@ func (m *Match) BufferLimit() int {
 	return m.route.limit
 }
 
-// Subset returns the metadata of the hosts to choose from; nil for all.
-func (m *Match) Subset() map[string]any {
+// Subset returns the metadata of the hosts to choose from: that of the route, and that of the weighted cluster, which
+// goes before; nil for all.
+func (m *Match) Subset() []model.MetadataMatch {
 	switch {
 	case m.weighted != nil:
 		return m.weighted.subset

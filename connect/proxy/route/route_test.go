@@ -285,7 +285,8 @@ func TestClusterOfRequest(t *testing.T) {
 		if m.Cluster != tt.want || m.Weighted == nil {
 			t.Errorf("random %d, header %q: cluster %q, want %q", tt.random, tt.header, m.Cluster, tt.want)
 		}
-		if v := m.Subset()["v"]; v != map[string]string{"a": "1", "b": "2"}[tt.want] || m.Subset()["z"] != "1" {
+		subset := map[string]string{"a": `[{v "1"} {z "1"}]`, "b": `[{v "2"} {z "1"}]`}[tt.want]
+		if fmt.Sprint(m.Subset()) != subset {
 			t.Errorf("cluster %q gets the subset %v", tt.want, m.Subset())
 		}
 	}

@@ -61,7 +61,7 @@ type route struct {
 	mirrors  []model.Mirror
 	retry    *model.RetryPolicy
 	limit    int
-	subset   map[string]any
+	subset   []model.MetadataMatch
 
 	requestEdits, responseEdits Edits
 	filters                     perFilter
@@ -70,7 +70,7 @@ type route struct {
 type weighted struct {
 	conf   *model.WeightedRoute
 	end    uint64 // of its share: the weights up to and with it
-	subset map[string]any
+	subset []model.MetadataMatch
 
 	requestEdits, responseEdits Edits
 	filters                     perFilter
@@ -180,18 +180,16 @@ func (c *compiler) route(r *route, t *model.RouteConfig, h *model.VirtualHost, m
 	default:
 		r.mirrors = t.Mirrors
 	}
-	r.subset = f.MetadataMatch
+	r.subset = model.NewMetadataMatches(f.MetadataMatch)
 	for i := range f.Weighted {
-		w := weighted{conf: &f.Weighted[i], subset: f.MetadataMatch}
+		w := weighted{conf: &f.Weighted[i], subset: r.subset}
 		r.weight += uint64(w.conf.Weight)
 		w.end = r.weight
 		if own := w.conf.MetadataMatch; len(own) > 0 {
-			w.subset = maps.Clone(own)
-			for k, v := range f.MetadataMatch {
-				if _, ok := own[k]; !ok {
-					w.subset[k] = v
-				}
-			}
+			both := map[string]any{}
+			maps.Copy(both, f.MetadataMatch)
+			maps.Copy(both, own)
+			w.subset = model.NewMetadataMatches(both)
 		}
 		w.requestEdits, w.responseEdits, w.filters = c.level(w.conf.RequestEdits, w.conf.ResponseEdits, w.conf.PerFilter)
 		r.weighted = append(r.weighted, w)
