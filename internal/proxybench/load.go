@@ -392,7 +392,7 @@ func (b *bench) idleConnections(ctx context.Context) (result, error) {
 	rate := float64(len(conns)) / time.Since(began).Seconds()
 	select {
 	case <-ctx.Done():
-	case <-time.After(4 * time.Second): // what the handshakes needed is given back
+	case <-time.After(b.settle): // what the handshakes needed is given back
 	}
 	after := b.rss()
 	return result{rate: rate, loaded: after, each: (after - before) / int64(len(conns)), failed: int(failed.Load()), cpu: -1}, nil

@@ -28,6 +28,7 @@ func main() {
 	flag.StringVar(&cases, "cases", strings.Join(caseNames(), ","), "which `cases` to run")
 	flag.IntVar(&o.seconds, "seconds", 5, "`seconds` of load for each line")
 	flag.IntVar(&o.idle, "idle", 5000, "`number` of idle connections")
+	flag.DurationVar(&o.settle, "settle", 65*time.Second, "how long idle connections are left alone before memory is read; the built-in proxy gives back every `minute`")
 	flag.StringVar(&o.sarn, "sarn", "bin/sarn", "`path` of the binary under test")
 	flag.StringVar(&o.envoy, "envoy", filepath.Join(cmp.Or(os.Getenv("SARN_TOOLS"), ".tools"), "envoy"), "`path` of Envoy")
 	flag.StringVar(&o.keep, "keep", "", "`folder` to keep configurations and logs in")
@@ -45,6 +46,7 @@ func main() {
 type options struct {
 	only, cases   []string
 	seconds, idle int
+	settle        time.Duration
 	cores         int
 	sarn, envoy   string
 	keep          string
@@ -171,8 +173,13 @@ func (b *bench) measure(ctx context.Context, up *upstreams) (r result) {
 			return r
 		}
 	}
-	time.Sleep(300 * time.Millisecond)
-	idle := b.rss()
+	var idle int64
+	if b.name == "h1" || b.name == "idle" {
+		time.Sleep(5 * time.Second) // what only the start needed is given back
+		idle = b.rss()
+	} else {
+		time.Sleep(300 * time.Millisecond)
+	}
 	if b.name != "idle" { // warm connections, caches and heap up
 		warm := *b
 		warm.seconds = 1

@@ -254,7 +254,7 @@ func (w *world) start(conf []byte) (*process, error) {
 		select {
 		case <-p.done:
 			b, _ := os.ReadFile(p.out)
-			return nil, fmt.Errorf("the proxy does not start:\n%s", tail(string(b), 12))
+			return nil, fmt.Errorf("the proxy does not start:\n%s", complaint(string(b)))
 		default:
 		}
 		if resp, err := http.Get("http://127.0.0.1:" + strconv.Itoa(w.ports["admin"]) + "/ready"); err == nil {
@@ -267,6 +267,15 @@ func (w *world) start(conf []byte) (*process, error) {
 	p.end()
 	b, _ := os.ReadFile(p.out)
 	return nil, fmt.Errorf("the proxy is not ready after 20s:\n%s", tail(string(b), 12))
+}
+
+// complaint is what a proxy said that ended by itself.
+func complaint(out string) string {
+	if i := strings.Index(out, "panic: "); i >= 0 {
+		l := strings.Split(out[i:], "\n")
+		return strings.Join(l[:min(len(l), 14)], "\n")
+	}
+	return tail(out, 12)
 }
 
 func tail(s string, lines int) string {
@@ -385,7 +394,7 @@ func run(t *testing.T, kind string, g *group, cases []*testCase) (results map[st
 	stopped = true
 	b, _ := os.ReadFile(p.out)
 	if out := string(b); strings.Contains(out, "panic:") || strings.Contains(out, "[critical]") {
-		t.Errorf("%s:\n%s", kind, tail(out, 60))
+		t.Errorf("%s:\n%s", kind, complaint(out))
 	}
 	lines := w.accessLog()
 	results = map[string]string{}
