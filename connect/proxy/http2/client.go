@@ -43,14 +43,9 @@ func NewClientConn(nc net.Conn, cfg ClientConfig) (*ClientConn, error) {
 	c.mu.Lock()
 	c.schedule(c.pingAt)
 	c.mu.Unlock()
-	written := make(chan struct{})
-	go func() {
-		c.write()
-		close(written)
-	}()
 	go func() {
 		_ = c.receive()
-		<-written
+		c.wg.Wait()
 		c.mu.Lock()
 		c.trim()
 		c.mu.Unlock()

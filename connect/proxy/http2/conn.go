@@ -88,6 +88,8 @@ type conn struct {
 	clock     time.Time // when this round of reading began
 	dirty     bool      // something was put into out in this round
 
+	wg sync.WaitGroup // of the goroutines beside the reader
+
 	mu   sync.Mutex
 	wake sync.Cond // of the writer
 
@@ -95,7 +97,8 @@ type conn struct {
 	frames  int     // in out
 	ctrl    int     // frames in out that the peer made us send
 	flush   bool    // the writer is to write
-	writing bool
+	writer  bool    // it is there
+	retire  bool    // it is to go, for lack of work
 	added   uint64 // bytes ever put into out
 	taken   uint64 // of these, bytes ever taken to be written
 	enc     encoder
@@ -258,23 +261,30 @@ func (c *conn) buffered() int {
 	return len(c.out.b)
 }
 
-// notify makes the writer write soon.
+// notify makes the writer write soon. The lock is held.
 func (c *conn) notify() {
-	if !c.flush {
-		c.flush = true
+	if c.flush || c.closed {
+		return
+	}
+	c.flush = true
+	if c.writer {
 		c.wake.Signal()
+	} else {
+		c.writer = true
+		c.wg.Go(c.write)
 	}
 }
 
-// write is the writer. It ends with the connection.
+// write is the writer. It ends with the connection, or when there has been nothing to write for a while.
 func (c *conn) write() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	defer func() { c.writer, c.retire = false, false }()
 	for {
-		for !c.flush && !c.closed {
+		for !c.flush && !c.closed && !c.retire {
 			c.wake.Wait()
 		}
-		if c.closed {
+		if c.closed || !c.flush {
 			return
 		}
 		// Whoever else is about to put something into the buffer may do so first.
@@ -286,7 +296,6 @@ func (c *conn) write() {
 		if o != nil {
 			c.out, c.frames, c.ctrl = nil, 0, 0
 			c.taken = c.added
-			c.writing = true
 			c.pass()
 			c.mu.Unlock()
 			_, err := c.nc.Write(o.b)
@@ -295,7 +304,6 @@ func (c *conn) write() {
 				writeBuffers.Put(o)
 			}
 			c.mu.Lock()
-			c.writing = false
 			if err != nil {
 				c.kill(err)
 				return
@@ -754,6 +762,7 @@ func (c *conn) continuation(flags byte, id uint32, p []byte) *Error {
 
 func (c *conn) headerBlock(id uint32, end, self bool, p []byte) *Error {
 	err := c.side.headers(id, end, self, p)
+	c.blk = block{}
 	c.dec.release()
 	if err == nil {
 		return nil
@@ -964,6 +973,8 @@ func (c *conn) onTimer() {
 			next = earlier(next, at)
 		} else {
 			c.trimmed = true
+			c.retire = c.writer
+			c.wake.Signal()
 			c.side.trim()
 			c.table.shrink()
 		}

@@ -41,6 +41,7 @@ type decoder struct {
 
 	slab []byte
 	tmp  []byte // what was last Huffman-decoded
+	last field  // that is not in the table
 }
 
 const (
@@ -166,7 +167,8 @@ func (d *decoder) literal(b []byte, prefix uint, indexed bool, arena *message.Ar
 	if !ok {
 		return nil, errCompression
 	}
-	var f field
+	f := &d.last
+	*f = field{}
 	var raw []byte
 	huffman := false
 	named := i > 0
@@ -234,7 +236,7 @@ func (d *decoder) literal(b []byte, prefix uint, indexed bool, arena *message.Ar
 			f.value = d.keep(raw)
 		}
 		f.bad = !all(f.value, classValue)
-		d.add(f)
+		d.add(*f)
 		*limit -= size - 32 + fieldCost
 	case huffman:
 		// At least 8/30 of the length.
@@ -260,7 +262,7 @@ func (d *decoder) literal(b []byte, prefix uint, indexed bool, arena *message.Ar
 		f.bad = !all(f.value, classValue)
 	}
 	if *limit >= 0 {
-		emit(&f)
+		emit(f)
 	}
 	return b, nil
 }

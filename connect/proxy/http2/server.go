@@ -29,7 +29,6 @@ type ServerConn struct {
 	conn
 	cfg     ServerConfig
 	handler func(message.ServerStream)
-	wg      sync.WaitGroup
 
 	maxID uint32 // of the client's streams; written by the reader, with mu held
 
@@ -70,7 +69,6 @@ func (c *ServerConn) Serve(handler func(message.ServerStream)) error {
 	}
 	c.schedule(earlier(c.tick(time.Now()), c.pingAt))
 	c.mu.Unlock()
-	c.wg.Go(c.write)
 	err := c.receive()
 	c.mu.Lock()
 	c.trim()
