@@ -51,6 +51,7 @@ func Register(r *transport.Registry, a *fsm.Appliers, cfg Config) {
 	transport.HandleRead(r, intention.GetCall, h.intention)
 	transport.HandleRead(r, intention.MatchCall, h.match)
 	transport.HandleRead(r, intention.CheckCall, h.check)
+	transport.HandleRead(r, intention.CallableCall, h.callable)
 	transport.Handle(r, intention.UpsertCall, h.upsert)
 	transport.Handle(r, intention.RemoveCall, h.remove)
 	transport.Handle(r, intention.LegacyCall, h.legacy)
