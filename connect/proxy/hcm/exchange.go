@@ -282,7 +282,7 @@ func (e *exchange) answer(reply *filter.Reply) {
 		}
 		e.http.LocalBody = body
 		if body != "" {
-			r.Header.Add("content-length", r.Arena.String(strconv.Itoa(len(body))))
+			r.Header.Add("content-length", integer(&r.Arena, int64(len(body))))
 			r.Header.Add("content-type", contentType)
 			r.ContentLength = int64(len(body))
 		} else if contentType != "text/plain" {
@@ -649,6 +649,7 @@ func (e *exchange) end() {
 	}
 	d := time.Since(x.Start)
 	s.RqTime.Record(d)
+	e.count(d)
 	e.entry.Duration = d
 	e.entry.BytesReceived, e.entry.BytesSent = e.st.BytesReceived(), e.st.BytesSent()
 	e.span.Finish(x)

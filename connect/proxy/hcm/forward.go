@@ -191,7 +191,7 @@ func (e *exchange) timeouts() {
 		expected = f.perTry
 	}
 	if expected > 0 && !e.m.router.SuppressHeaders {
-		h.Set("x-envoy-expected-rq-timeout-ms", x.Request.Arena.String(strconv.FormatInt(expected.Milliseconds(), 10)))
+		h.Set("x-envoy-expected-rq-timeout-ms", integer(&x.Request.Arena, expected.Milliseconds()))
 	}
 }
 
@@ -201,6 +201,9 @@ func (e *exchange) setMax(d time.Duration) {
 		e.deadline = e.x.Start.Add(d)
 	}
 }
+
+// integer makes a number a string of the arena.
+func integer(a *message.Arena, n int64) string { return a.End(strconv.AppendInt(a.Begin(), n, 10)) }
 
 func millis(s string) (time.Duration, bool) {
 	if s == "" {
@@ -330,7 +333,7 @@ func (e *exchange) try(cluster *upstream.Cluster) (*filter.Reply, outcome) {
 		r.Authority = host.Hostname()
 	}
 	if x.Match.VirtualHost.AttemptCount {
-		r.Header.Set("x-envoy-attempt-count", r.Arena.String(strconv.Itoa(f.attempt)))
+		r.Header.Set("x-envoy-attempt-count", integer(&r.Arena, int64(f.attempt)))
 	}
 	if c := m.conf.Tracing; e.span != nil && (c.SpawnUpstreamSpan || m.router.StartChildSpan) {
 		f.span = e.span.Child("router " + x.Match.Cluster + " egress")
@@ -710,10 +713,10 @@ func (e *exchange) deliver(end bool) {
 	}
 	if !m.router.SuppressHeaders {
 		ms := (e.http.UpstreamHead - f.started).Milliseconds()
-		r.Header.Set("x-envoy-upstream-service-time", r.Arena.End(strconv.AppendInt(r.Arena.Begin(), ms, 10)))
+		r.Header.Set("x-envoy-upstream-service-time", integer(&r.Arena, ms))
 	}
 	if x.Match.VirtualHost.AttemptCountResponse {
-		r.Header.Set("x-envoy-attempt-count", r.Arena.String(strconv.Itoa(f.attempt)))
+		r.Header.Set("x-envoy-attempt-count", integer(&r.Arena, int64(f.attempt)))
 	}
 	if f.cookie != "" {
 		r.Header.Add("set-cookie", f.cookie)

@@ -87,6 +87,7 @@ type Manager struct {
 	upgrades map[string]*upgrade
 	reply    *replyMapper
 	tracer   *trace.Tracer // nil traces nothing
+	signals  *signals
 
 	routes atomic.Pointer[route.Table] // nil: not known yet
 	stop   context.CancelFunc
@@ -109,7 +110,7 @@ type upgrade struct {
 // Manager makes a manager. Close it when it is no longer used.
 func (f *Factory) Manager(conf *model.HTTPManager) (*Manager, error) {
 	ctx, stop := context.WithCancel(f.ctx)
-	m := &Manager{f: f, conf: conf, stop: stop, upgrades: map[string]*upgrade{}}
+	m := &Manager{f: f, conf: conf, stop: stop, upgrades: map[string]*upgrade{}, signals: newSignals(f.cfg.Stats)}
 	m.scope = f.cfg.Stats.Scope(stats.Text("http"), stats.Label("envoy_http_conn_manager_prefix", conf.StatPrefix))
 	m.stats = stats.Struct[Stats](m.scope)
 	m.env = &filter.Env{
@@ -208,6 +209,7 @@ func (m *Manager) Close() {
 	m.f.mu.Unlock()
 	m.stop()
 	m.scope.Close()
+	m.signals.close()
 }
 
 // Model returns the configuration.

@@ -27,7 +27,8 @@ type Link struct {
 	Entry accesslog.Entry // what logs tell of the connection
 	ALPN  string          // the protocol that TLS settled on; empty if none
 
-	BufferLimit int // bytes of a body that may be kept
+	BufferLimit int  // bytes of a body that may be kept
+	Outbound    bool // the client is the service that the proxy stands beside
 
 	// Current returns the manager for the next request. What concerns the connection itself is taken from the first.
 	Current func() *Manager
@@ -40,6 +41,8 @@ type Session struct {
 	entry       accesslog.Entry
 	alpn        string
 	element     string // of x-forwarded-client-cert
+	source      string // who calls, for counting
+	service     string // who is called; empty: the cluster of the request
 	bufferLimit int
 	current     func() *Manager
 	leaving     atomic.Bool
@@ -50,9 +53,14 @@ type Session struct {
 
 // NewSession returns a session for the connection. Serve does the work.
 func NewSession(l *Link) *Session {
-	return &Session{
-		conn: l.Conn, info: l.Info, entry: l.Entry, alpn: l.ALPN, bufferLimit: cmp.Or(l.BufferLimit, model.DefaultBufferLimit), current: l.Current,
+	s := &Session{
+		conn: l.Conn, info: l.Info, entry: l.Entry, alpn: l.ALPN, current: l.Current,
+		bufferLimit: cmp.Or(l.BufferLimit, model.DefaultBufferLimit), source: source(l, l.Current().env.NodeCluster),
 	}
+	if l.Info.Peer != nil {
+		s.service = service(l.Info.LocalURIs)
+	}
+	return s
 }
 
 // Drain makes the connection end soon: clients are told to use another, and the requests they have begun are served.
