@@ -13,6 +13,9 @@ import (
 	httpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 
+	// Read from static files, where every type must be known.
+	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/upstream_codec/v3"
+
 	"github.com/sarnmesh/sarn/connect/proxy/model"
 )
 
