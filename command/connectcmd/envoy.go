@@ -386,6 +386,12 @@ func (e *envoyFlags) arguments(c *verb.Call, client *api.Client, p *proxyService
 	if err != nil {
 		return nil, verb.Errorf("Error loading CA: %w", err)
 	}
+	if e.grpcAddr == "" && target.tls && ca == "" {
+		// An agent without a certificate of its own shows one of the mesh. Envoy refuses an empty CA.
+		if ca, err = meshRoots(client); err != nil {
+			c.Warnf("Cannot ask the agent for the roots of the mesh, to know it by on its gRPC port: %v", err)
+		}
+	}
 	source := p.name
 	if p.kind == api.ServiceKindConnectProxy {
 		source = cmp.Or(p.proxy.DestinationServiceName, p.name)
@@ -408,6 +414,19 @@ func (e *envoyFlags) arguments(c *verb.Call, client *api.Client, p *proxyService
 	}
 	a.readyAddress, a.readyPort = e.ready(p)
 	return a, nil
+}
+
+// meshRoots returns the root certificates of the mesh.
+func meshRoots(client *api.Client) (string, error) {
+	roots, _, err := client.Agent().ConnectCARoots(nil)
+	if err != nil {
+		return "", err
+	}
+	var b strings.Builder
+	for _, r := range roots.Roots {
+		b.WriteString(strings.TrimSuffix(r.RootCertPEM, "\n") + "\n")
+	}
+	return b.String(), nil
 }
 
 // iif is v if the condition holds, else empty.
