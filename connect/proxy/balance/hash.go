@@ -115,15 +115,23 @@ func (h *hashed) ring(hosts []Host, index []int, least float64, opt *Options) {
 	})
 }
 
+// A seat is a host that takes turns in filling Maglev's table.
+type seat struct {
+	host       int32
+	key        string
+	at, skip   uint64
+	share, due float64
+}
+
+func (s *seat) next(size uint64) {
+	if s.at += s.skip; s.at >= size {
+		s.at -= size
+	}
+}
+
 // maglev lets hosts, in the order of their keys, take turns in choosing free
 // places of the table; who has less weight sits out some turns.
 func (h *hashed) maglev(hosts []Host, index []int, most float64, opt *Options) {
-	type seat struct {
-		host       int32
-		key        string
-		at, skip   uint64
-		share, due float64
-	}
 	size := opt.MaglevSize
 	var seats []seat
 	for n, i := range index {
@@ -154,10 +162,10 @@ func (h *hashed) maglev(hosts []Host, index []int, most float64, opt *Options) {
 			}
 			s.due += most
 			for h.table[s.at] >= 0 {
-				s.at = (s.at + s.skip) % size
+				s.next(size)
 			}
 			h.table[s.at] = s.host
-			s.at = (s.at + s.skip) % size
+			s.next(size)
 			if filled++; filled == size {
 				return
 			}
