@@ -244,6 +244,8 @@ func serve[Req request, Resp any](s *Server, ctx context.Context, g conn[Req, Re
 		switch {
 		case err != nil && errors.Is(err, ErrEnded):
 			return status.Error(codes.Aborted, "xDS stream terminated due to an irrecoverable error, please try again")
+		case err != nil && !st.served && errors.Is(err, xds.ErrExtension):
+			return status.Errorf(codes.InvalidArgument, "%s", err)
 		case err != nil && !st.served:
 			return status.Errorf(codes.Unavailable, "failed to generate all xDS resources from the snapshot: %s", err)
 		case resources == nil:

@@ -20,7 +20,8 @@ const (
 	// Envoy puts the certificate and the roots into every resource that uses them, as the reference does.
 	Envoy Flavour = iota
 	// Own delivers certificate and roots as secrets, so that renewing them replaces no listener or cluster, and lets
-	// the first instance that fails be ejected however few there are.
+	// the first instance that fails be ejected however few there are. It has nothing the built-in proxy does not know: a
+	// listener that is refused leaves an older one, with older rules, in its place.
 	Own
 	NumFlavours = iota
 )
@@ -406,16 +407,3 @@ func isHTTP(protocol string) bool {
 }
 
 func isHTTP2(protocol string) bool { return protocol == "http2" || protocol == "grpc" }
-
-// ownHTTP tells whether flavour Own has what concerns requests as flavour Envoy has it. While it is false, the built-in
-// proxy is served every protocol as connections, under the rules for connections, where intentions that ask for something
-// of a request refuse: a listener it does not know how to run would leave an older one, with older rules, in its place.
-var ownHTTP = false
-
-// bytesOnly reports whether everything is served as connections.
-func (b *build) bytesOnly() bool { return b.flavour == Own && !ownHTTP }
-
-// http reports whether requests of this protocol are told apart.
-func (b *build) http(protocol string) bool { return isHTTP(protocol) && !b.bytesOnly() }
-
-func (b *build) http2(protocol string) bool { return isHTTP2(protocol) && !b.bytesOnly() }

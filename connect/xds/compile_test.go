@@ -58,7 +58,10 @@ func TestCompilerForgetsNothing(t *testing.T) {
 		}
 		proxy, err := json.Marshal(map[string]any{"Service": map[string]any{"Kind": "connect-proxy", "ID": "p", "Port": 1, "Proxy": map[string]any{
 			"Mode": "transparent", "DestinationServiceName": "web", "Upstreams": list, "Config": map[string]any{"protocol": protocol},
-			"EnvoyExtensions": []map[string]any{{"Name": "builtin/lua", "Arguments": map[string]any{"Listener": "outbound", "Script": "x"}}},
+			"EnvoyExtensions": []map[string]any{{"Name": "builtin/property-override", "Arguments": map[string]any{"Patches": []map[string]any{{
+				"ResourceFilter": map[string]any{"ResourceType": "cluster", "TrafficDirection": "outbound"},
+				"Op":             "add", "Path": "/outlier_detection/max_ejection_percent", "Value": 7,
+			}}}}},
 		}}})
 		if err != nil {
 			t.Fatal(err)

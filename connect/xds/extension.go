@@ -94,6 +94,9 @@ var extensionTypes = map[string]func(e *catalog.EnvoyExtension, x *extensions) (
 	"builtin/wasm":                newWasm,
 }
 
+// foreignPrograms are the extensions that the built-in proxy has nothing to run with.
+var foreignPrograms = map[string]bool{"builtin/lua": true, "builtin/wasm": true}
+
 // lambdaExtension concerns terminating gateways only.
 const lambdaExtension = "builtin/aws/lambda"
 
@@ -121,7 +124,10 @@ func (b *build) extensionsOf() *extensions {
 			continue
 		}
 		made, err := extension(nil), fmt.Errorf("%q is not a built-in extension", e.Name)
-		if f := extensionTypes[e.Name]; f != nil {
+		switch f := extensionTypes[e.Name]; {
+		case f != nil && b.flavour == Own && foreignPrograms[e.Name]:
+			err = errors.New("the built-in proxy does not run it")
+		case f != nil:
 			made, err = f(e, x)
 		}
 		if err != nil {

@@ -37,8 +37,10 @@ func (b *build) manager(protocol, prefix string, routes *routeSource, filters []
 		m.HttpFilters = append(m.HttpFilters,
 			httpFilter("envoy.filters.http.grpc_stats", &grpcstatsv3.FilterConfig{
 				PerMethodStatSpecifier: &grpcstatsv3.FilterConfig_StatsForAllMethods{StatsForAllMethods: wrapperspb.Bool(true)},
-			}),
-			httpFilter("envoy.filters.http.grpc_http1_bridge", &bridgev3.Config{}))
+			}))
+		if b.flavour != Own { // which has no such filter
+			m.HttpFilters = append(m.HttpFilters, httpFilter("envoy.filters.http.grpc_http1_bridge", &bridgev3.Config{}))
+		}
 	}
 	m.HttpFilters = append(m.HttpFilters, filters...)
 	m.HttpFilters = append(m.HttpFilters, httpFilter("envoy.filters.http.router", &routerv3.Router{}))

@@ -2,6 +2,7 @@ package xds_test
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"path/filepath"
@@ -110,5 +111,20 @@ func TestOutputDoesNotDependOnOrder(t *testing.T) {
 			random.Shuffle(len(list), func(i, j int) { list[i], list[j] = list[j], list[i] })
 		}
 		sameVersions(t, "shuffled", compile(), want)
+	}
+}
+
+// Whoever serves resources tells a required extension that can not be applied from other failures.
+func TestRequiredExtensionIsToldApart(t *testing.T) {
+	for arguments, want := range map[string]bool{
+		`{"Patches": [{"ResourceFilter": {"ResourceType": "cluster", "TrafficDirection": "inbound"}, "Op": "add", "Path": "/name", "Value": "x"}]}`: true,
+		`{"Patches": []}`: true,
+		`{"Patches": [{"ResourceFilter": {"ResourceType": "cluster", "TrafficDirection": "inbound"}, "Op": "add", "Path": "/alt_stat_name", "Value": "x"}]}`: false,
+	} {
+		proxy := fmt.Appendf(nil, `{"Service": {"Kind": "connect-proxy", "ID": "p", "Port": 1, "Proxy": {"DestinationServiceName": "web",
+			"EnvoyExtensions": [{"Name": "builtin/property-override", "Required": true, "Arguments": %s}]}}}`, arguments)
+		if _, err := xds.Compile(snapshotOf(t, map[string][]byte{"in/proxy.json": proxy}), xds.Envoy); errors.Is(err, xds.ErrExtension) != want || (err != nil) != want {
+			t.Errorf("%s: %v", arguments, err)
+		}
 	}
 }
