@@ -44,6 +44,11 @@ func TestAttacksEndTheConnection(t *testing.T) {
 			p.get(id)
 			return p.WriteRSTStream(id, xhttp2.ErrCodeCancel)
 		}},
+		{name: "resets that we are made to send", detail: "http2.too_many_premature_resets", flood: func(p *peer, i int) error {
+			id := uint32(2*i + 1)
+			p.headers(id, false, get()...)
+			return p.WriteWindowUpdate(id, 0)
+		}},
 		{name: "continuation without end", detail: "http2.inbound_continuation_flood", start: func(p *peer) {
 			p.WriteHeaders(xhttp2.HeadersFrameParam{StreamID: 1, BlockFragment: p.block(get()...)})
 		}, flood: func(p *peer, i int) error {

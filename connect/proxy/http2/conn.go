@@ -93,15 +93,15 @@ type conn struct {
 	mu   sync.Mutex
 	wake sync.Cond // of the writer
 
-	out     *buffer // nil if there is nothing
-	frames  int     // in out
-	ctrl    int     // frames in out that the peer made us send
-	flush   bool    // the writer is to write
-	writer  bool    // it is there
-	retire  bool    // it is to go, for lack of work
-	added   uint64 // bytes ever put into out
-	taken   uint64 // of these, bytes ever taken to be written
-	enc     encoder
+	out    *buffer // nil if there is nothing
+	frames int     // in out
+	ctrl   int     // frames in out that the peer made us send
+	flush  bool    // the writer is to write
+	writer bool    // it is there
+	retire bool    // it is to go, for lack of work
+	added  uint64  // bytes ever put into out
+	taken  uint64  // of these, bytes ever taken to be written
+	enc    encoder
 
 	table   table
 	turn    *exchange // may put something into out next
@@ -117,6 +117,7 @@ type conn struct {
 	recvWindow int64
 	unacked    uint32
 
+	agreed      bool  // the peer has acknowledged our settings
 	peerWindow  int64 // initial, of streams
 	peerStreams uint32
 	peerFrame   int
@@ -178,7 +179,7 @@ func (c *conn) spare() {
 func (c *conn) hello(b []byte, extra ...[2]uint32) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	set := append(extra, [2]uint32{settingWindow, c.opt.StreamWindow}, [2]uint32{settingHeaderList, uint32(c.opt.MaxHeaderBytes)})
+	set := append(extra, [2]uint32{settingWindow, c.opt.StreamWindow}, [2]uint32{settingHeaderList, uint32(c.opt.MaxHeaderBytes + 32*c.opt.MaxHeaders)})
 	if c.opt.HeaderTable != defaultTable {
 		set = append(set, [2]uint32{settingTable, uint32(c.opt.HeaderTable)})
 	}
@@ -818,7 +819,8 @@ func (c *conn) reset(id uint32, p []byte) *Error {
 		return nil
 	}
 	c.opt.Counters.ResetsReceived.Add(1)
-	return s.resetByPeer(Code(uint32of(p)))
+	s.resetByPeer(Code(uint32of(p)))
+	return nil
 }
 
 func (c *conn) windowUpdate(id uint32, p []byte) *Error {
@@ -876,6 +878,18 @@ func (c *conn) settings(flags byte, id uint32, p []byte) *Error {
 		}
 		if c.opt.HeaderTable != defaultTable {
 			c.dec.setAllowed(uint32(c.opt.HeaderTable))
+		}
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if !c.agreed {
+			c.agreed = true
+			if less := initialWindow - int64(c.opt.StreamWindow); less > 0 {
+				for _, s := range c.table.slots {
+					if s != nil {
+						s.recvWindow -= less
+					}
+				}
+			}
 		}
 		return nil
 	}

@@ -58,6 +58,9 @@ func (s *exchange) start(id uint32) {
 	c := s.c
 	s.id = id
 	s.sendWindow, s.recvWindow = c.peerWindow, int64(c.opt.StreamWindow)
+	if !c.agreed {
+		s.recvWindow = max(s.recvWindow, initialWindow)
+	}
 	s.counted = true
 	c.open++
 	c.opened++
@@ -149,24 +152,24 @@ func (s *exchange) resetDetail(code Code, reason message.Reason, detail string) 
 		return
 	}
 	s.closed(closedByUs)
+	if s.server != nil && reason == message.ProtocolError {
+		s.server.c.countReset(s.server) // the client could as well have reset it
+	}
 	s.c.resetID(s.id, code)
 	s.broken(&message.StreamError{Reason: reason, Detail: detail, Sent: s.wasSent()})
 }
 
 // resetByPeer handles RST_STREAM. The lock is held.
-func (s *exchange) resetByPeer(code Code) *Error {
+func (s *exchange) resetByPeer(code Code) {
 	s.closed(closedByPeer)
 	if s.server != nil {
-		if err := s.server.c.countReset(s.server); err != nil {
-			return err
-		}
+		s.server.c.countReset(s.server)
 	}
 	reason := message.RemoteReset
 	if code == RefusedStream {
 		reason = message.RemoteRefused
 	}
 	s.broken(&message.StreamError{Reason: reason, Detail: "http2.remote_reset", Sent: s.wasSent(), Err: &ResetError{code}})
-	return nil
 }
 
 // A ResetError is the cause of a stream's end if the peer reset it.

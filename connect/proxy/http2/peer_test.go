@@ -478,6 +478,7 @@ func TestClientRefusesWhatIsNoResponse(t *testing.T) {
 			preface := make([]byte, len(xhttp2.ClientPreface))
 			io.ReadFull(b, preface)
 			p.WriteSettings()
+			p.WriteSettingsAck()
 			if f := p.next(); !strings.HasPrefix(f, "HEADERS 1 ") {
 				t.Fatalf("got %s, want a request", f)
 			}
@@ -497,5 +498,32 @@ func TestClientRefusesWhatIsNoResponse(t *testing.T) {
 				t.Errorf("the caller got %v", err)
 			}
 		})
+	}
+}
+
+// A client that does not know our small window yet may use the usual one: RFC 9113, section 6.9.2.
+func TestSmallWindowCountsOnceItIsKnown(t *testing.T) {
+	sums := make(chan int, 2)
+	c, _, _ := serve(t, func(s message.ServerStream) {
+		time.Sleep(20 * time.Millisecond)
+		b, err := body(s)
+		if err == nil {
+			sums <- len(b)
+			ok(s)
+		}
+	}, http2.ServerConfig{Options: http2.Options{StreamWindow: 1000}})
+	p := client(t, c)
+	p.headers(1, false, get()...)
+	for range 6 {
+		p.WriteData(1, false, make([]byte, 10000))
+	}
+	p.WriteData(1, true, nil)
+	p.WriteSettingsAck()
+	p.expect("HEADERS 1 :status=200 end")
+	p.headers(3, false, get()...)
+	p.WriteData(3, false, make([]byte, 1001))
+	p.expect("RST_STREAM 3 FLOW_CONTROL_ERROR")
+	if n := <-sums; n != 60000 {
+		t.Errorf("%d bytes arrived", n)
 	}
 }

@@ -177,16 +177,11 @@ func (c *ServerConn) gone(uint32, Code) {} // the client opens no more streams, 
 
 func (c *ServerConn) settings() {}
 
-// countReset watches for clients that open streams only to reset them. The lock is held.
-func (c *ServerConn) countReset(s *ServerStream) *Error {
-	if c.now().Sub(s.opened) < time.Second {
+// countReset watches for clients that open streams only to have them reset. The lock is held.
+func (c *ServerConn) countReset(s *ServerStream) {
+	if time.Since(s.opened) < time.Second {
 		c.early++
 	}
-	if c.conn.opened >= 500 && 2*c.early > c.conn.opened {
-		c.opt.Counters.ResetFloods.Add(1)
-		return &Error{Code: EnhanceYourCalm, Detail: "http2.too_many_premature_resets"}
-	}
-	return nil
 }
 
 func (c *ServerConn) headers(id uint32, end, self bool, p []byte) error {
@@ -197,6 +192,11 @@ func (c *ServerConn) headers(id uint32, end, self bool, p []byte) error {
 		return c.trailers(id, end, p)
 	}
 	c.mu.Lock()
+	if c.opened >= 500 && 2*c.early > c.opened {
+		c.mu.Unlock()
+		c.opt.Counters.ResetFloods.Add(1)
+		return &Error{Code: EnhanceYourCalm, Detail: "http2.too_many_premature_resets"}
+	}
 	c.maxID = id
 	refused := c.open >= int(c.opt.MaxStreams) || c.running >= 2*int(c.opt.MaxStreams)
 	late := c.final || c.err != nil
@@ -211,7 +211,7 @@ func (c *ServerConn) headers(id uint32, end, self bool, p []byte) error {
 		}
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		c.conn.opened++
+		c.opened++
 		if refused && !late {
 			c.recently.add(id, closedByUs)
 			c.resetID(id, RefusedStream)
