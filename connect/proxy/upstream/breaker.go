@@ -124,33 +124,38 @@ func (b *Breaker) overflow(r Resource) {
 // breakers are those of all priorities.
 type breakers [2]Breaker
 
+// breakerStats are the names of gauges, made once for all clusters: whether a
+// resource is used up, whether it recovers, and what is left.
+var breakerStats = func() (names [2][resources][3]string) {
+	for p, priority := range []string{"default", "high"} {
+		for r, name := range []string{"cx", "rq_pending", "rq", "rq_retry"} {
+			prefix := "circuit_breakers." + priority + "."
+			left := []string{"cx", "pending", "rq", "retries"}[r]
+			names[p][r] = [3]string{prefix + name + "_open", prefix + name + "_half_open", prefix + "remaining_" + left}
+		}
+	}
+	return names
+}()
+
 // configure puts limits into force.
 func (b *breakers) configure(conf *model.Cluster, s *Stats, sc *stats.Scope) {
 	for p := range b {
 		one := &b[p]
 		one.conf.Store(&breakerConf{conf.Breakers[p], s})
-		prefix := "circuit_breakers." + [...]string{"default", "high"}[p] + "."
-		for r := range resources {
-			name := [...]string{"cx", "rq_pending", "rq", "rq_retry"}[r]
-			sc.GaugeFunc(prefix+name+"_open", func() float64 {
-				if one.State(r) == Open {
-					return 1
-				}
-				return 0
-			})
-			sc.GaugeFunc(prefix+name+"_half_open", func() float64 {
-				if one.State(r) == HalfOpen {
-					return 1
-				}
-				return 0
-			})
-			remaining := [...]string{"cx", "pending", "rq", "retries"}[r]
-			sc.GaugeFunc(prefix+"remaining_"+remaining, func() float64 {
-				if !one.Limits().TrackRemaining {
-					return 0
-				}
-				return float64(max(0, one.limit(r)-one.Used(r)))
-			})
+		for r, names := range breakerStats[p] {
+			r := Resource(r)
+			sc.GaugeFunc(names[0], func() float64 { return one.is(r, Open) })
+			sc.GaugeFunc(names[1], func() float64 { return one.is(r, HalfOpen) })
+			if conf.Breakers[p].TrackRemaining {
+				sc.GaugeFunc(names[2], func() float64 { return float64(max(0, one.limit(r)-one.Used(r))) })
+			}
 		}
 	}
+}
+
+func (b *Breaker) is(r Resource, s BreakerState) float64 {
+	if b.State(r) == s {
+		return 1
+	}
+	return 0
 }

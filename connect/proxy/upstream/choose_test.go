@@ -7,7 +7,9 @@ import (
 	"math"
 	"math/rand/v2"
 	"net"
+	"net/netip"
 	"reflect"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -595,6 +597,50 @@ func TestBreakersAreExact(t *testing.T) {
 	if st.Value("cluster.c.upstream_rq_retry_overflow") != 1 {
 		t.Error("a retry too many was not counted")
 	}
+}
+
+func TestHappyEyeballs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex
+		var dials []string
+		start := time.Now()
+		dial := func(ctx context.Context, _, addr string) (net.Conn, error) {
+			mu.Lock()
+			dials = append(dials, fmt.Sprint(addr, " ", time.Since(start)))
+			mu.Unlock()
+			switch addr {
+			case "[2001:db8::1]:1": // nobody answers
+				<-ctx.Done()
+				return nil, ctx.Err()
+			case "10.0.0.1:1":
+				return nil, errors.New("connection refused")
+			}
+			return nopConn{}, nil
+		}
+		m := upstream.NewManager(upstream.Config{Dial: dial, Resolve: func(context.Context, string) ([]netip.Addr, error) {
+			return []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("2001:db8::2"), netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("10.0.0.2")}, nil
+		}})
+		ctx, cancel := context.WithCancel(context.Background())
+		done := make(chan error)
+		go func() { done <- m.Run(ctx) }()
+		c := static()
+		c.Type, c.ConnectTimeout, c.DNS = model.LogicalDNS, 5*time.Second, model.DNS{Refresh: time.Hour, Family: model.FamilyAll}
+		c.Endpoints = &model.LoadAssignment{Localities: []model.Locality{{}}, Endpoints: []model.Endpoint{{Address: model.Address{Host: "a.example", Port: 1}, Weight: 1}}}
+		m.Set(c, false)
+		synctest.Wait()
+		conn, attempts, err := m.Get("c").Connect(ctx, upstream.Request{})
+		if err != nil || attempts != 1 {
+			t.Fatalf("after %d attempts: %v", attempts, err)
+		}
+		conn.Close()
+		// The second is tried after 300 ms beside the first; when it fails, the next at once.
+		want := []string{"[2001:db8::1]:1 0s", "10.0.0.1:1 300ms", "[2001:db8::2]:1 300ms"}
+		if !slices.Equal(dials, want) {
+			t.Errorf("dialled %q, want %q", dials, want)
+		}
+		cancel()
+		<-done
+	})
 }
 
 func TestCodesAreCounted(t *testing.T) {

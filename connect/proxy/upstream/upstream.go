@@ -379,7 +379,7 @@ func (m *Manager) lookupLoop(ctx context.Context, c *Cluster) {
 				c.stats.UpdateEmpty.Inc()
 			}
 			addrs = family(addrs, c.conf.DNS.Family)
-			if c.conf.Type == model.LogicalDNS && len(addrs) > 1 {
+			if c.conf.Type == model.LogicalDNS && c.conf.DNS.Family != model.FamilyAll && len(addrs) > 1 {
 				addrs = addrs[:1]
 			}
 			if !slices.Equal(addrs, known[i]) {
@@ -392,6 +392,20 @@ func (m *Manager) lookupLoop(ctx context.Context, c *Cluster) {
 			for i, e := range c.conf.Endpoints.Endpoints {
 				if e.Address.Path != "" || e.Address.IP().IsValid() {
 					la.Endpoints = append(la.Endpoints, e)
+					continue
+				}
+				if c.conf.Type == model.LogicalDNS && len(known[i]) > 0 {
+					// One host, whichever of its addresses answers.
+					x := e
+					x.Hostname = cmp.Or(e.Hostname, e.Address.Host)
+					for n, a := range alternate(known[i]) {
+						if at := (model.Address{Host: a.String(), Port: e.Address.Port}); n == 0 {
+							x.Address = at
+						} else {
+							x.Additional = append(x.Additional, at)
+						}
+					}
+					la.Endpoints = append(la.Endpoints, x)
 					continue
 				}
 				for _, a := range known[i] {
@@ -450,6 +464,25 @@ func family(addrs []netip.Addr, f model.LookupFamily) []netip.Addr {
 		return v6
 	}
 	return v4
+}
+
+// alternate returns addresses, those of IPv6 first, so that families take turns.
+func alternate(addrs []netip.Addr) []netip.Addr {
+	split := slices.IndexFunc(addrs, netip.Addr.Is4)
+	if split <= 0 {
+		return addrs
+	}
+	v6, v4 := addrs[:split], addrs[split:]
+	var out []netip.Addr
+	for i := range max(len(v6), len(v4)) {
+		if i < len(v6) {
+			out = append(out, v6[i])
+		}
+		if i < len(v4) {
+			out = append(out, v4[i])
+		}
+	}
+	return out
 }
 
 // Info is the state of a cluster, for showing.
