@@ -337,7 +337,9 @@ func (s *clientStream) head(r *message.Response) (*BadRequest, error) {
 		}
 		in.rewind()
 	}
-	return s.accept(r), nil
+	bad := s.accept(r)
+	p.forget()
+	return bad, nil
 }
 
 // statusLine reads the first line of a response, which is complete, and returns its length.

@@ -176,7 +176,13 @@ type parsed struct {
 }
 
 func (p *parser) reset(h *message.Header, a *message.Arena, pos int) {
+	p.forget()
 	p.header, p.arena, p.pos, p.lines = h, a, pos, 0
+}
+
+// forget drops what was found, which would keep the buffer that it was found in.
+func (p *parser) forget() {
+	p.header, p.arena = nil, nil
 	p.parsed = parsed{length: -1}
 	clear(p.named)
 	p.named = p.named[:0]

@@ -119,6 +119,7 @@ func (c *ServerConn) Next() (message.ServerStream, error) {
 		c.linger = true
 		return nil, err
 	}
+	c.parser.forget()
 	c.in.deadline.to(time.Time{})
 	c.linger = true
 	c.count++
