@@ -104,6 +104,20 @@ func TestHTTPFilters(t *testing.T) {
 		{message: "ext_authz.v3.ExtAuthz", config: `"http_service":{"server_uri":{"uri":"http://a","cluster":"c","timeout":"1s"},"authorization_request":{"headers_to_add":[{"key":"X-A","value":"1"}]},"authorization_response":{"allowed_client_headers":{"patterns":[{"prefix":"x-"}]}}}`},
 		{message: "ext_authz.v3.ExtAuthz", config: `"grpc_service":{"google_grpc":{"target_uri":"a","stat_prefix":"b"}}`, err: "google_grpc: not supported"},
 		{message: "ext_authz.v3.ExtAuthz", config: `"grpc_service":{"envoy_grpc":{"cluster_name":"c"}},"shadow_mode":true`, err: "shadow_mode: not supported"},
+
+		{message: "health_check.v3.HealthCheck", config: `"pass_through_mode":false,"cluster_min_healthy_percentages":{"c":{"value":50}},"headers":[{"name":":path","string_match":{"exact":"/h"}}]`},
+		{message: "health_check.v3.HealthCheck", config: `"pass_through_mode":false,"cache_time":"1s"`, err: "cache_time"},
+		{message: "header_to_metadata.v3.Config", config: `"request_rules":[{"header":"X-A","on_header_present":{"metadata_namespace":"n","key":"k","type":"STRING","regex_value_rewrite":{"pattern":{"regex":"(.*)b"},"substitution":"\\1"}},"remove":true}]`},
+		{message: "header_to_metadata.v3.Config", config: `"request_rules":[{"header":"a","cookie":"b","on_header_present":{"key":"k"}}]`, err: "One of Cookie or Header"},
+		{message: "header_to_metadata.v3.Config", config: `"request_rules":[{"header":"a","on_header_missing":{"key":"k"}}]`, err: "empty value"},
+		{message: "header_to_metadata.v3.Config", config: `"request_rules":[{"header":"a","on_header_present":{"key":"k","type":"PROTOBUF_VALUE"}}]`, err: "not supported"},
+		{message: "set_metadata.v3.Config", config: `"metadata":[{"metadata_namespace":"n","value":{"a":1},"allow_overwrite":true}]`},
+		{message: "set_metadata.v3.Config", config: `"metadata":[{"metadata_namespace":"n","typed_value":{"@type":"type.googleapis.com/google.protobuf.Empty"}}]`, err: "typed_value: not supported"},
+		{message: "buffer.v3.Buffer", config: `"max_request_bytes":10`, routeMessage: "buffer.v3.BufferPerRoute", route: `"disabled":true`},
+		{message: "cors.v3.Cors", routeMessage: "cors.v3.CorsPolicy", route: `"allow_origin_string_match":[{"exact":"*"}],"allow_methods":"GET"`},
+		{message: "header_mutation.v3.HeaderMutation", config: `"mutations":{"request_mutations":[{"remove":"X-A"},{"append":{"header":{"key":"X-B","value":"%PROTOCOL%"},"append_action":"ADD_IF_ABSENT"}}],"query_parameter_mutations":[{"append":{"record":{"key":"a","value":"b"}}}]}`,
+			routeMessage: "header_mutation.v3.HeaderMutationPerRoute", route: `"mutations":{"response_mutations":[{"remove":"x"}]}`},
+		{message: "header_mutation.v3.HeaderMutation", config: `"mutations":{"request_mutations":[{"append":{"header":{"key":"transfer-encoding","value":"x"}}}]}`, err: "belongs to the connection"},
 	}
 	for i, tt := range tests {
 		t.Run(fmt.Sprint(i, tt.message), func(t *testing.T) {

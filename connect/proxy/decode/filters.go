@@ -41,6 +41,12 @@ var httpFilters = []httpFilter{
 	localRateLimitFilter,
 	jwtFilter,
 	extAuthzFilter,
+	healthCheckFilter,
+	headerToMetadataFilter,
+	setMetadataFilter,
+	bufferFilter,
+	corsFilter,
+	headerMutationFilter,
 }
 
 // httpFilterOf returns the filter whose list entry, or whose route entry, is a message of the name.
