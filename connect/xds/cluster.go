@@ -57,7 +57,7 @@ func (b *build) localApp() error {
 				Endpoints:   []*endpointv3.LocalityLbEndpoints{{LbEndpoints: []*endpointv3.LbEndpoint{host(addr)}}},
 			},
 		}
-		if b.http2(cfg.Protocol) {
+		if isHTTP2(cfg.Protocol) {
 			c.TypedExtensionProtocolOptions = httpOptions(&httpv3.HttpProtocolOptions{
 				UpstreamProtocolOptions: &httpv3.HttpProtocolOptions_UseDownstreamProtocolConfig{
 					UseDownstreamProtocolConfig: &httpv3.HttpProtocolOptions_UseDownstreamHttpConfig{
@@ -239,7 +239,7 @@ func (b *build) reachedCluster(name string, u *mesh.Upstream, c *chain.Chain, n 
 		cluster := b.edsCluster(name, u, timeout)
 		cluster.AltStatName = name
 		cluster.OutlierDetection = b.outliers(u.Config.PassiveHealthCheck)
-		if b.http2(c.Protocol) {
+		if isHTTP2(c.Protocol) {
 			cluster.TypedExtensionProtocolOptions = http2Options()
 		}
 		balance(cluster, n.LoadBalancer)

@@ -25,10 +25,6 @@ const exposedPrefix = "exposed_cluster_"
 // exposed makes the listeners for paths of the application that are reachable without mutual TLS.
 func (b *build) exposed() error {
 	p := &b.s.Proxy.Service.Proxy
-	if b.bytesOnly() && len(p.Expose.Paths) > 0 {
-		b.problem("the built-in proxy does not expose paths yet")
-		return nil
-	}
 	paths := slices.Concat(p.Expose.Paths, b.s.Proxy.Checks)
 	for i := range paths {
 		path := &paths[i]

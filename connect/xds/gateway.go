@@ -111,9 +111,9 @@ func (b *build) edgeTLS(params *entry.TLSParameters, protocol string, certificat
 // alpn returns the protocols offered inside TLS.
 func (b *build) alpn(protocol string) []string {
 	switch {
-	case b.http2(protocol):
+	case isHTTP2(protocol):
 		return []string{"h2", "http/1.1"}
-	case b.http(protocol):
+	case isHTTP(protocol):
 		return []string{"http/1.1"}
 	}
 	return nil

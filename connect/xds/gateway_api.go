@@ -86,9 +86,6 @@ func (b *build) apiTCP(p *mesh.APIPort) error {
 }
 
 func (b *build) apiHTTP(p *mesh.APIPort) error {
-	if b.bytesOnly() {
-		return errBytesOnly
-	}
 	var services []fronted
 	usable := map[string]fronted{}
 	for _, r := range p.HTTP {

@@ -1,7 +1,6 @@
 package xds
 
 import (
-	"errors"
 	"fmt"
 	"strconv"
 	"time"
@@ -127,13 +126,8 @@ func (s *offered) ownCertificate() *entry.GatewaySDS {
 	return nil
 }
 
-var errBytesOnly = errors.New("the built-in proxy does not tell requests apart yet")
-
 // ingressHTTP makes a listener that tells services apart by the host of a request.
 func (b *build) ingressHTTP(l *mesh.IngressListener, services []offered) error {
-	if b.bytesOnly() {
-		return errBytesOnly
-	}
 	port := strconv.Itoa(l.Port)
 	var common []offered // without a certificate of their own
 	type own struct {

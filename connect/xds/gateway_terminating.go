@@ -147,7 +147,7 @@ func (b *build) outletCluster(o *outlet) error {
 			c.ClusterDiscoveryType = &clusterv3.Cluster_Type{Type: clusterv3.Cluster_EDS}
 			c.EdsClusterConfig = &clusterv3.Cluster_EdsClusterConfig{EdsConfig: b.ads()}
 		}
-		if b.http2(o.protocol) {
+		if isHTTP2(o.protocol) {
 			c.TypedExtensionProtocolOptions = http2Options()
 		}
 		if l.CAFile != "" {
@@ -195,7 +195,7 @@ func (b *build) originate(l *entry.GatewayService) (*corev3.TransportSocket, err
 
 // outletRoute makes the route configuration of an outlet for requests.
 func (b *build) outletRoute(o *outlet) error {
-	if !b.http(o.protocol) {
+	if !isHTTP(o.protocol) {
 		return nil
 	}
 	rewrite := o.link.AutoHostRewrite && o.address == ""
@@ -244,7 +244,7 @@ func (b *build) terminatingListener(bind mesh.Bind, outlets []*outlet) error {
 			e.chains = append(e.chains, c)
 			e.uses = append(e.uses, ref{Cluster, o.name})
 			e.uses = append(e.uses, shownBy[o.link.Service.Name].uses...)
-			if b.http(o.protocol) {
+			if isHTTP(o.protocol) {
 				e.routes = append(e.routes, o.name)
 			}
 		}
@@ -291,7 +291,7 @@ func (b *build) outletChain(o *outlet, certificate shown) (*listenerv3.FilterCha
 	if match := b.s.LinkIntentions(service); match != nil && len(match.Matches) > 0 {
 		list = match.Matches[0]
 	}
-	if !b.http(o.protocol) {
+	if !isHTTP(o.protocol) {
 		fc.Filters = []*listenerv3.Filter{
 			filter(filterRBAC, &netrbacv3.RBAC{StatPrefix: statPrefixRBAC, Rules: b.rulesOf(list, false)}),
 			b.tcpProxy(o.name, prefix),

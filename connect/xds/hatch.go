@@ -60,7 +60,7 @@ func (b *build) customPublicListener(name string, addr *corev3.Address) (made, e
 	}
 	for _, fc := range chains {
 		fc.TransportSocket = socket
-		if b.http(cfg.Protocol) {
+		if isHTTP(cfg.Protocol) {
 			more, done, err := b.authorizeManager(fc)
 			if err != nil {
 				return made{}, fmt.Errorf("envoy_public_listener_json: %w", err)

@@ -228,7 +228,7 @@ func checkKeys(l *entry.LocalJWKS) error {
 
 // tokenClusters makes the clusters that keys for tokens are fetched from.
 func (b *build) tokenClusters() error {
-	if !b.http(b.s.Config.Protocol) {
+	if !isHTTP(b.s.Config.Protocol) {
 		return nil
 	}
 	for _, e := range b.tokenIssuers(true) {

@@ -108,7 +108,7 @@ func (b *build) publicChain() (*listenerv3.FilterChain, []ref, error) {
 		return nil, nil, err
 	}
 	fc := &listenerv3.FilterChain{TransportSocket: socket}
-	if !b.http(cfg.Protocol) {
+	if !isHTTP(cfg.Protocol) {
 		fc.Filters = append(fc.Filters, b.authorization())
 	}
 	if n := cfg.MaxInboundConnections; n > 0 {
@@ -117,7 +117,7 @@ func (b *build) publicChain() (*listenerv3.FilterChain, []ref, error) {
 			MaxConnections: wrapperspb.UInt64(uint64(n)),
 		}))
 	}
-	if b.http(cfg.Protocol) {
+	if isHTTP(cfg.Protocol) {
 		m, more, err := b.inboundManager()
 		if err != nil {
 			return nil, nil, err
@@ -215,9 +215,6 @@ func (b *build) chainLead(u *mesh.Upstream, c *chain.Chain) (*lead, error) {
 	if b.usesRoutes(c) {
 		return &lead{filter: filter(filterHCM, b.outboundManager(protocol, prefix, &routeSource{name: u.ID})), routes: []string{u.ID}}, nil
 	}
-	if b.bytesOnly() && isHTTP(protocol) && !c.Default {
-		b.problem("upstream %s: the built-in proxy does not apply routes and splits yet, all connections go one way", u.ID)
-	}
 	cluster, err := b.startCluster(u, c)
 	if err != nil {
 		return nil, err
@@ -228,7 +225,7 @@ func (b *build) chainLead(u *mesh.Upstream, c *chain.Chain) (*lead, error) {
 // clusterLead leads straight to a cluster.
 func (b *build) clusterLead(name, protocol, prefix, host, cluster string) *lead {
 	to := &lead{uses: []ref{{Cluster, cluster}}}
-	if b.http(protocol) {
+	if isHTTP(protocol) {
 		to.filter = filter(filterHCM, b.outboundManager(protocol, prefix, &routeSource{inline: singleRoute(name, host, cluster)}))
 	} else {
 		to.filter = b.tcpProxy(cluster, prefix)
@@ -272,7 +269,7 @@ func connectionNode(c *chain.Chain) *chain.Node {
 }
 
 // usesRoutes reports whether a chain needs a route configuration.
-func (b *build) usesRoutes(c *chain.Chain) bool { return b.http(c.Protocol) && !c.Default }
+func (b *build) usesRoutes(c *chain.Chain) bool { return isHTTP(c.Protocol) && !c.Default }
 
 func (b *build) tcpProxy(cluster, prefix string) *listenerv3.Filter {
 	return filter(filterTCPProxy, &tcpproxyv3.TcpProxy{

@@ -215,7 +215,7 @@ func (b *build) destinationUpstream(u *mesh.Upstream) error {
 			c := b.edsCluster(name, u, u.Config.ConnectTimeout())
 			c.AltStatName = name
 			c.OutlierDetection = b.outliers(u.Config.PassiveHealthCheck)
-			if b.http2(protocol) {
+			if isHTTP2(protocol) {
 				c.TypedExtensionProtocolOptions = http2Options()
 			}
 			return c, nil
@@ -225,7 +225,7 @@ func (b *build) destinationUpstream(u *mesh.Upstream) error {
 		}
 		o := &outbound{port: d.Port}
 		switch ip, err := netip.ParseAddr(address); {
-		case b.http(protocol):
+		case isHTTP(protocol):
 			o.host = &outboundHost{address, protocol, name}
 			if err == nil && ip.Is6() {
 				o.host.address = "[" + address + "]"

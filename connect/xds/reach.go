@@ -313,7 +313,7 @@ func (b *build) peerUpstream(u *mesh.Upstream) error {
 		c := b.edsCluster(name, u, u.Config.ConnectTimeout())
 		c.OutlierDetection = b.outliers(u.Config.PassiveHealthCheck)
 		c.OutlierDetection.MaxEjectionPercent = wrapperspb.UInt32(100)
-		if b.http2(protocol) {
+		if isHTTP2(protocol) {
 			c.TypedExtensionProtocolOptions = http2Options()
 		}
 		return c, nil
@@ -362,7 +362,7 @@ func (b *build) queryUpstream(u *mesh.Upstream) error {
 		c := b.edsCluster(sni, u, u.Config.ConnectTimeout())
 		c.CommonLbConfig = nil
 		c.OutlierDetection = b.outliers(u.Config.PassiveHealthCheck)
-		if b.http2(protocol) {
+		if isHTTP2(protocol) {
 			c.TypedExtensionProtocolOptions = http2Options()
 		}
 		return c, nil

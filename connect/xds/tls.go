@@ -157,9 +157,9 @@ func (b *build) downstreamTLS(protocol string) (*corev3.TransportSocket, []ref, 
 		return nil, nil, fmt.Errorf("incoming TLS parameters: %w", err)
 	}
 	switch {
-	case b.http2(protocol):
+	case isHTTP2(protocol):
 		common.AlpnProtocols = []string{"h2", "http/1.1"}
-	case b.http(protocol):
+	case isHTTP(protocol):
 		common.AlpnProtocols = []string{"http/1.1"}
 	}
 	return tlsSocket(&tlsv3.DownstreamTlsContext{
