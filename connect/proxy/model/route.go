@@ -132,7 +132,7 @@ func (f Fraction) Hit(random uint64) bool {
 	return f.Denominator > 0 && uint32(random%uint64(f.Denominator)) < f.Numerator
 }
 
-// A HeaderMatch is a rule about the values of one name, joined with commas.
+// A HeaderMatch is a rule about the values of one name, of which it is enough that one fits; inverted, none may.
 type HeaderMatch struct {
 	Name  string // lower case; or ":method", ":path", ":authority", ":scheme", ":status"
 	Kind  HeaderKind

@@ -69,7 +69,7 @@ func TestNothingIsAllocated(t *testing.T) {
 		Weighted:      []model.WeightedRoute{{Cluster: "a", Weight: 1}, {Cluster: "b", Weight: 1}},
 		PrefixRewrite: "/", AutoHost: true, AppendXFH: true, Hash: []model.HashPolicy{{Header: "x-user"}, {SourceIP: true}},
 	}
-	c.VirtualHosts[0].Routes[2].Match.Headers = []model.HeaderMatch{{Name: "x-user", Kind: model.HeaderString, Match: exactly("1,2")}}
+	c.VirtualHosts[0].Routes[2].Match.Headers = []model.HeaderMatch{{Name: "x-user", Kind: model.HeaderString, Match: exactly("2")}}
 	c.VirtualHosts[0].Routes[2].Match.Query = []model.QueryMatch{{Name: "id", Match: exactly("1")}}
 	table := compile(t, c)
 	r, resp := &message.Request{}, &message.Response{}

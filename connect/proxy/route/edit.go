@@ -58,6 +58,9 @@ type pending struct {
 // written to meanwhile.
 var scratch = sync.Pool{New: func() any { return new([]byte) }}
 
+// keepScratch bounds the buffers that are kept.
+const keepScratch = 64 << 10
+
 // Apply changes a header. What is made lives in the arena. All values are made of what the header was after the
 // removals, so edits of one list don't see each other.
 func (ed *Edits) Apply(h *message.Header, a *message.Arena, e *accesslog.Entry) {
@@ -111,7 +114,7 @@ func render(f *accesslog.Format, a *message.Arena, e *accesslog.Entry) string {
 	buf := scratch.Get().(*[]byte)
 	b := f.AppendValue((*buf)[:0], e)
 	s := a.Bytes(b)
-	if cap(b) <= keepJoined {
+	if cap(b) <= keepScratch {
 		*buf = b
 	}
 	scratch.Put(buf)

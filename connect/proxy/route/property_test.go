@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -71,7 +72,7 @@ func naive(c *model.RouteConfig, r *message.Request, random uint64) (virtualHost
 			case len(values) == 0:
 				fits = false
 			default:
-				fits = fits && h.Match.Match(strings.Join(values, ",")) != h.Invert
+				fits = fits && slices.ContainsFunc(values, h.Match.Match) != h.Invert
 			}
 		}
 		for _, q := range m.Query {
@@ -138,7 +139,7 @@ func someTable(rnd *rand.Rand) *model.RouteConfig {
 			if rnd.IntN(3) == 0 {
 				h := model.HeaderMatch{Name: pick(rnd, "x", "y"), Invert: rnd.IntN(2) == 0}
 				if rnd.IntN(2) == 0 {
-					h.Kind, h.Match = model.HeaderString, exactly(pick(rnd, "1", "1,2"))
+					h.Kind, h.Match = model.HeaderString, exactly(pick(rnd, "1", "2"))
 				}
 				m.Headers = append(m.Headers, h)
 			}

@@ -3,8 +3,6 @@ package route
 import (
 	"strconv"
 	"strings"
-	"sync"
-	"unsafe"
 
 	"github.com/sarnmesh/sarn/connect/proxy/message"
 	"github.com/sarnmesh/sarn/connect/proxy/model"
@@ -118,51 +116,41 @@ var statuses = func() (s [500]string) {
 	return s
 }()
 
-// joined holds buffers for values that stand in several fields. They are not taken from the arena of the message,
-// which would grow with every route that looks at them.
-var joined = sync.Pool{New: func() any { return new([]byte) }}
-
-const keepJoined = 64 << 10
-
-// decide compares the values that were found.
+// decide compares the values that were found. It is enough if one of several fits; they are not joined.
 func (f *values) decide(m *model.HeaderMatch, h *message.Header) bool {
 	if f.number < 2 || m.Kind == model.HeaderPresent || m.Kind == model.HeaderAbsent {
 		return decide(m, f.first, f.number > 0)
 	}
-	buf := joined.Get().(*[]byte)
-	b := (*buf)[:0]
 	for v := range h.Values(m.Name) {
-		b = append(append(b, v...), ',')
+		if hits(m, v) {
+			return !m.Invert
+		}
 	}
-	b = b[:len(b)-1]
-	// Nobody keeps the string longer than the comparison.
-	hit := decide(m, unsafe.String(unsafe.SliceData(b), len(b)), true)
-	if cap(b) <= keepJoined {
-		*buf = b
-	}
-	joined.Put(buf)
-	return hit
+	return m.Invert
 }
 
 // decide compares the value of a header, which may not be there.
 func decide(m *model.HeaderMatch, value string, present bool) bool {
-	hit := false
 	switch m.Kind {
 	case model.HeaderPresent, model.HeaderAbsent:
-		hit = (present || m.MissingAsEmpty) == (m.Kind == model.HeaderPresent)
-		return hit != m.Invert
+		return ((present || m.MissingAsEmpty) == (m.Kind == model.HeaderPresent)) != m.Invert
 	}
 	if !present && !m.MissingAsEmpty {
 		return false
 	}
+	return hits(m, value) != m.Invert
+}
+
+// hits compares one value, whether inverted or not.
+func hits(m *model.HeaderMatch, value string) bool {
 	switch m.Kind {
 	case model.HeaderString:
-		hit = m.Match.Match(value)
+		return m.Match.Match(value)
 	case model.HeaderRange:
 		n, err := strconv.ParseInt(strings.Trim(value, " \t"), 10, 64)
-		hit = err == nil && m.Start <= n && n < m.End
+		return err == nil && m.Start <= n && n < m.End
 	}
-	return hit != m.Invert
+	return false
 }
 
 // query returns the first value of a parameter of the query, as it stands in the path.
