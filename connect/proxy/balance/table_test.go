@@ -107,7 +107,7 @@ func TestMurmur(t *testing.T) {
 func TestAnyTable(t *testing.T) {
 	const seed = 42
 	rnd := rand.New(rand.NewPCG(seed, seed))
-	for round := range 3000 {
+	for round := range 800 {
 		var hosts []Host
 		opt := Options{
 			Policy: Policy(rnd.IntN(6)), PanicThreshold: float64(rnd.IntN(3) * 50), FailTrafficOnPanic: rnd.IntN(5) == 0, FullScan: rnd.IntN(2) == 0,

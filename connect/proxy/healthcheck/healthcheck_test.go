@@ -1,3 +1,5 @@
+//lint:file-ignore SA1019 a server for one connection
+
 package healthcheck
 
 import (
