@@ -100,7 +100,7 @@ func isAuthority(s string) bool {
 	} else if i := strings.IndexByte(s, ':'); i >= 0 {
 		host, port = s[:i], s[i:]
 	}
-	if host == "" || strings.IndexAny(host, "[]") >= 0 {
+	if host == "" || strings.ContainsAny(host, "[]") {
 		return false
 	}
 	if port != "" {

@@ -97,6 +97,9 @@ func (hp *host) stream(ctx context.Context, c *upstream.Cluster, b *upstream.Bre
 			k.protocol = model.UpstreamHTTP2
 		}
 	}
+	if k.protocol == model.UpstreamALPN && o.Upgrade != "" {
+		k.protocol = model.UpstreamHTTP1 // few hosts switch protocols within HTTP/2
+	}
 	for {
 		hp.mu.Lock()
 		g := hp.find(&k)
@@ -220,7 +223,10 @@ func (g *group) pop() *waiter {
 
 // shares reports whether a new connection will, or may, serve several requests.
 func (g *group) shares() bool {
-	return g.protocol == model.UpstreamHTTP2 || g.protocol == model.UpstreamALPN && g.learned != message.HTTP11
+	if g.protocol == model.UpstreamHTTP1 {
+		return g.learned == message.HTTP2
+	}
+	return g.learned != message.HTTP11
 }
 
 // dial begins to make as many connections as those who wait need and limits allow. One is always allowed.
@@ -325,10 +331,14 @@ func (g *group) connect(b *upstream.Breaker) {
 	closeAll(dead)
 }
 
-// speak begins HTTP on a new connection.
+// speak begins HTTP on a new connection: the version that TLS settled on, if it did.
 func (c *conn) speak() error {
 	conf := c.group.host.conf
-	if p := c.group.protocol; p == model.UpstreamHTTP1 || p == model.UpstreamALPN && (c.up.State == nil || c.up.State.NegotiatedProtocol != "h2") {
+	old := c.group.protocol != model.UpstreamHTTP2
+	if c.up.State != nil && c.up.State.NegotiatedProtocol != "" {
+		old = c.up.State.NegotiatedProtocol != "h2"
+	}
+	if old {
 		cfg := http1.ClientConfig{MaxHeadBytes: conf.MaxHeaderBytes, MaxFields: conf.MaxHeaders, Trailers: conf.HTTP1.EnableTrailers}
 		switch {
 		case conf.HTTP1.ProperCase:
@@ -450,12 +460,7 @@ func (hp *host) giveBack(c *conn) {
 				s.CxCloseNotify.Inc()
 			}
 			if e.Broken {
-				s.CxDestroyWithRequest.Inc()
-				if e.Lost {
-					s.CxDestroyRemoteWithRequest.Inc()
-				} else {
-					s.CxDestroyLocalWithRequest.Inc()
-				}
+				c.countBroken(s)
 			}
 			hp.discard(c)
 			return
@@ -516,6 +521,16 @@ func (c *conn) close() {
 	}
 }
 
+// countBroken counts a connection that ends while it carries a request.
+func (c *conn) countBroken(s *upstream.Stats) {
+	s.CxDestroyWithRequest.Inc()
+	if c.remote {
+		s.CxDestroyRemoteWithRequest.Inc()
+	} else {
+		s.CxDestroyLocalWithRequest.Inc()
+	}
+}
+
 // closeAll closes connections that were taken out. It is called without the lock.
 func closeAll(dead []*conn) {
 	for _, c := range dead {
@@ -560,7 +575,9 @@ func (g *group) rest(now time.Time) (dead []*conn) {
 	g.shared = slices.DeleteFunc(g.shared, func(c *conn) bool {
 		select {
 		case <-c.h2.Closed():
-			c.remote = !c.retired
+			if c.remote = !c.retired; c.active > 0 {
+				c.countBroken(s)
+			}
 			dead = append(dead, c)
 			return true
 		default:

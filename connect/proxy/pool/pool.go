@@ -49,7 +49,7 @@ type Options struct {
 	Priority   model.RoutingPriority
 	Downstream message.Version // what the client speaks; 0 is HTTP/1.1
 	Deadline   time.Time       // until when to wait for a connection; zero for ever
-	Upgrade    string          // the protocol that the request wants to switch to; may be empty
+	Upgrade    string          // the protocol that the request wants to switch to; where the host may choose, that is done over HTTP/1
 	// ServerName is the name to ask the host's TLS for; empty leaves that to the cluster. With VerifyName, its
 	// certificate must be for that name.
 	ServerName string

@@ -774,6 +774,42 @@ func TestProtocolThatTheHostChooses(t *testing.T) {
 	}
 }
 
+func TestUpgradeIsDoneOverHTTP1(t *testing.T) {
+	var ca *testkit.CA
+	run(t, func(c *model.Cluster) {
+		ca = testkit.NewCA(t, "ca")
+		c.HTTP.Protocol = model.UpstreamALPN
+		c.TLS = &model.UpstreamTLS{}
+	}, func(w *world) {
+		w.tls = &tls.Config{Certificates: []tls.Certificate{*ca.Issue("x")}, NextProtos: []string{"h2", "http/1.1"}}
+		a, i := w.must(pool.Options{})
+		b, j := w.must(pool.Options{Upgrade: "websocket"})
+		if i.Version != message.HTTP2 || j.Version != message.HTTP11 {
+			t.Errorf("got %v, and %v to upgrade", i.Version, j.Version)
+		}
+		ask(a, "/")
+		ask(b, "/")
+	})
+}
+
+func TestProtocolThatTLSSettledOnIsSpoken(t *testing.T) {
+	for _, protocol := range []string{"h2", "http/1.1"} {
+		for _, want := range []model.UpstreamProtocol{model.UpstreamHTTP1, model.UpstreamHTTP2} {
+			var ca *testkit.CA
+			run(t, func(c *model.Cluster) {
+				ca = testkit.NewCA(t, "ca")
+				c.HTTP.Protocol = want
+				c.TLS = &model.UpstreamTLS{TLS: model.TLS{ALPN: []string{"h2", "http/1.1"}}}
+			}, func(w *world) {
+				w.tls = &tls.Config{Certificates: []tls.Certificate{*ca.Issue("x")}, NextProtos: []string{protocol}}
+				w.mustGet("/")
+				w.mustGet("/")
+				w.wantConnections(1)
+			})
+		}
+	}
+}
+
 func TestManyRequestsAtATime(t *testing.T) {
 	for _, p := range []model.UpstreamProtocol{model.UpstreamHTTP1, model.UpstreamHTTP2} {
 		run(t, func(c *model.Cluster) {
