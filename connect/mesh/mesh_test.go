@@ -315,3 +315,18 @@ func TestTransparentModeImpliesUpstreams(t *testing.T) {
 	s = s.Register(r)
 	want(t, "registered again", show(), []string{"db 1 0", "ext 4 7", "hidden 1 0"})
 }
+
+func FuzzUpstreamConfig(f *testing.F) {
+	f.Add([]byte(`{"limits": {"max_connections": -1}, "passive_health_check": {"interval": "1s"}}`))
+	f.Add([]byte(`{"Limits": {"MaxConnections": "3"}, "connect_timeout_ms": -5, "balance_outbound_connections": "fair", "mesh_gateway": []}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		u := upstream("db")
+		if json.Unmarshal(data, &u.Config) != nil {
+			return
+		}
+		c := mesh.New(registration(u)).Upstreams[0].Config
+		if c.ConnectTimeout() <= 0 || c.ConnectTimeoutMs < 0 || c.BalanceOutboundConnections != "" && c.BalanceOutboundConnections != mesh.ExactBalance {
+			t.Errorf("config of %s is %+v", data, c)
+		}
+	})
+}

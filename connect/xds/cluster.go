@@ -214,7 +214,7 @@ func (b *build) aggregate(name string, c *chain.Chain, n *chain.Node, members []
 		return made{uses: uses, message: &clusterv3.Cluster{
 			Name:           name,
 			AltStatName:    name,
-			ConnectTimeout: durationpb.New(max(time.Duration(n.Resolver.ConnectTimeout), time.Second)),
+			ConnectTimeout: durationpb.New(connectTimeout(n)),
 			LbPolicy:       clusterv3.Cluster_CLUSTER_PROVIDED,
 			ClusterDiscoveryType: &clusterv3.Cluster_ClusterType{ClusterType: &clusterv3.Cluster_CustomClusterType{
 				Name:        "envoy.clusters.aggregate",
@@ -232,11 +232,7 @@ func (b *build) reachedCluster(name string, u *mesh.Upstream, c *chain.Chain, n 
 			own.TransportSocketMatches = nil
 			return own, nil
 		}
-		timeout := time.Duration(n.Resolver.ConnectTimeout)
-		if timeout <= 0 {
-			timeout = defaultConnectTimeout
-		}
-		cluster := b.edsCluster(name, u, timeout)
+		cluster := b.edsCluster(name, u, connectTimeout(n))
 		cluster.AltStatName = name
 		cluster.OutlierDetection = b.outliers(u.Config.PassiveHealthCheck)
 		if isHTTP2(c.Protocol) {
@@ -248,6 +244,14 @@ func (b *build) reachedCluster(name string, u *mesh.Upstream, c *chain.Chain, n 
 }
 
 const defaultConnectTimeout = 5 * time.Second
+
+// connectTimeout bounds connecting to what a resolver leads to.
+func connectTimeout(n *chain.Node) time.Duration {
+	if t := time.Duration(n.Resolver.ConnectTimeout); t > 0 {
+		return t
+	}
+	return defaultConnectTimeout
+}
 
 // edsCluster returns what the clusters of all upstreams have in common.
 func (b *build) edsCluster(name string, u *mesh.Upstream, timeout time.Duration) *clusterv3.Cluster {
