@@ -156,4 +156,3 @@ func TestWeightedTurnsAreSpread(t *testing.T) {
 		t.Errorf("longest run of the heavy host is %d, want 3", longest)
 	}
 }
-

@@ -305,6 +305,30 @@ func TestPrioritiesToAvoid(t *testing.T) {
 	}
 }
 
+// Endpoints that come again as they were, or with other metadata, do not start the turns anew.
+func TestTurnsGoOnOverUpdates(t *testing.T) {
+	m, _ := manager(16)
+	c := static()
+	c.Type, c.EDSName, c.Endpoints = model.EDS, "c", nil
+	m.Set(c, true)
+	m.SetEndpoints(hosts("c", addresses(3)...))
+	got := map[string]int{}
+	for i := range 30 {
+		for h, n := range count(t, m, 1, nil) {
+			got[h] += n
+		}
+		la := hosts("c", addresses(3)...)
+		la.Endpoints[0].Metadata = model.Metadata{"x": {"n": float64(i)}}
+		m.SetEndpoints(la)
+	}
+	for _, a := range addresses(3) {
+		if got[a] != 10 {
+			t.Errorf("shares %v, want 10 each", got)
+			break
+		}
+	}
+}
+
 func TestOverrideHost(t *testing.T) {
 	m, _ := manager(8)
 	c := static(addresses(3)...)

@@ -3,6 +3,7 @@ package upstream
 import (
 	"context"
 	"reflect"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -36,6 +37,7 @@ type Cluster struct {
 	stale      *time.Timer           // drops an assignment that is too old
 	ramp       *time.Timer           // end of the slow start of the youngest host
 	checks     map[*Host]check
+	built      built
 	stop       context.CancelFunc // ends lookups
 }
 
@@ -64,6 +66,15 @@ type hostSet struct {
 
 	once  sync.Once
 	byKey map[string]*Host // made when it is first needed
+}
+
+// built is what the last table was made from.
+type built struct {
+	set              *hostSet
+	in               []balance.Host
+	localities       []balance.Locality
+	overprovisioning int
+	byWeight, ramp   bool
 }
 
 // find returns the host with the address, or nil.
@@ -221,7 +232,13 @@ func (c *Cluster) rebuild() {
 			}
 		}
 	}
-	set.table = balance.NewTable(in, opt, c.m.cfg.Rand())
+	if b := &c.built; b.set != nil && opt.Factor == nil && !b.ramp && slices.Equal(b.in, in) && slices.Equal(b.set.hosts, hosts) &&
+		slices.Equal(b.localities, opt.Localities) && b.overprovisioning == opt.Overprovisioning && b.byWeight == opt.ByWeight {
+		set.table = b.set.table // keeps its turns, and saves the work
+	} else {
+		set.table = balance.NewTable(in, opt, c.m.cfg.Rand())
+	}
+	c.built = built{set, in, opt.Localities, opt.Overprovisioning, opt.ByWeight, opt.Factor != nil}
 	if c.conf.Subsets != nil {
 		set.subsets = newSubsets(c, hosts, in, opt)
 	}
