@@ -118,6 +118,16 @@ func TestHTTPFilters(t *testing.T) {
 		{message: "header_mutation.v3.HeaderMutation", config: `"mutations":{"request_mutations":[{"remove":"X-A"},{"append":{"header":{"key":"X-B","value":"%PROTOCOL%"},"append_action":"ADD_IF_ABSENT"}}],"query_parameter_mutations":[{"append":{"record":{"key":"a","value":"b"}}}]}`,
 			routeMessage: "header_mutation.v3.HeaderMutationPerRoute", route: `"mutations":{"response_mutations":[{"remove":"x"}]}`},
 		{message: "header_mutation.v3.HeaderMutation", config: `"mutations":{"request_mutations":[{"append":{"header":{"key":"transfer-encoding","value":"x"}}}]}`, err: "belongs to the connection"},
+
+		{message: "compressor.v3.Compressor", config: `"compressor_library":{"name":"text","typed_config":{"@type":"type.googleapis.com/envoy.extensions.compression.gzip.compressor.v3.Gzip","compression_level":"BEST_SPEED","window_bits":12}},"response_direction_config":{"common_config":{"min_content_length":100,"content_type":["text/html"]}}`,
+			routeMessage: "compressor.v3.CompressorPerRoute", route: `"disabled":true`},
+		{message: "compressor.v3.Compressor", config: `"compressor_library":{"name":"x","typed_config":{"@type":"type.googleapis.com/google.protobuf.Empty"}}`, err: "is not supported"},
+		{message: "compressor.v3.Compressor", config: `"request_direction_config":{"common_config":{"enabled":{"default_value":true,"runtime_key":"k"}}},"compressor_library":{"name":"x","typed_config":{"@type":"type.googleapis.com/envoy.extensions.compression.gzip.compressor.v3.Gzip"}}`, err: "requests are not compressed"},
+		{message: "grpc_stats.v3.FilterConfig", config: `"individual_method_stats_allowlist":{"services":[{"name":"s","method_names":["m"]}]}`},
+		{message: "grpc_stats.v3.FilterConfig", config: `"emit_filter_state":true`, err: "emit_filter_state: not supported"},
+		{message: "grpc_http1_bridge.v3.Config"},
+		{message: "grpc_http1_bridge.v3.Config", config: `"upgrade_protobuf_to_grpc":true`, err: "upgrade_protobuf_to_grpc: not supported"},
+		{message: "grpc_web.v3.GrpcWeb"},
 	}
 	for i, tt := range tests {
 		t.Run(fmt.Sprint(i, tt.message), func(t *testing.T) {

@@ -1,3 +1,5 @@
+//lint:file-ignore SA1019 control planes still send what Envoy has deprecated
+
 package decode
 
 import (
@@ -47,6 +49,10 @@ var httpFilters = []httpFilter{
 	bufferFilter,
 	corsFilter,
 	headerMutationFilter,
+	compressorFilter,
+	grpcStatsFilter,
+	grpcBridgeFilter,
+	grpcWebFilter,
 }
 
 // httpFilterOf returns the filter whose list entry, or whose route entry, is a message of the name.

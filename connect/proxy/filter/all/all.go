@@ -4,9 +4,13 @@ package all
 import (
 	"github.com/sarnmesh/sarn/connect/proxy/filter"
 	"github.com/sarnmesh/sarn/connect/proxy/filter/buffer"
+	"github.com/sarnmesh/sarn/connect/proxy/filter/compressor"
 	"github.com/sarnmesh/sarn/connect/proxy/filter/cors"
 	"github.com/sarnmesh/sarn/connect/proxy/filter/extauthz"
 	"github.com/sarnmesh/sarn/connect/proxy/filter/fault"
+	"github.com/sarnmesh/sarn/connect/proxy/filter/grpcbridge"
+	"github.com/sarnmesh/sarn/connect/proxy/filter/grpcstats"
+	"github.com/sarnmesh/sarn/connect/proxy/filter/grpcweb"
 	"github.com/sarnmesh/sarn/connect/proxy/filter/headermutation"
 	"github.com/sarnmesh/sarn/connect/proxy/filter/headertometadata"
 	"github.com/sarnmesh/sarn/connect/proxy/filter/healthcheck"
@@ -21,9 +25,13 @@ func Types() map[string]filter.Type {
 	types := map[string]filter.Type{}
 	for _, t := range []filter.Type{
 		buffer.Type,
+		compressor.Type,
 		cors.Type,
 		extauthz.Type,
 		fault.Type,
+		grpcbridge.Type,
+		grpcstats.Type,
+		grpcweb.Type,
 		headermutation.Type,
 		headertometadata.Type,
 		healthcheck.Type,

@@ -45,6 +45,12 @@ func (b *Body) Source() message.Source {
 	return (*source)(b)
 }
 
+// WithoutTrailer returns a body that has ended without its trailers.
+func (b *Body) WithoutTrailer() message.Source {
+	b.rest = message.NoBody
+	return b.Source()
+}
+
 type source Body
 
 func (s *source) Read() ([]byte, error) {
