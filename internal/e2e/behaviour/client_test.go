@@ -270,7 +270,7 @@ func (c *client) closed(within time.Duration) {
 	c.conn.SetReadDeadline(time.Now().Add(within))
 	b, err := io.ReadAll(c.br)
 	if len(b) > 0 {
-		c.say("< %s", show(string(b)))
+		c.say("< more bytes")
 	}
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		c.say("< open")

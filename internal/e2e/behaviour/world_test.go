@@ -517,6 +517,31 @@ func golden(t *testing.T, g *group) (path string, sections map[string]string) {
 	return path, sections
 }
 
+// TestDifferencesAreDocumented holds the reasons for differences against the page of the manual that lists them.
+func TestDifferencesAreDocumented(t *testing.T) {
+	page, err := os.ReadFile("../../../website/docs/proxy-and-envoy.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := strings.Join(strings.Fields(string(page)), " ")
+	missing := map[string]bool{}
+	for _, e := range everywhere {
+		missing[e.why] = !strings.Contains(text, e.why)
+	}
+	for _, g := range groups {
+		for _, c := range g.cases {
+			if c.differs != "" {
+				missing[c.differs] = !strings.Contains(text, c.differs)
+			}
+		}
+	}
+	for _, why := range sortedKeys(missing) {
+		if missing[why] {
+			t.Errorf("the page does not say: %s", why)
+		}
+	}
+}
+
 func TestBehaviour(t *testing.T) {
 	if testing.Short() {
 		t.Skip("starts real processes")
@@ -644,6 +669,7 @@ var everywhere = []struct {
 }{
 	{"a local answer has the number of its decision, which stands in the log", regexp.MustCompile(`(?m)^<   x-sarn-decision: .*\n`), ""},
 	{"the log names the rule of HTTP/1 that was broken, where Envoy mostly says codec_error", regexp.MustCompile(`DPE http1\.\w+`), "DPE http1"},
+	{"HTTP/2 connections end with the reason (RFC 9113 section 5.4.1), which Envoy mostly keeps to itself", regexp.MustCompile(`(?m)^< GOAWAY \w+\n`), ""},
 	{"phrases beside a status mean nothing (RFC 9112 section 4)", regexp.MustCompile(`(?m)^(< HTTP/1\.\d \d+).*`), "$1"},
 	{"each says in its own words why a connection failed", regexp.MustCompile(`(connection_failure\|)[^} ]+`), "$1…"},
 	{"how much of a body that went nowhere was read by then is left to chance", regexp.MustCompile(`(host=(?:-|<refused>|<silent>) attempts=\d+) rx=\d+`), "$1"},
@@ -675,7 +701,7 @@ func (g *group) write(t *testing.T, path string, cases []*testCase, got map[stri
 		name := c.slug()
 		add(name, pick("envoy", name, name))
 		if c.differs != "" {
-			add(name+" (sarn)", pick("sarn", name, name+" (sarn)"))
+			add(name+" (sarn)", alike(pick("sarn", name, name+" (sarn)")))
 		}
 	}
 	if err := os.WriteFile(path, bytes.TrimLeft(txtar.Format(a), "\n"), 0o644); err != nil {
