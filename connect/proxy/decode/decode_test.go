@@ -96,10 +96,7 @@ var foreign = []string{
 }
 
 // awaited are extensions that the proxy does not have yet.
-var awaited = []string{
-	"filters.http.ext_authz.v3.ExtAuthz", "filters.http.grpc_stats.v3.FilterConfig", "filters.http.grpc_http1_bridge.v3.Config",
-	"filters.http.header_to_metadata.v3.Config", "open_telemetry.v3.OpenTelemetryAccessLogConfig",
-}
+var awaited = []string{"open_telemetry.v3.OpenTelemetryAccessLogConfig"}
 
 // onlyForeign reports whether the problems are that such extensions are not supported.
 func onlyForeign(err error) bool {
