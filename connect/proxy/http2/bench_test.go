@@ -141,3 +141,42 @@ func BenchmarkRequestsOfNetHTTP2(b *testing.B) {
 		}
 	})
 }
+
+// BenchmarkBodies carries bodies of 1 MiB from server to client.
+func BenchmarkBodies(b *testing.B) {
+	piece := make([]byte, 64<<10)
+	cli, _ := pair(b, func(s message.ServerStream) {
+		var r message.Response
+		r.Status = 200
+		if s.Respond(&r, false) != nil {
+			return
+		}
+		for i := range 16 {
+			s.Write(piece, i == 15)
+		}
+	}, http2.ServerConfig{}, http2.ClientConfig{})
+	b.SetBytes(1 << 20)
+	each(b, 1, 4, func(int) func() {
+		req := request("GET", "/")
+		return func() {
+			s, err := cli.Open()
+			if err != nil {
+				b.Error(err)
+				return
+			}
+			defer s.Close()
+			var resp message.Response
+			s.Send(req, true)
+			s.Receive(&resp)
+			n := 0
+			for err == nil {
+				var p []byte
+				p, err = s.Read()
+				n += len(p)
+			}
+			if n != 1<<20 || err != io.EOF {
+				b.Errorf("%d bytes, %v", n, err)
+			}
+		}
+	})
+}

@@ -40,6 +40,7 @@ type buffer struct{ b []byte }
 
 var (
 	readBuffers  = sync.Pool{New: func() any { return &buffer{make([]byte, readSize)} }}
+	rests        = sync.Pool{New: func() any { return new([restKeep]byte) }}
 	writeBuffers = sync.Pool{New: func() any { return &buffer{make([]byte, 0, 4<<10)} }}
 )
 
@@ -69,9 +70,9 @@ type conn struct {
 
 	// For the reader alone.
 	rbuf      *buffer
-	filled    int // bytes of rbuf, or of rest while there is no rbuf
-	rest      []byte
-	preface   int // bytes of the preface that are still to come
+	filled    int             // bytes of rbuf, or of rest while there is no rbuf
+	rest      *[restKeep]byte // nil if there are none
+	preface   int             // bytes of the preface that are still to come
 	dec       decoder
 	blk       block
 	scratch   message.Response // trailers and heads that are being decoded
@@ -157,8 +158,11 @@ func (c *conn) init(nc net.Conn, opt Options, s side) {
 func (c *conn) space() []byte {
 	if c.rbuf == nil {
 		c.rbuf = readBuffers.Get().(*buffer)
-		copy(c.rbuf.b, c.rest)
-		c.rest = nil
+		if c.rest != nil {
+			copy(c.rbuf.b, c.rest[:c.filled])
+			rests.Put(c.rest)
+			c.rest = nil
+		}
 	}
 	return c.rbuf.b[c.filled:]
 }
@@ -169,7 +173,8 @@ func (c *conn) spare() {
 		return
 	}
 	if c.filled > 0 {
-		c.rest = append([]byte(nil), c.rbuf.b[:c.filled]...)
+		c.rest = rests.Get().(*[restKeep]byte)
+		copy(c.rest[:], c.rbuf.b[:c.filled])
 	}
 	readBuffers.Put(c.rbuf)
 	c.rbuf = nil
