@@ -426,7 +426,7 @@ func run(t *testing.T, kind string, g *group, cases []*testCase) (results map[st
 			if c.noUp {
 				break
 			}
-			if m := remaining.FindStringSubmatch(s); i > 0 || m != nil && !strings.HasSuffix(m[2], "0") { // what is left of the time is another in each run
+			if m := remaining.FindStringSubmatch(s); i > 0 || m != nil && partial.MatchString(m[2]) { // what is left of the time is another in each run
 				s = remaining.ReplaceAllString(s, "${1}<remaining>")
 				if i > 0 && s == remaining.ReplaceAllString(seen[i-1], "${1}<remaining>") {
 					s = s[:strings.Index(s, "\n")] + " (the same)\n"
