@@ -35,33 +35,45 @@ func FuzzRequest(f *testing.F) {
 	} {
 		f.Add([]byte(s), uint8(3))
 	}
+	f.Fuzz(compare)
+}
+
+// FuzzChunks does the same for what follows the head of a request with a chunked body.
+func FuzzChunks(f *testing.F) {
+	for _, s := range []string{"0\r\n\r\n", "3;a=\"b\"\r\nabc\r\n0\r\nT: 1\r\n\r\nGET / HTTP/1.1\r\nHost: x\r\n\r\n", "A\r\n0123456789\r\n00\r\n\r\n", "1\na\r\n0\r\n\r\n"} {
+		f.Add([]byte(s), uint8(2))
+	}
 	f.Fuzz(func(t *testing.T, in []byte, piece uint8) {
-		cfg := http1.ServerConfig{AcceptHTTP10: true, Trailers: true, DelayedClose: -1}
-		whole := requests(string(in), 0, cfg)
-		if parts := requests(string(in), int(piece), cfg); strings.Join(parts, "\n") != strings.Join(whole, "\n") {
-			t.Fatalf("in one piece:\n%s\nin pieces of %d:\n%s", strings.Join(whole, "\n"), piece, strings.Join(parts, "\n"))
-		}
-		br := bufio.NewReader(bytes.NewReader(in))
-		for i, w := range whole {
-			if b, err := br.Peek(2); err == nil && string(b) == "\r\n" {
-				br.Discard(2)
-			}
-			r, err := http.ReadRequest(br)
-			if err != nil {
-				if urlError(err) {
-					return
-				}
-				t.Fatalf("net/http refuses request %d, %q: %v", i, w, err)
-			}
-			body, err := io.ReadAll(r.Body)
-			if err != nil {
-				t.Fatalf("net/http refuses the body of request %d, %q: %v", i, w, err)
-			}
-			if got := r.Method + " " + r.Host + " " + target(r) + " " + string(body); got != w {
-				t.Fatalf("request %d is %q, for net/http %q", i, w, got)
-			}
-		}
+		compare(t, append([]byte("POST /a HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"), in...), piece)
 	})
+}
+
+func compare(t *testing.T, in []byte, piece uint8) {
+	cfg := http1.ServerConfig{AcceptHTTP10: true, Trailers: true, DelayedClose: -1}
+	whole := requests(string(in), 0, cfg)
+	if parts := requests(string(in), int(piece), cfg); strings.Join(parts, "\n") != strings.Join(whole, "\n") {
+		t.Fatalf("in one piece:\n%s\nin pieces of %d:\n%s", strings.Join(whole, "\n"), piece, strings.Join(parts, "\n"))
+	}
+	br := bufio.NewReader(bytes.NewReader(in))
+	for i, w := range whole {
+		if b, err := br.Peek(2); err == nil && string(b) == "\r\n" {
+			br.Discard(2)
+		}
+		r, err := http.ReadRequest(br)
+		if err != nil {
+			if urlError(err) {
+				return
+			}
+			t.Fatalf("net/http refuses request %d, %q: %v", i, w, err)
+		}
+		body, err := io.ReadAll(r.Body)
+		if err != nil {
+			t.Fatalf("net/http refuses the body of request %d, %q: %v", i, w, err)
+		}
+		if got := r.Method + " " + r.Host + " " + target(r) + " " + string(body); got != w {
+			t.Fatalf("request %d is %q, for net/http %q", i, w, got)
+		}
+	}
 }
 
 // target returns the path and query as they were sent.
