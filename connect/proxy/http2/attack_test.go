@@ -1,10 +1,11 @@
+//go:build unix
+
 package http2_test
 
 import (
 	"bytes"
 	"errors"
 	"io"
-	"runtime"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -22,13 +23,6 @@ func cpu() time.Duration {
 	var u syscall.Rusage
 	syscall.Getrusage(syscall.RUSAGE_SELF, &u)
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
-}
-
-func heap() uint64 {
-	runtime.GC()
-	var m runtime.MemStats
-	runtime.ReadMemStats(&m)
-	return m.HeapAlloc + m.StackInuse
 }
 
 // TestAttacksEndTheConnection sends floods, each of which must end soon, with the code for it, and at a bounded cost.

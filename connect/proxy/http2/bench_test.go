@@ -8,22 +8,13 @@ import (
 	"sync"
 	"testing"
 
-	xhttp2 "golang.org/x/net/http2"
-
 	"github.com/sarnmesh/sarn/connect/proxy/http2"
 	"github.com/sarnmesh/sarn/connect/proxy/message"
 )
 
 var small = []byte(strings.Repeat("x", 64))
 
-// answer sends 64 bytes.
-func answer(s message.ServerStream) {
-	var resp message.Response
-	resp.ContentLength = 64
-	resp.Status = 200
-	respond(s, &resp)
-}
-
+// respond sends 64 bytes.
 func respond(s message.ServerStream, resp *message.Response) {
 	resp.Header.Add("content-type", "text/plain")
 	resp.Header.Add("content-length", "64")
@@ -111,27 +102,31 @@ func BenchmarkRequests(b *testing.B) {
 	})
 }
 
-func BenchmarkRequestsOfNetHTTP2(b *testing.B) {
-	var conns [benchConns]*xhttp2.ClientConn
-	for i := range conns {
-		x, y := sockets(b)
-		go new(xhttp2.Server).ServeConn(y, &xhttp2.ServeConnOpts{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			w.Header().Set("Content-Type", "text/plain")
-			w.Header().Set("Content-Length", "64")
-			w.Header().Set("Server", "test")
-			w.Write(small)
-		})})
-		var err error
-		if conns[i], err = (&xhttp2.Transport{AllowHTTP: true, DialTLS: nil}).NewClientConn(net.Conn(x)); err != nil {
-			b.Fatal(err)
-		}
+// BenchmarkRequestsOfNetHTTP does the same with net/http, whose HTTP/2 is that of golang.org/x/net.
+func BenchmarkRequestsOfNetHTTP(b *testing.B) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		b.Fatal(err)
+	}
+	srv := &http.Server{Protocols: new(http.Protocols), Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "text/plain")
+		w.Header().Set("Content-Length", "64")
+		w.Header().Set("Server", "test")
+		w.Write(small)
+	})}
+	srv.Protocols.SetUnencryptedHTTP2(true)
+	go srv.Serve(ln)
+	b.Cleanup(func() { srv.Close() })
+	var clients [benchConns]*http.Client // one connection each
+	for i := range clients {
+		clients[i] = netHTTPClient(b)
 	}
 	each(b, benchConns, benchStreams, func(i int) func() {
 		return func() {
-			req, _ := http.NewRequest("GET", "http://example.com/some/path", nil)
+			req, _ := http.NewRequest("GET", "http://"+ln.Addr().String()+"/some/path", nil)
 			req.Header.Set("User-Agent", "bench")
 			req.Header.Set("Accept", "*/*")
-			resp, err := conns[i].RoundTrip(req)
+			resp, err := clients[i].Do(req)
 			if err != nil {
 				b.Error(err)
 				return

@@ -17,7 +17,6 @@ import (
 type script struct {
 	io.Reader
 	wrote int
-	end   chan struct{}
 }
 
 func (s *script) Read(b []byte) (int, error) {

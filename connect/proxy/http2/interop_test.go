@@ -2,7 +2,6 @@ package http2_test
 
 import (
 	"bytes"
-	"context"
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/tls"
@@ -48,10 +47,10 @@ func listen(t testing.TB, handler func(message.ServerStream), cfg http2.ServerCo
 	return ln.Addr().String()
 }
 
+// netHTTPClient returns net/http's client, which speaks HTTP/2 alone, without TLS too.
 func netHTTPClient(t testing.TB) *http.Client {
-	tr := &xhttp2.Transport{AllowHTTP: true, DialTLSContext: func(ctx context.Context, network, addr string, _ *tls.Config) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, network, addr)
-	}}
+	tr := &http.Transport{Protocols: new(http.Protocols)}
+	tr.Protocols.SetUnencryptedHTTP2(true)
 	t.Cleanup(tr.CloseIdleConnections)
 	return &http.Client{Transport: tr}
 }
@@ -371,6 +370,14 @@ func TestEarlyAnswerEndsTheRequest(t *testing.T) {
 		}
 		s.Close()
 	}
+}
+
+// heap returns the memory that is in use.
+func heap() uint64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc + m.StackInuse
 }
 
 // TestIdleConnectionsAreSmall measures connections with TLS that have carried a request.

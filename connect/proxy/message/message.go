@@ -120,7 +120,8 @@ type ServerStream interface {
 	// Request returns the head. It may be changed by whom it was given to.
 	Request() *Request
 	// Respond sends the head of a response: any number with a status of 1xx, then one other. End sends a response
-	// without a body. After 101, or 200 to an extended CONNECT, Read and Write carry the upgraded protocol.
+	// without a body. After 101, which HTTP/2 sends as 200, or 200 to an extended CONNECT, Read and Write carry the
+	// upgraded protocol.
 	Respond(r *Response, end bool) error
 	// Continue lets a client go on that waits for "100 Continue". It does nothing for others.
 	Continue() error
@@ -148,7 +149,8 @@ type ClientStream interface {
 	// Send sends the head of the request, which stays the caller's. End sends a request without a body.
 	Send(r *Request, end bool) error
 	// Receive waits for the next head of the response and puts it into r: any number with a status of 1xx, then one
-	// other. End tells that there is no body.
+	// other. End tells that there is no body. That the host has switched to Request.Upgrade is 101 and the last head,
+	// whatever the version.
 	Receive(r *Response) (end bool, err error)
 	SetReadDeadline(t time.Time)
 	SetWriteDeadline(t time.Time)
