@@ -291,6 +291,7 @@ var (
 	uuid      = regexp.MustCompile(`[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}`)
 	millis    = regexp.MustCompile(`((?i:x-envoy-upstream-service-time): )\d+`)
 	remaining = regexp.MustCompile(`(x-envoy-expected-rq-timeout-ms: )(\d+)`)
+	partial   = regexp.MustCompile(`^1[0-4]\d{3}$|[1-9]$`) // less than the usual 15 s, or nothing that a case says
 	peerPort  = regexp.MustCompile(`127\.0\.0\.1:\d+`)
 )
 
