@@ -201,6 +201,7 @@ func TestServiceHangs(t *testing.T) {
 			t.Errorf("%+v after %v", res, time.Since(start))
 		}
 		x := b.Exchange("GET", "/")
+		x.Context() // made before another goroutine may end it
 		time.AfterFunc(time.Millisecond, x.Cancel)
 		if res := b.Run(x, nil); res.Upstream {
 			t.Error("a request whose client has left went on")

@@ -1,3 +1,5 @@
+//lint:file-ignore SA1019 services still answer with what Envoy has deprecated
+
 package extauthz
 
 import (

@@ -82,6 +82,7 @@ func TestClientThatLeavesIsNotWaitedFor(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := filtertest.New(t, fault.Type, &fault.Config{Delay: &fault.Delay{Fixed: time.Hour, Percentage: always}})
 		x := b.Exchange("GET", "/")
+		x.Context() // made before another goroutine may end it
 		time.AfterFunc(time.Second, x.Cancel)
 		start := time.Now()
 		if res := b.Run(x, nil); res.Upstream || !res.Reply.Reset || time.Since(start) != time.Second {
@@ -155,6 +156,7 @@ func TestResponseIsSlowedDown(t *testing.T) {
 			t.Errorf("%d bytes, trailer %v, error %v", len(res.Body), res.Trailer, res.Err)
 		}
 		x = b.Exchange("GET", "/", "x-envoy-fault-throughput-response", "1")
+		x.Context() // made before another goroutine may end it
 		time.AfterFunc(100*time.Millisecond, x.Cancel)
 		if res := b.Run(x, func(x *filter.Exchange) { x.ResponseBody = filtertest.Body(body) }); res.Err != context.Canceled {
 			t.Errorf("error %v when the client has left", res.Err)

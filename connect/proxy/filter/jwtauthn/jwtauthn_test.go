@@ -12,6 +12,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -429,6 +430,19 @@ func (k *keyServer) serve(ctx context.Context, cluster string, r *message.Reques
 	return &filter.Answer{Status: k.status, Body: []byte(k.keys)}, k.err
 }
 
+// times returns when it was asked.
+func (k *keyServer) times() []time.Duration {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return slices.Clone(k.asked)
+}
+
+func (k *keyServer) set(status int, keys string) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.status, k.keys, k.err, k.delay = status, keys, nil, 0
+}
+
 func remote(t *testing.T, k *keyServer, change func(*jwtauthn.Remote)) *filtertest.Bench {
 	k.start = time.Now()
 	r := &jwtauthn.Remote{Cluster: "jwks", Authority: "keys.test", Path: "/jwks.json", Timeout: time.Second}
@@ -445,7 +459,7 @@ func TestKeysAreFetchedOnceAndAgainWhenOld(t *testing.T) {
 		k := &keyServer{keys: allKeys, status: 200, delay: 100 * time.Millisecond}
 		b := remote(t, k, nil)
 		token := es256(claims{"iss": "iss"})
-		if len(k.asked) != 0 {
+		if len(k.times()) != 0 {
 			t.Error("asked before anybody needed it")
 		}
 		var wg sync.WaitGroup
@@ -459,13 +473,13 @@ func TestKeysAreFetchedOnceAndAgainWhenOld(t *testing.T) {
 		wg.Wait()
 		time.Sleep(10*time.Minute - time.Second)
 		b.Run(b.Exchange("GET", "/", bearer(token)...), nil)
-		if len(k.asked) != 1 {
-			t.Errorf("asked at %v", k.asked)
+		if len(k.times()) != 1 {
+			t.Errorf("asked at %v", k.times())
 		}
 		time.Sleep(2 * time.Second)
-		k.keys = set(public("rsa", rsaKey)) // the key is gone
-		if res := b.Run(b.Exchange("GET", "/", bearer(token)...), nil); res.Status != 401 || len(k.asked) != 2 {
-			t.Errorf("%d %q with a key that is gone; asked at %v", res.Status, res.Body, k.asked)
+		k.set(200, set(public("rsa", rsaKey))) // the key is gone
+		if res := b.Run(b.Exchange("GET", "/", bearer(token)...), nil); res.Status != 401 || len(k.times()) != 2 {
+			t.Errorf("%d %q with a key that is gone; asked at %v", res.Status, res.Body, k.times())
 		}
 	})
 }
@@ -483,11 +497,11 @@ func TestFetchFails(t *testing.T) {
 					t.Errorf("%d %q", res.Status, res.Body)
 				}
 			}
-			if len(k.asked) != 1 {
-				t.Errorf("asked at %v", k.asked)
+			if len(k.times()) != 1 {
+				t.Errorf("asked at %v", k.times())
 			}
 			time.Sleep(time.Second)
-			k.status, k.keys, k.err, k.delay = 200, allKeys, nil, 0
+			k.set(200, allKeys)
 			if res := b.Run(b.Exchange("GET", "/", bearer(token())...), nil); res.Reply != nil {
 				t.Errorf("%q when the server is well again", res.Body)
 			}
@@ -504,12 +518,13 @@ func TestClientThatLeavesDoesNotStopAFetch(t *testing.T) {
 		b := remote(t, k, nil)
 		token := es256(claims{"iss": "iss"})
 		x := b.Exchange("GET", "/", bearer(token)...)
+		x.Context() // made before another goroutine may end it
 		time.AfterFunc(100*time.Millisecond, x.Cancel)
 		if res := b.Run(x, nil); res.Reply == nil {
 			t.Error("let through without keys")
 		}
-		if res := b.Run(b.Exchange("GET", "/", bearer(token)...), nil); res.Reply != nil || len(k.asked) != 1 {
-			t.Errorf("%q, asked at %v", res.Body, k.asked)
+		if res := b.Run(b.Exchange("GET", "/", bearer(token)...), nil); res.Reply != nil || len(k.times()) != 1 {
+			t.Errorf("%q, asked at %v", res.Body, k.times())
 		}
 	})
 }
@@ -521,12 +536,11 @@ func TestKeysAreFetchedAhead(t *testing.T) {
 			r.Async, r.Cache, r.Refetch, r.Retries = true, time.Minute, 10*time.Second, 1
 		})
 		time.Sleep(20 * time.Second) // tries at 0 and 1, 11 and 12
-		k.mu.Lock()
-		k.status = 200
-		k.mu.Unlock()
+		k.set(200, allKeys)
 		time.Sleep(time.Minute + 20*time.Second)
+		synctest.Wait()
 		want := []time.Duration{0, time.Second, 11 * time.Second, 12 * time.Second, 22 * time.Second, 77 * time.Second}
-		if fmt.Sprint(k.asked) != fmt.Sprint(want) {
+		if fmt.Sprint(k.times()) != fmt.Sprint(want) {
 			t.Errorf("asked at %v, want %v", k.asked, want)
 		}
 		if res := b.Run(b.Exchange("GET", "/", bearer(es256(claims{"iss": "iss"}))...), nil); res.Reply != nil {
