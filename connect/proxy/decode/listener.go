@@ -246,7 +246,7 @@ func (r *run) networkFilter(path string, f *listenerv3.Filter) (model.NetworkFil
 }
 
 func (r *run) tcpProxy(path string, m *tcpproxyv3.TcpProxy) *model.TCPProxy {
-	r.only(path, m, "stat_prefix cluster weighted_clusters idle_timeout access_log max_connect_attempts max_downstream_connection_duration access_log_options access_log_flush_interval flush_access_log_on_connected", "")
+	r.only(path, m, "stat_prefix cluster weighted_clusters idle_timeout access_log max_connect_attempts max_downstream_connection_duration hash_policy access_log_options access_log_flush_interval flush_access_log_on_connected", "")
 	r.only(join(path, "access_log_options"), m.GetAccessLogOptions(), "", "")
 	t := &model.TCPProxy{
 		StatPrefix:  m.GetStatPrefix(),
@@ -260,6 +260,11 @@ func (r *run) tcpProxy(path string, m *tcpproxyv3.TcpProxy) *model.TCPProxy {
 	}
 	if a := m.GetMaxConnectAttempts(); a != nil {
 		t.MaxConnectAttempts = min(a.GetValue(), 100)
+	}
+	for i, h := range m.GetHashPolicy() {
+		p := index(join(path, "hash_policy"), i)
+		r.only(p, h, "source_ip", "")
+		t.HashSource = h.GetSourceIp() != nil
 	}
 	total := uint64(0)
 	for i, w := range m.GetWeightedClusters().GetClusters() {

@@ -636,7 +636,7 @@ func (e *exchange) downstreamFailed(err error) {
 // end counts and logs the exchange.
 func (e *exchange) end() {
 	x, m := &e.x, e.m
-	e.fwd.finish(e)
+	e.stopPump()
 	for i := range e.filters[:e.ran] {
 		if f := e.filters[i].finish; f != nil {
 			f.Finish(x)
@@ -664,6 +664,7 @@ func (e *exchange) end() {
 			l.Write(&e.entry)
 		}
 	}
+	e.fwd.finish(e) // the response's strings are no longer good
 }
 
 // date returns the value of "date", which is made once a second.

@@ -546,6 +546,11 @@ func (e *exchange) gotHead() {
 	e.http.UpstreamHead = time.Since(x.Start)
 	r := &e.resp
 	res := upstream.Result{Status: r.Status, Latency: e.http.UpstreamHead - f.started}
+	if r.Status == 503 || r.Status == 429 {
+		if n, err := strconv.ParseUint(r.Header.Get("retry-after"), 10, 16); err == nil {
+			res.RetryAfter = time.Duration(n) * time.Second
+		}
+	}
 	if e.grpc {
 		if s := r.Header.Get("grpc-status"); s != "" {
 			if n, err := strconv.Atoi(s); err == nil {
@@ -555,6 +560,9 @@ func (e *exchange) gotHead() {
 	}
 	f.cluster.Report(f.host, res)
 	f.cluster.CountResponse(r.Status)
+	if r.Header.Has("x-envoy-immediate-health-check-fail") {
+		f.cluster.FailHealth(f.host)
+	}
 }
 
 // wantsRetry decides whether the request is sent again, and takes what that needs.

@@ -163,9 +163,13 @@ func (s *Session) choose(m *Manager) (net.Conn, bool, error) {
 
 func (s *Session) serveHTTP1(m *Manager, conn net.Conn) string {
 	c := m.conf
+	linger := c.DelayedClose
+	if linger == 0 {
+		linger = -1 // the codec's zero is its default
+	}
 	sc := http1.NewServerConn(conn, http1.ServerConfig{
 		MaxHeadBytes: c.MaxHeaderBytes, MaxFields: c.MaxHeaders, IdleTimeout: c.IdleTimeout, HeaderTimeout: c.HeadersTimeout,
-		DelayedClose: c.DelayedClose, MaxRequests: int(c.MaxRequests), Secure: s.info.TLS != nil,
+		DelayedClose: linger, MaxRequests: int(c.MaxRequests), Secure: s.info.TLS != nil,
 		AllowChunkedLength: c.HTTP1.AllowChunkedLength, RefuseAbsoluteURL: c.HTTP1.DenyAbsoluteURL,
 		AcceptHTTP10: c.HTTP1.AcceptHTTP10, DefaultHost: c.HTTP1.DefaultHost, Trailers: c.HTTP1.EnableTrailers,
 		Underscores: http1.Underscores(c.Underscores), Case: headerCase(c.HTTP1),

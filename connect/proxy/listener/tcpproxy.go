@@ -4,6 +4,8 @@ import (
 	"errors"
 	"time"
 
+	"github.com/cespare/xxhash/v2"
+
 	"github.com/sarnmesh/sarn/connect/proxy/accesslog"
 	"github.com/sarnmesh/sarn/connect/proxy/model"
 	"github.com/sarnmesh/sarn/connect/proxy/stream"
@@ -63,7 +65,12 @@ func (t *tcpProxy) serve(c *conn) {
 		t.m.cfg.Logger.Debug("no such cluster", "listener", c.l.name, "cluster", e.UpstreamCluster)
 		return
 	}
-	up, attempts, err := cluster.Connect(t.m.dials, upstream.Request{Destination: c.destination, MaxAttempts: t.conf.MaxConnectAttempts})
+	req := upstream.Request{Destination: c.destination, MaxAttempts: t.conf.MaxConnectAttempts}
+	if t.conf.HashSource {
+		var b [64]byte
+		req.Choice.Hash, req.Choice.HasHash = xxhash.Sum64(c.facts.remote.Addr().AppendTo(b[:0])), true
+	}
+	up, attempts, err := cluster.Connect(t.m.dials, req)
 	e.Attempts = attempts
 	if err != nil {
 		var ce *upstream.ConnectError

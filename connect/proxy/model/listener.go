@@ -128,6 +128,7 @@ type TCPProxy struct {
 	// MaxConnectAttempts bounds how many hosts are tried. 0 means not
 	// configured: up to three different hosts are tried.
 	MaxConnectAttempts uint32
+	HashSource         bool // consistent balancing goes by the address of the client
 	AccessLogs         []AccessLog
 }
 
