@@ -20,8 +20,8 @@ const (
 	// Envoy puts the certificate and the roots into every resource that uses them, as the reference does.
 	Envoy Flavour = iota
 	// Own delivers certificate and roots as secrets, so that renewing them replaces no listener or cluster, and lets
-	// the first instance that fails be ejected however few there are. It has nothing the built-in proxy does not know: a
-	// listener that is refused leaves an older one, with older rules, in its place.
+	// the first instance that fails be ejected however few there are. Nothing in it may be refused by the built-in
+	// proxy: a listener that is refused leaves an older one, with older rules, in its place.
 	Own
 	NumFlavours = iota
 )

@@ -94,8 +94,8 @@ var extensionTypes = map[string]func(e *catalog.EnvoyExtension, x *extensions) (
 	"builtin/wasm":                newWasm,
 }
 
-// foreignPrograms are the extensions that the built-in proxy has nothing to run with.
-var foreignPrograms = map[string]bool{"builtin/lua": true, "builtin/wasm": true}
+// foreign are the extensions that the built-in proxy does not know.
+var foreign = map[string]bool{"builtin/lua": true, "builtin/wasm": true, "builtin/otel-access-logging": true}
 
 // lambdaExtension concerns terminating gateways only.
 const lambdaExtension = "builtin/aws/lambda"
@@ -125,8 +125,8 @@ func (b *build) extensionsOf() *extensions {
 		}
 		made, err := extension(nil), fmt.Errorf("%q is not a built-in extension", e.Name)
 		switch f := extensionTypes[e.Name]; {
-		case f != nil && b.flavour == Own && foreignPrograms[e.Name]:
-			err = errors.New("the built-in proxy does not run it")
+		case f != nil && b.flavour == Own && foreign[e.Name]:
+			err = errors.New("the built-in proxy does not know it")
 		case f != nil:
 			made, err = f(e, x)
 		}

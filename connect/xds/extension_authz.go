@@ -280,6 +280,9 @@ func (x *extAuthz) apply(b *build, t Type, m *made) error {
 		if x.net == nil {
 			return errors.New("an HttpService can not be asked about connections")
 		}
+		if b.flavour == Own {
+			return errors.New("the built-in proxy asks about requests only")
+		}
 		f := filter("envoy.filters.network.ext_authz", x.net)
 		var err error
 		if fc.Filters, err = insertFilter(fc.Filters, f, x.insert, filterTCPProxy); err != nil {

@@ -37,9 +37,10 @@ func (b *build) manager(protocol, prefix string, routes *routeSource, filters []
 		m.HttpFilters = append(m.HttpFilters,
 			httpFilter("envoy.filters.http.grpc_stats", &grpcstatsv3.FilterConfig{
 				PerMethodStatSpecifier: &grpcstatsv3.FilterConfig_StatsForAllMethods{StatsForAllMethods: wrapperspb.Bool(true)},
-			}))
-		if b.flavour != Own { // which has no such filter
-			m.HttpFilters = append(m.HttpFilters, httpFilter("envoy.filters.http.grpc_http1_bridge", &bridgev3.Config{}))
+			}),
+			httpFilter("envoy.filters.http.grpc_http1_bridge", &bridgev3.Config{}))
+		for _, f := range m.HttpFilters {
+			f.IsOptional = b.flavour == Own // without which requests are served as safely
 		}
 	}
 	m.HttpFilters = append(m.HttpFilters, filters...)
