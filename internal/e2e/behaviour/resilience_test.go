@@ -113,8 +113,8 @@ var timeouts = group{
 		{name: "stream idle: the route may have more time", on: "idle", route: `{route: {timeout: 0s, idle_timeout: 1s}}`, up: []answer{after(400*ms, ok)}, do: h1("GET {p}")},
 		{name: "stream idle: data keeps it alive", on: "idle", route: `{route: {timeout: 0s}}`, up: []answer{{do: func(x exchange) {
 			x.head(200)
-			for range 5 {
-				time.Sleep(100 * ms)
+			for range 8 {
+				time.Sleep(40 * ms)
 				x.body("x")
 			}
 			x.end()
