@@ -93,11 +93,8 @@ func TestGateways(t *testing.T) {
 				{"terminating", "shop", "legacy", "/x", "legacy /x", toLegacy, nil},
 				{"ingress, TCP", "ingress-gateway", "raw", "/x", "raw /x", ingressTCP, nil},
 				{"API, TCP", "api-gateway", "raw", "/x", "raw /x", apiTCP, nil},
-			}
-			if by == "envoy" {
-				checks = append(checks,
-					check{"ingress, HTTP", "ingress-gateway", "web", "/x", "web /x", ingressHTTP, []string{"-H", "Host: web.example.com"}},
-					check{"API, HTTP", "api-gateway", "web", "/old/x", "web /new/x", apiHTTP, nil})
+				{"ingress, HTTP", "ingress-gateway", "web", "/x", "web /x", ingressHTTP, []string{"-H", "Host: web.example.com"}},
+				{"API, HTTP", "api-gateway", "web", "/old/x", "web /new/x", apiHTTP, nil},
 			}
 			for _, c := range checks {
 				works := func() bool { return call(c.port, c.path, c.more...) == c.want }
