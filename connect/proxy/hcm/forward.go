@@ -40,6 +40,7 @@ type forward struct {
 	failed   bool          // the response broke off
 	retrying bool          // holds one of the cluster's retries
 	waiting  bool          // between two attempts
+	bounded  bool          // the route or the cluster bounds the time of the stream, rather than the manager
 	span     *trace.Span   // of the attempt; nil: not traced
 
 	on      model.RetryOn
@@ -71,7 +72,7 @@ func (f *forward) reset() {
 	}
 	f.conf, f.cluster, f.host, f.up, f.breaker, f.span = nil, nil, nil, nil, nil, nil
 	f.choice = upstream.Choice{Avoid: avoid[:0]}
-	f.timeout, f.perTry, f.tryIdle, f.attempt, f.started, f.failed, f.retrying, f.waiting = 0, 0, 0, 0, 0, false, false, false
+	f.timeout, f.perTry, f.tryIdle, f.attempt, f.started, f.failed, f.retrying, f.waiting, f.bounded = 0, 0, 0, 0, 0, false, false, false, false
 	f.on, f.policy, f.left, f.status, f.cookie, f.mirrors = 0, nil, 0, nil, "", nil
 	f.keep, f.body, f.trailer, f.complete, f.tooLong, f.pumping, f.done = false, body, nil, false, false, false, nil
 	f.sentAt.Store(0)
@@ -91,6 +92,9 @@ func (e *exchange) forward(conf *model.Forward) {
 	}
 	f.breaker = cluster.Breaker(conf.Priority)
 	e.timeouts()
+	if d := cluster.Model().HTTP.MaxStream; d > 0 && (e.deadline.IsZero() || x.Start.Add(d).Before(e.deadline)) {
+		e.deadline, f.bounded = x.Start.Add(d), true
+	}
 	e.retryPolicy()
 	e.prepare()
 	r := x.Request
@@ -196,7 +200,7 @@ func (e *exchange) timeouts() {
 }
 
 func (e *exchange) setMax(d time.Duration) {
-	e.deadline = time.Time{}
+	e.deadline, e.fwd.bounded = time.Time{}, true
 	if d > 0 {
 		e.deadline = e.x.Start.Add(d)
 	}
@@ -340,10 +344,16 @@ func (e *exchange) try(cluster *upstream.Cluster) (*filter.Reply, outcome) {
 		f.span.Inject(r)
 	}
 	host.Begin()
-	ctx := context.Background()
-	st, info, err := m.f.cfg.Pool.Stream(ctx, owner, host, pool.Options{
-		Priority: f.conf.Priority, Downstream: r.Version, Upgrade: r.Upgrade, Deadline: e.deadline,
-	})
+	o := pool.Options{Priority: f.conf.Priority, Downstream: r.Version, Upgrade: r.Upgrade, Deadline: e.deadline}
+	if h := owner.Model().HTTP; h.AutoSNI {
+		name := r.Authority
+		if h.SNIHeader != "" && r.Header.Has(h.SNIHeader) {
+			name = r.Header.Get(h.SNIHeader)
+		}
+		name, _ = splitPort(name)
+		o.ServerName, o.VerifyName = strings.Clone(name), h.AutoSAN
+	}
+	st, info, err := m.f.cfg.Pool.Stream(context.Background(), owner, host, o)
 	if err != nil {
 		return e.attemptFailed(err, outcome{connect: true})
 	}
@@ -450,7 +460,7 @@ func (e *exchange) timedOut(why lateness) (*filter.Reply, outcome) {
 		return e.gatewayTimeout("upstream_per_try_idle_timeout"), outcome{timeout: true, sent: true, reason: message.LocalReset}
 	case lateStream:
 		e.cancel()
-		if f.conf.MaxStream != nil {
+		if f.bounded {
 			s.RqMaxDuration.Inc()
 			return filter.Deny(408, "upstream max stream duration reached", "upstream_max_stream_duration_reached", accesslog.UpstreamMaxStreamDurationReached), outcome{final: true, sent: true}
 		}
