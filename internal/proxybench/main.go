@@ -239,7 +239,7 @@ func ratios(out io.Writer, all map[string]map[string]result, o options) {
 	if !slices.Contains(o.only, "sarn") {
 		return
 	}
-	fmt.Fprintf(out, "\nThe built-in proxy's figures divided by those of others:\n\n| case | than | rate | CPU each | p99 | RSS idle | RSS after |\n|---|---|--:|--:|--:|--:|--:|\n")
+	fmt.Fprintf(out, "\nThe built-in proxy's figures divided by those of others:\n\n| case | than | rate | CPU each | p99 | RSS idle | RSS after | RSS of a connection |\n|---|---|--:|--:|--:|--:|--:|--:|\n")
 	for _, bm := range benchmarks {
 		s, ok := all[bm.name]["sarn"]
 		if !ok || s.err != nil {
@@ -251,12 +251,12 @@ func ratios(out io.Writer, all map[string]map[string]result, o options) {
 				continue
 			}
 			div := func(a, b float64) string {
-				if a == 0 || b == 0 {
+				if a <= 0 || b <= 0 {
 					return ""
 				}
 				return fmt.Sprintf("%.2f", a/b)
 			}
-			fmt.Fprintf(out, "| %s | %s | %s | %s | %s | %s | %s |\n", bm.name, other, div(s.rate, r.rate), div(float64(s.cpu), float64(r.cpu)), div(float64(s.p99), float64(r.p99)), div(float64(s.idle), float64(r.idle)), div(float64(s.loaded), float64(r.loaded)))
+			fmt.Fprintf(out, "| %s | %s | %s | %s | %s | %s | %s | %s |\n", bm.name, other, div(s.rate, r.rate), div(float64(s.cpu), float64(r.cpu)), div(float64(s.p99), float64(r.p99)), div(float64(s.idle), float64(r.idle)), div(float64(s.loaded), float64(r.loaded)), div(float64(s.each), float64(r.each)))
 		}
 	}
 	fmt.Fprintln(out)
