@@ -165,7 +165,7 @@ func (e *exchange) match() {
 	}
 	x.Match = e.routes.Match(&route.Facts{
 		Request: x.Request, Random: x.Random, TLSPresented: x.Conn.Peer != nil, TLSValidated: x.Conn.Peer != nil,
-		Internal: x.Internal, Metadata: e.http.Metadata,
+		Internal: x.Internal, Metadata: e.http.Metadata, FilterState: e.http.FilterState, SourceIP: x.Remote,
 	})
 	e.entry.RouteName, e.http.RouteMetadata = "", nil
 	if r := x.Match.Route; r != nil {
@@ -216,11 +216,27 @@ func (e *exchange) route() {
 		e.answer(reply)
 	case r.Direct != nil:
 		m.stats.DirectResponse.Inc()
-		e.answer(filter.Deny(r.Direct.Status, r.Direct.Body, "direct_response", 0))
+		e.answer(e.direct(r.Direct))
 	default:
 		m.stats.Forwarded.Inc()
 		e.forward(r.Forward)
 	}
+}
+
+// direct makes the reply of a route that answers itself.
+func (e *exchange) direct(d *model.DirectResponse) *filter.Reply {
+	reply := filter.Deny(d.Status, d.Body, "direct_response", 0)
+	if d.Text != "" || d.JSON != nil {
+		b, err := newBodyFormat(d.Text, d.JSON, d.ContentType)
+		if err != nil {
+			return filter.Deny(500, "", "direct_response_format", 0)
+		}
+		reply.Body = b.render(&e.entry)
+		reply.Header = []message.Field{{Name: "content-type", Value: b.contentType}}
+	} else if d.ContentType != "" {
+		reply.Header = []message.Field{{Name: "content-type", Value: d.ContentType}}
+	}
+	return reply
 }
 
 // clientGone ends an exchange whose client has left.
@@ -372,9 +388,7 @@ func (e *exchange) respond(local bool) {
 		}
 	}
 	if r.Status >= 200 {
-		if x.Match.Route != nil {
-			x.Match.EditResponse(r, &e.entry)
-		}
+		x.Match.EditResponse(r, &e.entry)
 		e.finishHead(local)
 	}
 	e.responded = true

@@ -2,9 +2,11 @@ package hcm
 
 import (
 	"context"
+	"crypto/sha1"
+	"encoding/base64"
+	"encoding/binary"
 	"errors"
 	"io"
-	"maps"
 	"math"
 	"os"
 	"slices"
@@ -170,7 +172,7 @@ func (e *exchange) timeouts() {
 			f.timeout = d
 		}
 	}
-	if p := e.policyOf(); p != nil {
+	if p := e.x.Match.Retry(); p != nil {
 		f.perTry, f.tryIdle = p.PerTry, p.PerTryIdle
 	}
 	if d, ok := millis(h.Get("x-envoy-upstream-rq-timeout-ms")); ok {
@@ -233,17 +235,10 @@ func grpcTimeout(s string) (time.Duration, bool) {
 	return time.Duration(n) * unit, true
 }
 
-func (e *exchange) policyOf() *model.RetryPolicy {
-	if p := e.fwd.conf.Retry; p != nil {
-		return p
-	}
-	return e.x.Match.VirtualHost.Retry
-}
-
 // retryPolicy works out when the request is sent again.
 func (e *exchange) retryPolicy() {
 	f, h := &e.fwd, &e.x.Request.Header
-	f.policy = e.policyOf()
+	f.policy = e.x.Match.Retry()
 	if p := f.policy; p != nil {
 		f.on, f.left, f.status = p.On, int(p.NumRetries), p.Statuses
 		if len(p.RequestHeaders) > 0 && !route.Headers(p.RequestHeaders, e.x.Request) {
@@ -282,35 +277,20 @@ func (e *exchange) retryPolicy() {
 // prepare makes what is the same for all attempts.
 func (e *exchange) prepare() {
 	x, f := &e.x, &e.fwd
-	c, v := f.conf, x.Match.VirtualHost
-	f.mirrors = c.Mirrors
-	if f.mirrors == nil {
-		f.mirrors = v.Mirrors
-	}
+	f.mirrors = x.Match.Mirrors()
 	f.keep = f.left > 0 || len(f.mirrors) > 0
-	if len(c.Hash) > 0 {
+	if len(f.conf.Hash) > 0 {
 		f.choice.Hash, f.choice.HasHash, f.cookie = x.Match.Hash(x.Request, x.Remote, e.filterState, e.m.env.Rand)
 	}
 	f.choice.Destination = x.Conn.Destination
-	if c.MetadataMatch != nil || x.Match.Weighted != nil && x.Match.Weighted.MetadataMatch != nil {
-		all := maps.Clone(c.MetadataMatch)
-		if w := x.Match.Weighted; w != nil {
-			if all == nil {
-				all = map[string]any{}
-			}
-			maps.Copy(all, w.MetadataMatch)
-		}
-		f.choice.Metadata = model.NewMetadataMatches(all)
-	}
+	f.choice.Metadata = x.Match.Subset()
 	if p := f.policy; p != nil {
 		f.choice.Repicks = int(p.HostAttempts)
 		f.choice.AvoidCanary, f.choice.AvoidMetadata = p.AvoidCanary, p.AvoidMetadata
 		f.choice.AvoidPriorities = p.AvoidPriorities
 	}
-	if limit := x.Match.Route.BufferLimit; limit > 0 {
+	if limit := x.Match.BufferLimit(); limit > 0 {
 		x.BufferLimit = limit
-	} else if v.BufferLimit > 0 {
-		x.BufferLimit = v.BufferLimit
 	}
 }
 
@@ -333,8 +313,11 @@ func (e *exchange) try(cluster *upstream.Cluster) (*filter.Reply, outcome) {
 	r := x.Request
 	if f.attempt == 1 {
 		x.Match.Rewrite(r, host.Hostname())
-	} else if f.conf.AutoHost && host.Hostname() != "" {
-		r.Authority = host.Hostname()
+		if m.router.SuppressHeaders {
+			r.Header.Del("x-envoy-original-path")
+		}
+	} else {
+		x.Match.AutoHost(r, host.Hostname())
 	}
 	if x.Match.VirtualHost.AttemptCount {
 		r.Header.Set("x-envoy-attempt-count", integer(&r.Arena, int64(f.attempt)))
@@ -359,6 +342,9 @@ func (e *exchange) try(cluster *upstream.Cluster) (*filter.Reply, outcome) {
 	}
 	f.up = st
 	e.http.UpstreamProtocol = info.Version
+	if r.Upgrade == "websocket" && r.Version == message.HTTP2 && info.Version != message.HTTP2 && !r.Header.Has("sec-websocket-key") {
+		r.Header.Add("sec-websocket-key", m.newKey(&r.Arena))
+	}
 	if len(m.logs) > 0 {
 		e.entry.UpstreamLocal = info.LocalAddress
 	}
@@ -529,6 +515,14 @@ func (e *exchange) attemptFailed(err error, out outcome) (*filter.Reply, outcome
 		reply.Header = append(reply.Header, message.Field{Name: "x-envoy-overloaded", Value: "true"})
 	}
 	return reply, out
+}
+
+// newKey makes what a client proves with that a host speaks WebSocket (RFC 6455 section 4.1).
+func (m *Manager) newKey(a *message.Arena) string {
+	var b [16]byte
+	binary.NativeEndian.PutUint64(b[:], m.env.Rand())
+	binary.NativeEndian.PutUint64(b[8:], m.env.Rand())
+	return a.End(base64.StdEncoding.AppendEncode(a.Begin(), b[:]))
 }
 
 // badBody deals with a request that broke off or was malformed.
@@ -956,8 +950,15 @@ func (e *exchange) upgrade() {
 	r := &e.resp
 	e.upgraded = true
 	f.timeout, f.perTry, f.tryIdle = 0, 0, 0
-	if x.Match.Route != nil {
-		x.Match.EditResponse(r, &e.entry)
+	x.Match.EditResponse(r, &e.entry)
+	if x.Request.Upgrade == "websocket" {
+		// RFC 6455 section 4 proves to HTTP/1 that the host understood; HTTP/2 (RFC 8441) has no such thing.
+		if x.Request.Version == message.HTTP2 {
+			r.Header.Del("sec-websocket-accept")
+		} else if key := x.Request.Header.Get("sec-websocket-key"); key != "" && !r.Header.Has("sec-websocket-accept") {
+			sum := sha1.Sum([]byte(key + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"))
+			r.Header.Add("sec-websocket-accept", base64.StdEncoding.EncodeToString(sum[:]))
+		}
 	}
 	e.finishHead(false)
 	e.responded = true
@@ -995,12 +996,18 @@ func (e *exchange) mirror() {
 		}
 		r := &message.Request{Version: x.Request.Version, Method: strings.Clone(x.Request.Method), Scheme: strings.Clone(x.Request.Scheme), Path: strings.Clone(x.Request.Path), ContentLength: int64(len(f.body))}
 		r.Authority = strings.Clone(x.Request.Authority)
+		if c.HostRewrite != "" {
+			r.Authority = c.HostRewrite
+		}
 		if !c.NoShadowHost {
 			host, port := splitPort(r.Authority)
 			r.Authority = host + "-shadow" + port
 		}
 		r.Header.CopyFrom(&x.Request.Header)
 		r.Header.CloneStrings()
+		if edits, err := route.NewEdits(c.RequestEdits); err == nil { // checked with the route
+			edits.Apply(&r.Header, &r.Arena, &e.entry)
+		}
 		body := slices.Clone(f.body)
 		timeout := f.conf.Timeout
 		if timeout <= 0 {

@@ -17,6 +17,9 @@ import (
 // reply that is not nil refuses the request.
 func (m *Manager) canonical(r *message.Request) *filter.Reply {
 	c := m.conf
+	if r.Authority == "" {
+		return filter.Deny(400, "", "missing_host_header", 0)
+	}
 	if r.Method != "CONNECT" || r.Upgrade != "" {
 		if r.Path == "" || r.Path[0] != '/' && !(r.Path == "*" && r.Method == "OPTIONS") {
 			m.stats.NonRelativePath.Inc()
