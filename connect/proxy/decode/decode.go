@@ -435,6 +435,9 @@ var secretFields = map[protoreflect.FullName]string{
 	"envoy.extensions.transport_sockets.tls.v3.TlsCertificate":       "private_key password pkcs12",
 	"envoy.extensions.transport_sockets.tls.v3.GenericSecret":        "secret secrets",
 	"envoy.extensions.transport_sockets.tls.v3.TlsSessionTicketKeys": "keys",
+	"envoy.extensions.filters.http.jwt_authn.v3.JwtProvider":         "local_jwks", // which may hold symmetric keys
+	"envoy.extensions.filters.http.basic_auth.v3.BasicAuth":          "users",
+	"envoy.extensions.filters.http.basic_auth.v3.BasicAuthPerRoute":  "users",
 }
 
 var secretHeader = regexp.MustCompile(`(?i)token|authorization|secret|cookie|api-?key|password`)

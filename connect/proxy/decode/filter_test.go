@@ -128,6 +128,13 @@ func TestHTTPFilters(t *testing.T) {
 		{message: "grpc_http1_bridge.v3.Config"},
 		{message: "grpc_http1_bridge.v3.Config", config: `"upgrade_protobuf_to_grpc":true`, err: "upgrade_protobuf_to_grpc: not supported"},
 		{message: "grpc_web.v3.GrpcWeb"},
+
+		{message: "ratelimit.v3.RateLimit", config: `"domain":"d","rate_limit_service":{"transport_api_version":"V3","grpc_service":{"envoy_grpc":{"cluster_name":"c"}}},"request_type":"internal","enable_x_ratelimit_headers":"DRAFT_VERSION_03"`,
+			routeMessage: "ratelimit.v3.RateLimitPerRoute", route: `"vh_rate_limits":"INCLUDE"`},
+		{message: "ratelimit.v3.RateLimit", config: `"domain":"d","rate_limit_service":{"transport_api_version":"V3","grpc_service":{"envoy_grpc":{"cluster_name":"c"}}},"failure_mode_deny_percent":{"default_value":{"numerator":1}}`, err: "failure_mode_deny_percent: not supported"},
+		{message: "basic_auth.v3.BasicAuth", config: `"users":{"inline_string":"bob:{SHA}2kuSN7rMzfGcB2DKt67EqDWQELA="}`, routeMessage: "basic_auth.v3.BasicAuthPerRoute", route: `"users":{"inline_string":"bob:{SHA}2kuSN7rMzfGcB2DKt67EqDWQELA="}`},
+		{message: "basic_auth.v3.BasicAuth", config: `"users":{"inline_string":"bob:secret"}`, err: "not a SHA hash"},
+		{message: "csrf.v3.CsrfPolicy", config: `"filter_enabled":{"default_value":{"numerator":100}},"additional_origins":[{"exact":"a"}]`, routeMessage: "csrf.v3.CsrfPolicy", route: `"filter_enabled":{"default_value":{"numerator":0}}`},
 	}
 	for i, tt := range tests {
 		t.Run(fmt.Sprint(i, tt.message), func(t *testing.T) {

@@ -53,6 +53,9 @@ var httpFilters = []httpFilter{
 	grpcStatsFilter,
 	grpcBridgeFilter,
 	grpcWebFilter,
+	rateLimitFilter,
+	basicAuthFilter,
+	csrfFilter,
 }
 
 // httpFilterOf returns the filter whose list entry, or whose route entry, is a message of the name.

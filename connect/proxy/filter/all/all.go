@@ -3,9 +3,11 @@ package all
 
 import (
 	"github.com/sarnmesh/sarn/connect/proxy/filter"
+	"github.com/sarnmesh/sarn/connect/proxy/filter/basicauth"
 	"github.com/sarnmesh/sarn/connect/proxy/filter/buffer"
 	"github.com/sarnmesh/sarn/connect/proxy/filter/compressor"
 	"github.com/sarnmesh/sarn/connect/proxy/filter/cors"
+	"github.com/sarnmesh/sarn/connect/proxy/filter/csrf"
 	"github.com/sarnmesh/sarn/connect/proxy/filter/extauthz"
 	"github.com/sarnmesh/sarn/connect/proxy/filter/fault"
 	"github.com/sarnmesh/sarn/connect/proxy/filter/grpcbridge"
@@ -16,6 +18,7 @@ import (
 	"github.com/sarnmesh/sarn/connect/proxy/filter/healthcheck"
 	"github.com/sarnmesh/sarn/connect/proxy/filter/jwtauthn"
 	"github.com/sarnmesh/sarn/connect/proxy/filter/localratelimit"
+	"github.com/sarnmesh/sarn/connect/proxy/filter/ratelimit"
 	"github.com/sarnmesh/sarn/connect/proxy/filter/rbac"
 	"github.com/sarnmesh/sarn/connect/proxy/filter/setmetadata"
 )
@@ -24,9 +27,11 @@ import (
 func Types() map[string]filter.Type {
 	types := map[string]filter.Type{}
 	for _, t := range []filter.Type{
+		basicauth.Type,
 		buffer.Type,
 		compressor.Type,
 		cors.Type,
+		csrf.Type,
 		extauthz.Type,
 		fault.Type,
 		grpcbridge.Type,
@@ -37,6 +42,7 @@ func Types() map[string]filter.Type {
 		healthcheck.Type,
 		jwtauthn.Type,
 		localratelimit.Type,
+		ratelimit.Type,
 		rbac.Type,
 		setmetadata.Type,
 	} {
