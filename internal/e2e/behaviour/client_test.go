@@ -126,18 +126,6 @@ func wait(d time.Duration) action { return func(*client) { time.Sleep(d) } }
 // anew closes the connection, so that the next request opens another.
 func anew(c *client) { c.hangUp() }
 
-// to sends what follows to another listener of the group.
-func to(name string, a action) action {
-	return func(c *client) {
-		c.hangUp()
-		old := c.port
-		c.port = c.w.ports["l"+name]
-		a(c)
-		c.hangUp()
-		c.port = old
-	}
-}
-
 // over sends what follows over TLS.
 func over(conf func(*world) *tls.Config, a action) action {
 	return func(c *client) {
@@ -171,7 +159,7 @@ func atOnce(list ...action) action {
 	}
 }
 
-// quick tells how long an action took, if that was not within the bounds.
+// took tells when an action took less or more time than it may.
 func took(atLeast, atMost time.Duration, a action) action {
 	return func(c *client) {
 		start := time.Now()
@@ -437,7 +425,6 @@ type h2Client struct {
 	enc  *hpack.Encoder
 	buf  bytes.Buffer
 	next uint32
-	dead bool
 }
 
 func (c *client) dialH2() *h2Client {
@@ -530,7 +517,6 @@ func (h *h2Client) open(c *client, fields []string) uint32 {
 // answer reads frames until the stream ends.
 func (h *h2Client) answer(c *client, id uint32) {
 	var body bytes.Buffer
-	headers := 0
 	flush := func() {
 		if body.Len() > 0 {
 			c.say("< %s", show(body.String()))
@@ -594,9 +580,6 @@ func (h *h2Client) answer(c *client, id uint32) {
 			if st != "" {
 				c.say("< HTTP/2 %s", st)
 				kind = "  "
-			}
-			if st == "" || st[0] != '1' {
-				headers++
 			}
 			var list []string
 			for _, hf := range f.RegularFields() {

@@ -319,8 +319,6 @@ func addressCases() []testCase {
 		out = append(out, testCase{name: on + ": forwarded for", on: on, route: `{request_headers_to_add: [{header: {key: x-client, value: "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%"}}]}`, do: forwardings()})
 	}
 	id := "x-request-id: 11111111-2222-4333-8444-555555555555"
-	shown := `{request_headers_to_add: [{header: {key: x-the-id, value: "%REQ(x-request-id):9%"}}], response_headers_to_add: [{header: {key: x-the-id, value: "%REQ(x-request-id):2%"}}]}`
-	_ = shown
 	given := `[{match: {prefix: "{p}", headers: [{name: x-request-id, string_match: {safe_regex: {regex: "11111111-2222-[4a9b]333-8444-555555555555"}}}]}, direct_response: {status: 201}}, {match: {prefix: "{p}", headers: [{name: x-request-id, present_match: true}]}, direct_response: {status: 202}}, {direct_response: {status: 203}}]`
 	for _, on := range []string{"plain", "edge", "edge internal", "keepid", "showid", "noid"} {
 		out = append(out, testCase{name: on + ": request id", on: on, route: given, do: steps(h1("GET {p}"), h1("GET {p}", id), h1("GET {p}", "x-request-id: anything"))})
@@ -380,8 +378,6 @@ var certificates = group{
 		)
 	}(),
 }
-
-var hello = stream(200, nil, "hello")
 
 // upgraded answers 101 and then echoes.
 var upgraded = answer{early: true, do: func(x exchange) {
