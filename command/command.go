@@ -21,6 +21,7 @@ import (
 	"github.com/sarnmesh/sarn/command/lockcmd"
 	"github.com/sarnmesh/sarn/command/operatorcmd"
 	"github.com/sarnmesh/sarn/command/proxycmd"
+	"github.com/sarnmesh/sarn/command/redirectcmd"
 	"github.com/sarnmesh/sarn/command/servicescmd"
 	"github.com/sarnmesh/sarn/command/snapshotcmd"
 	"github.com/sarnmesh/sarn/command/validatecmd"
@@ -69,7 +70,7 @@ func all(ctx context.Context, s verb.Streams) map[string]cli.CommandFactory {
 	commands := map[string]cli.CommandFactory{}
 	for _, verbs := range [][]verb.Verb{
 		catalogcmd.Verbs(), clustercmd.Verbs(), configcmd.Verbs(), connectcmd.Verbs(), intentioncmd.Verbs(), kvcmd.Verbs(),
-		lockcmd.Verbs(), operatorcmd.Verbs(), servicescmd.Verbs(), snapshotcmd.Verbs(), validatecmd.Verbs(), versioncmd.Verbs(),
+		lockcmd.Verbs(), operatorcmd.Verbs(), redirectcmd.Verbs(), servicescmd.Verbs(), snapshotcmd.Verbs(), validatecmd.Verbs(), versioncmd.Verbs(),
 		watchcmd.Verbs(),
 	} {
 		for _, v := range verbs {
