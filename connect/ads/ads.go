@@ -203,6 +203,12 @@ func serve[Req request, Resp any](s *Server, ctx context.Context, g conn[Req, Re
 				if err != nil {
 					return err
 				}
+				if node.Token != st.token {
+					st.token = node.Token
+					if _, err := s.authorizer(ctx, st.token); err != nil {
+						return err
+					}
+				}
 				if sub, err = s.source.Follow(node); err != nil {
 					return status.Errorf(codes.Internal, "failed to watch proxy: %s", err)
 				}
@@ -286,12 +292,18 @@ func identify(n *corev3.Node, token string) (Node, error) {
 	}
 	fields := n.GetMetadata().GetFields()
 	node := Node{ID: n.GetId(), Name: fields["node_name"].GetStringValue(), Token: token}
+	if node.Token == "" {
+		node.Token = fields[tokenKey].GetStringValue()
+	}
 	own := n.GetUserAgentName() == ownUserAgent
 	if v, ok := fields[OwnFlavourKey]; ok {
 		own = v.GetBoolValue()
 	}
-	if own {
+	switch {
+	case own:
 		node.Flavour = xds.Own
+	case strings.HasPrefix(n.GetUserAgentName(), grpcUserAgent):
+		node.Flavour = xds.Proxyless
 	}
 	return node, nil
 }
@@ -302,6 +314,13 @@ const OwnFlavourKey = "sarn_secrets"
 
 // ownUserAgent is the name the built-in proxy goes by.
 const ownUserAgent = "sarn"
+
+// grpcUserAgent is what the names of gRPC clients begin with, in every language.
+const grpcUserAgent = "gRPC"
+
+// tokenKey is where a client has its token: in what it sends along with the stream or, since gRPC clients can send
+// nothing along, in the metadata of its node.
+const tokenKey = "x-consul-token"
 
 // oldestEnvoy is the oldest minor version of Envoy 1 that understands what it is sent.
 const oldestEnvoy = 31
@@ -321,7 +340,7 @@ func checkEnvoyVersion(n *corev3.Node) error {
 // tokenOf returns the token a client sends along with its stream, empty for none.
 func tokenOf(ctx context.Context) string {
 	md, _ := metadata.FromIncomingContext(ctx)
-	if v := md.Get("x-consul-token"); len(v) > 0 {
+	if v := md.Get(tokenKey); len(v) > 0 {
 		return v[0]
 	}
 	return ""

@@ -30,6 +30,7 @@ type sotwType struct {
 	wildcard   bool
 	named      bool // the client named something once, so naming nothing no longer means everything
 	names      map[string]bool
+	asked      bool                     // for a name that was not asked for before, so that an answer is due
 	told       map[string]*xds.Resource // what the client has or is being sent
 	refused    bool                     // the last response
 	complaint  string
@@ -79,6 +80,9 @@ func (s *sotw) receive(req *discoveryv3.DiscoveryRequest, t xds.Type, now time.T
 	}
 	ty.wildcard = slices.Contains(req.ResourceNames, "*") || len(req.ResourceNames) == 0 && !ty.named
 	ty.named = ty.named || len(req.ResourceNames) > 0
+	for n := range names {
+		ty.asked = ty.asked || !ty.names[n]
+	}
 	ty.names = names
 	if !ty.wildcard { // what it unsubscribed from needs no answer
 		maps.DeleteFunc(ty.told, func(n string, _ *xds.Resource) bool { return !names[n] })
@@ -132,9 +136,11 @@ func (s *sotw) response(r *xds.Resources, t xds.Type, remove bool, now time.Time
 	sent := changed
 	if full(t) {
 		gone := slices.ContainsFunc(slices.Collect(maps.Keys(ty.told)), func(n string) bool { return want[n] == nil })
-		if len(changed) == 0 && !gone && ty.started {
+		// A client that asks for what does not exist is told so by an answer without it.
+		if len(changed) == 0 && !gone && ty.started && !ty.asked {
 			return nil
 		}
+		ty.asked = false
 		ty.told = want
 		sent = map[string]string{}
 		for n, x := range want {
