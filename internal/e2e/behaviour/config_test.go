@@ -171,7 +171,7 @@ func bootstrap(g *group, cases []*testCase, w *world) []byte {
 		}, parseMap(w.expand(l.hcm)))
 		chain := merge(dict{"filters": []any{dict{"name": "envoy.filters.network.http_connection_manager", "typed_config": hcm}}}, parseMap(w.expand(l.chain)))
 		listeners = append(listeners, merge(dict{
-			"name": "l" + l.name, "address": socket(w.ports["l"+l.name]), "filter_chains": []any{chain},
+			"name": "l" + l.name, "address": socket(w.ports["l"+l.name]), "enable_reuse_port": false, "filter_chains": []any{chain},
 		}, parseMap(w.expand(l.raw))))
 	}
 	var list []any
