@@ -135,6 +135,8 @@ func TestHTTPFilters(t *testing.T) {
 		{message: "basic_auth.v3.BasicAuth", config: `"users":{"inline_string":"bob:{SHA}2kuSN7rMzfGcB2DKt67EqDWQELA="}`, routeMessage: "basic_auth.v3.BasicAuthPerRoute", route: `"users":{"inline_string":"bob:{SHA}2kuSN7rMzfGcB2DKt67EqDWQELA="}`},
 		{message: "basic_auth.v3.BasicAuth", config: `"users":{"inline_string":"bob:secret"}`, err: "not a SHA hash"},
 		{message: "csrf.v3.CsrfPolicy", config: `"filter_enabled":{"default_value":{"numerator":100}},"additional_origins":[{"exact":"a"}]`, routeMessage: "csrf.v3.CsrfPolicy", route: `"filter_enabled":{"default_value":{"numerator":0}}`},
+		{message: "admission_control.v3.AdmissionControl", config: `"success_criteria":{"http_criteria":{"http_success_status":[{"start":100,"end":400}]},"grpc_criteria":{"grpc_success_status":[0]}},"sr_threshold":{"default_value":{"value":90},"runtime_key":"k"}`},
+		{message: "admission_control.v3.AdmissionControl", config: `"success_criteria":{},"sampling_window":"0.5s"`, err: "sampling_window"},
 	}
 	for i, tt := range tests {
 		t.Run(fmt.Sprint(i, tt.message), func(t *testing.T) {
@@ -161,5 +163,18 @@ func TestHTTPFilters(t *testing.T) {
 				t.Error("the configuration of the route is lost")
 			}
 		})
+	}
+}
+
+func TestDumpHidesSecretsOfFilters(t *testing.T) {
+	for _, config := range []string{
+		httpType("jwt_authn.v3.JwtAuthentication", `"providers":{"p":{"local_jwks":{"inline_string":"{\"keys\":[{\"kty\":\"oct\",\"k\":\"c2VjcmV0\"}]}"}}}`),
+		httpType("basic_auth.v3.BasicAuth", `"users":{"inline_string":"bob:{SHA}c2VjcmV0"}`),
+		httpType("ext_authz.v3.ExtAuthz", `"grpc_service":{"envoy_grpc":{"cluster_name":"c"},"initial_metadata":[{"key":"x-api-key","value":"c2VjcmV0"}]}`),
+	} {
+		b, err := decode.JSON(pack(t, &listenerv3.Listener{}, managerJSON(config, "")))
+		if err != nil || strings.Contains(string(b), "c2VjcmV0") || !strings.Contains(string(b), "[redacted]") {
+			t.Errorf("%v: %s", err, b)
+		}
 	}
 }

@@ -56,6 +56,7 @@ var httpFilters = []httpFilter{
 	rateLimitFilter,
 	basicAuthFilter,
 	csrfFilter,
+	admissionFilter,
 }
 
 // httpFilterOf returns the filter whose list entry, or whose route entry, is a message of the name.

@@ -56,13 +56,14 @@ type Type struct {
 type Env struct {
 	StatPrefix string       // of the manager: counters stand under http.<StatPrefix>
 	Stats      *stats.Scope // http.<StatPrefix>
-	// Scope opens another prefix for as long as the filter is used.
+	// Scope opens another prefix for as long as the filter is used. It may be called at any time, by anybody.
 	Scope    func(parts ...stats.Part) *stats.Scope
 	Client   Client
 	Clusters Clusters
 	Logger   hclog.Logger
 	Rand     func() uint64
-	// Go runs f until it returns; its context ends when the filter is no longer used.
+	// Go runs f until it returns; its context ends when the filter is no longer used. Exchanges that began before
+	// may still call it then: f runs with a context that has ended.
 	Go func(f func(ctx context.Context))
 	// Node is who the proxy is, for filters that match or tell it.
 	NodeID, NodeCluster string

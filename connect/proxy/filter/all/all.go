@@ -3,6 +3,7 @@ package all
 
 import (
 	"github.com/sarnmesh/sarn/connect/proxy/filter"
+	"github.com/sarnmesh/sarn/connect/proxy/filter/admission"
 	"github.com/sarnmesh/sarn/connect/proxy/filter/basicauth"
 	"github.com/sarnmesh/sarn/connect/proxy/filter/buffer"
 	"github.com/sarnmesh/sarn/connect/proxy/filter/compressor"
@@ -27,6 +28,7 @@ import (
 func Types() map[string]filter.Type {
 	types := map[string]filter.Type{}
 	for _, t := range []filter.Type{
+		admission.Type,
 		basicauth.Type,
 		buffer.Type,
 		compressor.Type,

@@ -529,6 +529,24 @@ func TestClientThatLeavesDoesNotStopAFetch(t *testing.T) {
 	})
 }
 
+func TestExchangesOfAnOldConfigurationStillGetKeys(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := &keyServer{keys: allKeys, status: 200}
+		b := remote(t, k, nil)
+		b.Env.Go = func(f func(context.Context)) {
+			ctx, cancel := context.WithCancel(t.Context())
+			cancel()
+			go f(ctx)
+		}
+		k.delay = time.Millisecond
+		for range 2 {
+			if res := b.Run(b.Exchange("GET", "/", bearer(es256(claims{"iss": "iss"}))...), nil); res.Reply != nil {
+				t.Error(res.Body)
+			}
+		}
+	})
+}
+
 func TestKeysAreFetchedAhead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := &keyServer{keys: allKeys, status: 503}

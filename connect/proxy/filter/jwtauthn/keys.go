@@ -198,6 +198,7 @@ type remote struct {
 	mu      sync.Mutex
 	running chan struct{} // closed when the fetch under way ends; nil if none is
 	again   time.Time     // not before: the last one failed
+	retired bool          // the filter is no longer used, but for exchanges that began before
 }
 
 type fetched struct {
@@ -217,6 +218,15 @@ func (r *remote) get(ctx context.Context) *Keys {
 	if f := r.current.Load(); f != nil && time.Now().Before(f.expires) {
 		return f.keys
 	}
+	r.mu.Lock()
+	retired := r.retired
+	r.mu.Unlock()
+	if retired {
+		// Nothing goes on for the filter any more, so the exchange asks itself.
+		if keys, err := r.once(ctx); err == nil {
+			return keys
+		}
+	}
 	return nil
 }
 
@@ -228,7 +238,7 @@ func (r *remote) fetch() <-chan struct{} {
 		return r.running
 	}
 	done := make(chan struct{})
-	if time.Now().Before(r.again) {
+	if r.retired || time.Now().Before(r.again) {
 		close(done)
 		return done
 	}
@@ -237,11 +247,14 @@ func (r *remote) fetch() <-chan struct{} {
 		keys, err := r.try(ctx)
 		r.mu.Lock()
 		defer r.mu.Unlock()
-		if err != nil {
+		switch {
+		case err != nil && ctx.Err() != nil:
+			r.retired = true
+		case err != nil:
 			r.wrong.Inc()
 			r.again = time.Now().Add(r.refetch())
 			r.env.Logger.Warn("keys of tokens not fetched", "cluster", r.conf.Cluster, "error", err)
-		} else {
+		default:
 			r.good.Inc()
 			r.current.Store(&fetched{keys, time.Now().Add(r.cache())})
 		}
