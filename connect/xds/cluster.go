@@ -121,7 +121,7 @@ func primary(c *chain.Chain, n *chain.Node) (*chain.Target, error) {
 // customCluster returns the cluster an upstream brings along, nil if it brings none. It counts only where no chain is
 // configured.
 func (b *build) customCluster(u *mesh.Upstream, c *chain.Chain) (*clusterv3.Cluster, error) {
-	if u.Config.ClusterJSON == "" || !c.Default {
+	if u.Config.ClusterJSON == "" || !c.Default || b.flavour == Proxyless {
 		return nil, nil
 	}
 	t, err := primary(c, c.Nodes[c.StartNode])
@@ -173,6 +173,9 @@ func (b *build) chainClusters(u *mesh.Upstream, c *chain.Chain) error {
 			if err != nil {
 				return err
 			}
+			if r.peer != nil && b.flavour == Proxyless {
+				return errProxyless
+			}
 			if err := b.reachedCluster(base, u, c, n, r, custom); err != nil {
 				return err
 			}
@@ -185,6 +188,9 @@ func (b *build) chainClusters(u *mesh.Upstream, c *chain.Chain) error {
 				continue
 			}
 			r, err := b.reachTarget(t)
+			if err == nil && r.peer != nil && b.flavour == Proxyless {
+				err = errProxyless
+			}
 			if err != nil {
 				b.problem("upstream %s: failover: %w", u.ID, err)
 				continue
@@ -211,6 +217,9 @@ func (b *build) aggregate(name string, c *chain.Chain, n *chain.Node, members []
 		for i, m := range members {
 			uses[i] = ref{Cluster, m}
 		}
+		if b.flavour == Proxyless {
+			return made{uses: uses, message: proxylessAggregate(name, n, members)}, nil
+		}
 		return made{uses: uses, message: &clusterv3.Cluster{
 			Name:           name,
 			AltStatName:    name,
@@ -231,6 +240,9 @@ func (b *build) reachedCluster(name string, u *mesh.Upstream, c *chain.Chain, n 
 		if own != nil {
 			own.TransportSocketMatches = nil
 			return own, nil
+		}
+		if b.flavour == Proxyless {
+			return b.proxylessCluster(name, u, n), nil
 		}
 		cluster := b.edsCluster(name, u, connectTimeout(n))
 		cluster.AltStatName = name

@@ -23,6 +23,9 @@ const (
 	// the first instance that fails be ejected however few there are. Nothing in it may be refused by the built-in
 	// proxy: a listener that is refused leaves an older one, with older rules, in its place.
 	Own
+	// Proxyless is for gRPC clients that do without a proxy: only what is about the upstreams, by their names, and nothing
+	// that gRPC refuses.
+	Proxyless
 	NumFlavours = iota
 )
 
@@ -117,11 +120,14 @@ func (c *Compiler) compile(s *mesh.Snapshot, x *extensions) (*compilation, error
 	}
 	switch s.Proxy.Service.Kind {
 	case catalog.KindConnectProxy:
+		if c.Flavour == Proxyless {
+			break
+		}
 		if err := b.sidecar(); err != nil {
 			return nil, err
 		}
 	default:
-		if s.Gateway == nil {
+		if s.Gateway == nil || c.Flavour == Proxyless {
 			return nil, ErrKind
 		}
 	}
@@ -144,8 +150,10 @@ func (c *Compiler) compile(s *mesh.Snapshot, x *extensions) (*compilation, error
 		b.outbound = append(b.outbound, p.outbound...)
 		b.out.Problems = append(b.out.Problems, p.problems...)
 	}
-	if err := b.outboundListener(); err != nil {
-		return nil, err
+	if c.Flavour != Proxyless {
+		if err := b.outboundListener(); err != nil {
+			return nil, err
+		}
 	}
 	if s.Gateway != nil {
 		if err := b.gateway(); err != nil {
@@ -368,6 +376,9 @@ func (c *Compiler) part(last *part, s *mesh.Snapshot, u *mesh.Upstream, x *exten
 
 // upstreamPart makes everything for one upstream, as far as enough is known about it.
 func (b *build) upstreamPart(u *mesh.Upstream) error {
+	if b.flavour == Proxyless && u.Kind != mesh.ToChain && u.Kind != mesh.ToNothing {
+		return errProxyless
+	}
 	switch u.Kind {
 	case mesh.ToChain:
 		if c := b.s.Chain(u); c != nil {
@@ -390,6 +401,9 @@ func (b *build) chainUpstream(u *mesh.Upstream, c *chain.Chain) error {
 	}
 	if err := b.chainClusters(u, c); err != nil || b.s.Gateway != nil {
 		return err // listeners of gateways are for several services
+	}
+	if b.flavour == Proxyless {
+		return b.proxylessChain(u, c)
 	}
 	lead := func() (*lead, error) { return b.chainLead(u, c) }
 	if !u.Bound() {

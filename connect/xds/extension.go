@@ -125,6 +125,8 @@ func (b *build) extensionsOf() *extensions {
 		}
 		made, err := extension(nil), fmt.Errorf("%q is not a built-in extension", e.Name)
 		switch f := extensionTypes[e.Name]; {
+		case b.flavour == Proxyless:
+			err = errors.New("gRPC clients know no extensions")
 		case f != nil && b.flavour == Own && foreign[e.Name]:
 			err = errors.New("the built-in proxy does not know it")
 		case f != nil:

@@ -198,6 +198,9 @@ func TestGolden(t *testing.T) {
 			if _, own := files["in/own"]; own {
 				flavour = xds.Own
 			}
+			if _, proxyless := files["in/proxyless"]; proxyless {
+				flavour = xds.Proxyless
+			}
 			s := snapshotOf(t, files)
 			if !s.Complete() {
 				t.Fatal("the snapshot is not complete")

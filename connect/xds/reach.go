@@ -140,15 +140,19 @@ func (b *build) assignment(name string, r *reach) error {
 	}
 	key := assignmentKey{
 		name: name, instances: r.instances, gateways: r.gateways, onlyPassing: r.onlyPassing, remote: r.remote, gatewayRemote: r.gatewayRemote,
+		proxyless: b.flavour == Proxyless,
 	}
 	if !r.remote && slices.ContainsFunc(r.instances.Instances, onSocket) {
 		key.node = b.s.Proxy.Node
 	}
 	make := func() (made, error) {
 		group := &endpointv3.LocalityLbEndpoints{}
+		if key.proxyless {
+			proxylessGroup(group)
+		}
 		for _, p := range r.places() {
 			addr := b.address(p.instance, p.remote)
-			if addr == nil {
+			if addr == nil || key.proxyless && addr.GetSocketAddress() == nil {
 				continue
 			}
 			h := host(addr)
@@ -179,6 +183,7 @@ type assignmentKey struct {
 	name                               string
 	instances, gateways                *catalog.InstancesReply
 	onlyPassing, remote, gatewayRemote bool
+	proxyless                          bool   // for flavour Proxyless
 	node                               string // whose sockets can be reached, empty when there are none
 }
 

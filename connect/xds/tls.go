@@ -83,7 +83,7 @@ func line(s string) string {
 
 // trustFrom lists what commonTLS depends on, for add.
 func (b *build) trustFrom() []any {
-	if b.flavour == Own {
+	if b.flavour != Envoy {
 		return []any{b.s.Mesh()}
 	}
 	return []any{b.s.Mesh(), b.s.Roots(), b.s.Leaf()}
@@ -172,6 +172,9 @@ func (b *build) downstreamTLS(protocol string) (*corev3.TransportSocket, []ref, 
 func (b *build) upstreamTLS(r *reach) (*corev3.TransportSocket, []ref, error) {
 	if len(r.names) == 0 {
 		return nil, nil, fmt.Errorf("no name to expect from %s", r.sni)
+	}
+	if b.flavour == Proxyless {
+		return proxylessTLS(r), nil, nil
 	}
 	var params *entry.TLSParameters
 	if m := b.s.Mesh(); m != nil && m.TLS != nil {
