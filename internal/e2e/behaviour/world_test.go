@@ -177,6 +177,17 @@ func freePorts(n int) []int {
 	return ports
 }
 
+// built is the folder of the binary that was built for the tests; empty if none was.
+var built string
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if built != "" {
+		os.RemoveAll(built)
+	}
+	os.Exit(code)
+}
+
 var sarnOnce = sync.OnceValues(func() (string, error) {
 	if bin := os.Getenv("SARN_BIN"); bin != "" {
 		return bin, nil
@@ -185,6 +196,7 @@ var sarnOnce = sync.OnceValues(func() (string, error) {
 	if err != nil {
 		return "", err
 	}
+	built = dir
 	bin := filepath.Join(dir, "sarn")
 	cmd := exec.Command("go", "build", "-o", bin, "github.com/sarnmesh/sarn")
 	if out, err := cmd.CombinedOutput(); err != nil {
