@@ -369,6 +369,12 @@ type Sample struct {
 	kind   kind
 }
 
+// With returns the sample with one more label for those systems that have labels.
+func (s Sample) With(name, value string) Sample {
+	s.labels = append(s.labels[:len(s.labels):len(s.labels)], label{promName(name), value})
+	return s
+}
+
 // Quantiles are those that samples of histograms tell.
 var Quantiles = [...]float64{0, .25, .5, .75, .9, .95, .99, .995, .999, 1}
 
