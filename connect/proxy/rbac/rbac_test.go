@@ -66,3 +66,29 @@ func TestEvaluate(t *testing.T) {
 		})
 	}
 }
+
+func TestRulesAboutRequestsAreUndecidableOfConnections(t *testing.T) {
+	path := mustMatch(t, model.MatchPrefix, "/")
+	for _, rule := range []model.Rule{
+		{Kind: model.RulePath, Match: path},
+		{Kind: model.RuleHeader, Header: &model.HeaderMatch{Name: "x-a", Kind: model.HeaderAbsent}},
+		{Kind: model.RuleHeader, Header: &model.HeaderMatch{Name: "x-a", Invert: true}},
+		{Kind: model.RuleRouteMetadata, Metadata: &model.MetadataMatcher{Invert: true}},
+		{Kind: model.RuleFilterState, Key: "k", Match: path},
+		{Kind: model.RuleConnectionIP, Prefix: netip.MustParsePrefix("0.0.0.0/0")},
+	} {
+		for _, r := range []model.Rule{rule, {Kind: model.RuleNot, Rules: []model.Rule{rule}}} {
+			for _, action := range []model.Action{model.Allow, model.Deny} {
+				policies := []model.Policy{{Name: "p", Permissions: []model.Rule{r}, Principals: []model.Rule{{Kind: model.RuleAny}}}}
+				if d := Evaluate(&model.RBAC{Action: action, Policies: policies}, &Facts{Authenticated: true}); d.Allowed {
+					t.Errorf("action %d lets a connection in by %+v", action, r)
+				}
+			}
+		}
+	}
+	// Metadata that is not there is no doubt, but never lets anybody in.
+	inverted := model.Rule{Kind: model.RuleMetadata, Metadata: &model.MetadataMatcher{Invert: true}}
+	if d := Evaluate(&model.RBAC{Policies: []model.Policy{{Permissions: []model.Rule{inverted}, Principals: []model.Rule{{Kind: model.RuleAny}}}}}, &Facts{}); d.Allowed {
+		t.Error("inverted metadata let a connection in")
+	}
+}
