@@ -14,6 +14,7 @@ import (
 
 	"github.com/sarnmesh/sarn/connect/proxy/adsclient"
 	"github.com/sarnmesh/sarn/connect/proxy/decode"
+	"github.com/sarnmesh/sarn/connect/proxy/listener"
 	"github.com/sarnmesh/sarn/connect/proxy/model"
 	"github.com/sarnmesh/sarn/connect/proxy/stats"
 	"github.com/sarnmesh/sarn/connect/proxy/tlscontext"
@@ -150,7 +151,12 @@ func (p *Proxy) settle(refused map[string]error) {
 		if w.err != nil && now.Before(w.retry) {
 			continue
 		}
-		if err := p.listeners.Set(w.conf, slices.Collect(maps.Keys(p.doomed))...); err != nil {
+		err := p.listeners.Set(w.conf, slices.Collect(maps.Keys(p.doomed))...)
+		if errors.Is(err, listener.ErrStopping) {
+			delete(p.pending, name) // it came too late, which is nobody's fault
+			continue
+		}
+		if err != nil {
 			if w.err == nil || w.err.Error() != err.Error() {
 				p.log.Error("listener not opened, will retry", "listener", name, "error", err)
 			}
@@ -181,6 +187,7 @@ func (p *Proxy) settle(refused map[string]error) {
 		p.log.Info("listener removed", "listener", name)
 	}
 	if p.answered && !waitsForMore && p.state.CompareAndSwap(StateInitializing, StateLive) {
+		close(p.live)
 		p.log.Info("ready", "listeners", len(p.active), "clusters", len(p.clusters), "after", time.Since(p.start).Round(time.Millisecond))
 	}
 }

@@ -31,6 +31,7 @@ import (
 	"github.com/sarnmesh/sarn/connect/proxy/listener"
 	"github.com/sarnmesh/sarn/connect/proxy/model"
 	"github.com/sarnmesh/sarn/connect/proxy/pool"
+	"github.com/sarnmesh/sarn/connect/proxy/quota"
 	"github.com/sarnmesh/sarn/connect/proxy/stats"
 	"github.com/sarnmesh/sarn/connect/proxy/tlscontext"
 	"github.com/sarnmesh/sarn/connect/proxy/upstream"
@@ -68,9 +69,17 @@ type Config struct {
 	// removed; default 10 minutes.
 	DrainTime time.Duration
 	// ShutdownTime is how long connections may stay once the proxy is told to
-	// stop; default 10 seconds.
-	ShutdownTime   time.Duration
+	// stop; default 10 seconds. New ones are taken for half of that time, as long
+	// as others are open, and told to be short.
+	ShutdownTime time.Duration
+	// HandoverTime is how long connections may stay once another process has taken
+	// the sockets over; default 15 minutes.
+	HandoverTime   time.Duration
 	MaxConnections int64 // of all listeners together; 0 does not limit
+	// Connections and Memory are the proxy's part of what it shares with
+	// others in the process: connections of clients, and bytes of bodies that
+	// are kept. Nil does not limit.
+	Connections, Memory *quota.Share
 
 	Logger hclog.Logger // default discards
 	Rand   func() uint64
@@ -93,8 +102,13 @@ type Proxy struct {
 	wake chan struct{} // holds a token if something may have become ready
 	save chan struct{} // holds a token if the configuration changed
 	quit chan struct{} // closed by Quit
+	left chan struct{} // closed by HandOver
+	live chan struct{} // closed when the proxy is live
+
+	drains chan drain // asked for, not begun
 
 	quitOnce   sync.Once
+	leftOnce   sync.Once
 	state      atomic.Int32
 	failHealth atomic.Bool
 
@@ -144,6 +158,9 @@ func New(cfg Config) (*Proxy, error) {
 	if cfg.ShutdownTime <= 0 {
 		cfg.ShutdownTime = 10 * time.Second
 	}
+	if cfg.HandoverTime <= 0 {
+		cfg.HandoverTime = 15 * time.Minute
+	}
 	if cfg.OpenLog == nil {
 		cfg.OpenLog = func(path string) (io.WriteCloser, error) {
 			return os.OpenFile(path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o640)
@@ -157,6 +174,9 @@ func New(cfg Config) (*Proxy, error) {
 		wake:     make(chan struct{}, 1),
 		save:     make(chan struct{}, 1),
 		quit:     make(chan struct{}),
+		left:     make(chan struct{}),
+		live:     make(chan struct{}),
+		drains:   make(chan drain, 1),
 		store:    map[string]map[string]*resource{},
 		static:   map[string]map[string]bool{},
 		clusters: map[string]*model.Cluster{},
@@ -177,12 +197,12 @@ func New(cfg Config) (*Proxy, error) {
 		Upstreams: p.upstreams, Pool: p.pool, Stats: p.stats, Sinks: p.sinks,
 		Filters: all.Types(), Rand: cfg.Rand, Logger: cfg.Logger.Named("http"),
 		Failing: func() bool { return p.failHealth.Load() || p.state.Load() == StateDraining },
-		NodeID:  b.Node.ID, NodeCluster: b.Node.Cluster,
+		NodeID:  b.Node.ID, NodeCluster: b.Node.Cluster, Memory: cfg.Memory,
 	})
 	p.listeners = listener.NewManager(listener.Config{
 		Listen: cfg.Listen, OriginalDst: cfg.OriginalDst, Upstreams: p.upstreams, HTTP: p.http, Secrets: p.secrets, Stats: p.stats,
 		Logs: p.sinks, Logger: cfg.Logger.Named("listener"), Rand: cfg.Rand,
-		DrainTime: cfg.DrainTime, MaxConnections: cfg.MaxConnections,
+		DrainTime: cfg.DrainTime, MaxConnections: cfg.MaxConnections, Share: cfg.Connections,
 	})
 	p.serverStats()
 	if b.ADS == nil && len(cfg.Targets) == 0 {
@@ -230,10 +250,12 @@ func (p *Proxy) dialCluster(name string) func(context.Context) (net.Conn, error)
 	}
 }
 
-// Run runs the proxy until ctx ends or Quit is called. It then stops accepting,
-// waits for connections to end for the shutdown time, and ends the rest.
+// Run runs the proxy until ctx ends, Quit is called or another process took the
+// sockets over. It then tells clients to go elsewhere, waits for connections to
+// end for the time that its configuration says, and ends the rest.
 func (p *Proxy) Run(ctx context.Context) error {
-	// What serves connections outlives ctx until they are drained.
+	// What serves connections outlives ctx until they are drained. So does the
+	// control plane: what is forbidden meanwhile is forbidden to them, too.
 	work, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	g, work := errgroup.WithContext(work)
@@ -241,26 +263,25 @@ func (p *Proxy) Run(ctx context.Context) error {
 	g.Go(func() error { return p.sinks.Run(work) })
 
 	p.begin()
-	control, release := context.WithCancel(ctx)
+	saving, release := context.WithCancel(work)
 	defer release()
-	g.Go(func() error { return p.settleLoop(control) })
+	g.Go(func() error { return p.settleLoop(work) })
+	g.Go(func() error { return p.drainLoop(saving) })
 	if p.cfg.StateFile != "" {
-		g.Go(func() error { return p.saveLoop(control) })
+		g.Go(func() error { return p.saveLoop(saving) })
 	}
 	if p.client != nil {
-		g.Go(func() error { return p.client.Run(control) })
+		g.Go(func() error { return p.client.Run(work) })
 	}
 	select {
 	case <-ctx.Done():
 	case <-p.quit:
+	case <-p.left:
 	case <-work.Done(): // something failed
 	}
 	p.state.Store(StateDraining)
-	p.log.Info("stopping", "connections", p.listeners.Connections(), "wait", p.cfg.ShutdownTime)
 	release()
-	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), p.cfg.ShutdownTime)
-	defer cancel()
-	p.listeners.Shutdown(drain)
+	p.drain(ctx)
 	p.http.Close()
 	if err := p.pool.Close(); err != nil {
 		p.log.Debug("closing connections to hosts", "error", err)
@@ -328,9 +349,6 @@ func (p *Proxy) State() string {
 
 // FailHealth makes the proxy report that it is not ready, or takes that back.
 func (p *Proxy) FailHealth(fail bool) { p.failHealth.Store(fail) }
-
-// StopAccepting closes the sockets of the listeners; connections stay.
-func (p *Proxy) StopAccepting(inboundOnly bool) { p.listeners.StopAccepting(inboundOnly) }
 
 // Stats returns the metrics.
 func (p *Proxy) Stats() *stats.Store { return p.stats }

@@ -49,8 +49,9 @@ type Config struct {
 // A Server answers for a proxy. It is an http.Handler.
 type Server struct {
 	cfg    Config
-	p      *proxy.Proxy
+	p      *proxy.Proxy // nil answers for several
 	routes map[string]route
+	below  func(http.ResponseWriter, *http.Request) bool // answers other paths, or returns false; nil does not
 }
 
 type route struct {
@@ -59,12 +60,17 @@ type route struct {
 	serve   func(http.ResponseWriter, *http.Request)
 }
 
-// New returns a server for p.
-func New(p *proxy.Proxy, cfg Config) *Server {
+func newServer(cfg Config) *Server {
 	if cfg.Logger == nil {
 		cfg.Logger = hclog.NewNullLogger()
 	}
-	s := &Server{cfg: cfg, p: p}
+	return &Server{cfg: cfg}
+}
+
+// New returns a server for p.
+func New(p *proxy.Proxy, cfg Config) *Server {
+	s := newServer(cfg)
+	s.p = p
 	s.routes = map[string]route{
 		"/":                      {"this page", false, s.index},
 		"/help":                  {"print out list of admin commands", false, s.help},
@@ -139,6 +145,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	rt, ok := s.routes[path]
 	if !ok {
+		if s.below != nil && s.below(w, r) {
+			return
+		}
 		w.Header().Set("Content-Type", "text/plain; charset=UTF-8")
 		w.WriteHeader(http.StatusNotFound)
 		fmt.Fprintf(w, "invalid path. ")
@@ -261,21 +270,25 @@ func (s *Server) stats(w http.ResponseWriter, r *http.Request) {
 	case "prometheus":
 		s.prometheus(w, r)
 	case "json":
-		var list []map[string]any
-		for _, x := range s.p.Stats().Samples(q) {
-			if x.Histogram {
-				list = append(list, map[string]any{"name": x.Name, "count": x.Count, "sum": x.Sum, "quantiles": x.Quantiles})
-			} else {
-				list = append(list, map[string]any{"name": x.Name, "value": x.Value})
-			}
-		}
-		s.json(w, map[string]any{"stats": list})
+		s.json(w, map[string]any{"stats": samplesJSON(s.p.Stats().Samples(q))})
 	case "", "text", "html", "active":
 		text(w)
 		stats.WriteText(w, s.p.Stats().Samples(q))
 	default:
 		http.Error(w, "usage: /stats?format=(text|json|prometheus)", http.StatusBadRequest)
 	}
+}
+
+func samplesJSON(samples []stats.Sample) []map[string]any {
+	var list []map[string]any
+	for _, x := range samples {
+		if x.Histogram {
+			list = append(list, map[string]any{"name": x.Name, "count": x.Count, "sum": x.Sum, "quantiles": x.Quantiles})
+		} else {
+			list = append(list, map[string]any{"name": x.Name, "value": x.Value})
+		}
+	}
+	return list
 }
 
 func (s *Server) prometheus(w http.ResponseWriter, r *http.Request) {
@@ -618,10 +631,12 @@ func (s *Server) passHealth(w http.ResponseWriter, _ *http.Request) {
 
 func (s *Server) drain(w http.ResponseWriter, r *http.Request) {
 	v := r.URL.Query()
-	if v.Has("graceful") {
-		s.p.FailHealth(true)
+	graceful, stay := v.Has("graceful"), v.Has("skip_exit")
+	if stay && !graceful {
+		http.Error(w, "skip_exit requires graceful", http.StatusBadRequest)
+		return
 	}
-	s.p.StopAccepting(v.Has("inboundonly"))
+	s.p.DrainListeners(v.Has("inboundonly"), graceful, stay)
 	ok(w)
 }
 

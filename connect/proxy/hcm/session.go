@@ -32,6 +32,8 @@ type Link struct {
 
 	// Current returns the manager for the next request. What concerns the connection itself is taken from the first.
 	Current func() *Manager
+	// Leaving reports whether the client should be told to use another connection; nil never. It may change to and fro.
+	Leaving func() bool
 }
 
 // A Session serves the requests of one connection.
@@ -46,6 +48,7 @@ type Session struct {
 	bufferLimit int
 	current     func() *Manager
 	leaving     atomic.Bool
+	asked       func() bool // nil: never
 
 	mu sync.Mutex
 	h2 *http2.ServerConn // nil unless the connection speaks HTTP/2
@@ -54,7 +57,7 @@ type Session struct {
 // NewSession returns a session for the connection. Serve does the work.
 func NewSession(l *Link) *Session {
 	s := &Session{
-		conn: l.Conn, info: l.Info, entry: l.Entry, alpn: l.ALPN, current: l.Current,
+		conn: l.Conn, info: l.Info, entry: l.Entry, alpn: l.ALPN, current: l.Current, asked: l.Leaving,
 		bufferLimit: cmp.Or(l.BufferLimit, model.DefaultBufferLimit), source: source(l, l.Current().env.NodeCluster),
 	}
 	if l.Info.Peer != nil {
@@ -76,7 +79,7 @@ func (s *Session) Drain() {
 	}
 }
 
-func (s *Session) draining() bool { return s.leaving.Load() }
+func (s *Session) draining() bool { return s.leaving.Load() || s.asked != nil && s.asked() }
 
 // Serve serves requests until the connection ends, and tells why it ended.
 func (s *Session) Serve() string {

@@ -96,6 +96,16 @@ func (c *conn) drain(d time.Duration, reason string) {
 	}
 }
 
+// depart lets the client know that it should use another connection, if there
+// is a way to.
+func (c *conn) depart() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.session != nil {
+		c.session.Drain()
+	}
+}
+
 func (c *conn) rbacFacts() rbac.Facts {
 	f := rbac.Facts{
 		DirectRemote: c.facts.direct.Addr(),

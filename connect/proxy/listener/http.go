@@ -45,6 +45,7 @@ func (t *httpTerminal) serve(c *conn) {
 			}
 			return t.m // the chain carries bytes now, and the connection drains
 		},
+		Leaving: func() bool { return !c.l.conf.Load().model.DrainModifyOnly && c.l.m.cfg.Failing() },
 	}
 	if c.state != nil {
 		l.ALPN = c.state.NegotiatedProtocol
@@ -53,7 +54,7 @@ func (t *httpTerminal) serve(c *conn) {
 	c.mu.Lock()
 	c.session = s
 	c.mu.Unlock()
-	if c.draining.Load() {
+	if c.draining.Load() || c.l.departing.Load() {
 		s.Drain()
 	}
 	c.stop(s.Serve())

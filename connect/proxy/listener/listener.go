@@ -25,6 +25,7 @@ import (
 	"github.com/sarnmesh/sarn/connect/proxy/accesslog"
 	"github.com/sarnmesh/sarn/connect/proxy/hcm"
 	"github.com/sarnmesh/sarn/connect/proxy/model"
+	"github.com/sarnmesh/sarn/connect/proxy/quota"
 	"github.com/sarnmesh/sarn/connect/proxy/stats"
 	"github.com/sarnmesh/sarn/connect/proxy/tlscontext"
 	"github.com/sarnmesh/sarn/connect/proxy/upstream"
@@ -45,12 +46,16 @@ type Config struct {
 	Logs        *accesslog.Sinks    // default discards
 	Logger      hclog.Logger        // default discards
 	Rand        func() uint64       // default math/rand/v2
+	// Failing reports whether the proxy fails health checks, so that clients should go elsewhere; default never.
+	Failing func() bool
 
 	// DrainTime is how long a connection may stay whose filter chain was
 	// removed or changed; default 10 minutes.
 	DrainTime time.Duration
 	// MaxConnections bounds the connections of all listeners together; 0 does not.
 	MaxConnections int64
+	// Share bounds them by what other proxies of the process leave; nil does not.
+	Share *quota.Share
 }
 
 // A Manager holds the listeners of a proxy.
@@ -60,6 +65,8 @@ type Manager struct {
 	inspector *tlsInspectorStats
 	nextID    atomic.Uint64
 	open      atomic.Int64 // connections of all listeners
+	departing atomic.Bool
+	empty     chan struct{} // holds a token if the last connection ended while departing
 
 	// dials ends when the manager stops for good.
 	dials context.Context
@@ -82,6 +89,7 @@ type listener struct {
 	conf      atomic.Pointer[config]
 	addresses []model.Address // guarded by Manager.mu
 	removed   atomic.Bool
+	departing atomic.Bool // clients are told to use other connections
 
 	mu    sync.Mutex
 	conns map[*conn]struct{}
@@ -124,6 +132,9 @@ func NewManager(cfg Config) *Manager {
 	if cfg.Rand == nil {
 		cfg.Rand = rand.Uint64
 	}
+	if cfg.Failing == nil {
+		cfg.Failing = func() bool { return false }
+	}
 	if cfg.DrainTime <= 0 {
 		cfg.DrainTime = 10 * time.Minute
 	}
@@ -131,6 +142,7 @@ func NewManager(cfg Config) *Manager {
 		cfg:       cfg,
 		stats:     stats.Struct[managerStats](cfg.Stats.Scope(stats.Text("listener_manager"))),
 		inspector: stats.Struct[tlsInspectorStats](cfg.Stats.Scope(stats.Text("tls_inspector"))),
+		empty:     make(chan struct{}, 1),
 		listeners: map[string]*listener{},
 		sockets:   map[model.Address]*socket{},
 		leaving:   map[*listener]bool{},
@@ -145,14 +157,15 @@ var ErrStopping = errors.New("the proxy is shutting down")
 // Set adds a listener and starts accepting, or changes the one of that name in
 // place. Replaced names listeners that are about to be removed: their sockets
 // are taken over if the new listener has the same address. If it fails nothing
-// has changed.
+// has changed. After StopAccepting only listeners that are there are changed,
+// for the connections that they have.
 func (m *Manager) Set(conf *model.Listener, replaced ...string) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.stopping {
+	old := m.listeners[conf.Name]
+	if m.stopping && old == nil {
 		return ErrStopping
 	}
-	old := m.listeners[conf.Name]
 	l := old
 	if l == nil {
 		l = &listener{m: m, name: conf.Name, conns: map[*conn]struct{}{}}
@@ -163,7 +176,7 @@ func (m *Manager) Set(conf *model.Listener, replaced ...string) error {
 		return err
 	}
 	var wanted []model.Address
-	if conf.BindToPort {
+	if conf.BindToPort && !m.stopping {
 		wanted = append([]model.Address{conf.Address}, conf.Additional...)
 	}
 	opened, err := m.openSockets(l, conf, wanted, replaced)
@@ -173,6 +186,7 @@ func (m *Manager) Set(conf *model.Listener, replaced ...string) error {
 		return err
 	}
 	if old == nil {
+		l.departing.Store(m.departing.Load())
 		addr := strings.ReplaceAll(conf.Address.String(), ":", "_")
 		if conf.StatPrefix != "" {
 			addr = conf.StatPrefix
@@ -363,6 +377,52 @@ func (m *Manager) StopAccepting(inboundOnly bool) {
 	}
 }
 
+// Depart lets clients know that they should use other connections, as far as
+// their protocols have a way: HTTP says so with the next response. Connections
+// that come later are told, too. It concerns only listeners for inbound traffic
+// if asked.
+func (m *Manager) Depart(inboundOnly bool) {
+	m.mu.Lock()
+	if !inboundOnly {
+		m.departing.Store(true)
+	}
+	var conns []*conn
+	for _, l := range m.listeners {
+		if inboundOnly && l.conf.Load().model.Direction != model.Inbound {
+			continue
+		}
+		l.departing.Store(true)
+		conns = append(conns, l.list()...)
+	}
+	m.mu.Unlock()
+	for _, c := range conns {
+		c.depart()
+	}
+}
+
+// Wait returns when there is no connection left after Depart, or ctx ends.
+func (m *Manager) Wait(ctx context.Context) {
+	for m.open.Load() > 0 {
+		select {
+		case <-ctx.Done():
+			return
+		case <-m.empty:
+		}
+	}
+}
+
+// Sockets returns the listening sockets by the addresses that the configuration
+// has for them. They stay the manager's.
+func (m *Manager) Sockets() map[string]net.Listener {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	out := make(map[string]net.Listener, len(m.sockets))
+	for a, s := range m.sockets {
+		out[a.String()] = s.ln
+	}
+	return out
+}
+
 // Shutdown stops accepting, waits until every connection has ended or ctx does,
 // and then ends those that are left.
 func (m *Manager) Shutdown(ctx context.Context) {
@@ -431,7 +491,7 @@ func (m *Manager) closedSocket(s *socket) bool {
 func (l *listener) take(raw net.Conn) {
 	m := l.m
 	l.stats.CxTotal.Inc()
-	if n := m.open.Add(1); m.cfg.MaxConnections > 0 && n > m.cfg.MaxConnections {
+	if n := m.open.Add(1); m.cfg.MaxConnections > 0 && n > m.cfg.MaxConnections || !m.cfg.Share.Take(1) {
 		m.open.Add(-1)
 		l.stats.GlobalOverflow.Inc()
 		raw.Close()
@@ -453,7 +513,13 @@ func (l *listener) take(raw net.Conn) {
 	}
 	m.running.Go(func() {
 		c.serve()
-		m.open.Add(-1)
+		if m.open.Add(-1) == 0 && m.departing.Load() {
+			select {
+			case m.empty <- struct{}{}:
+			default:
+			}
+		}
+		m.cfg.Share.Give(1)
 		l.mu.Lock()
 		delete(l.conns, c)
 		last := len(l.conns) == 0

@@ -24,7 +24,9 @@ func reusePort(_, _ string, rc syscall.RawConn) error {
 // soOriginalDst is SO_ORIGINAL_DST and IP6T_SO_ORIGINAL_DST.
 const soOriginalDst = 80
 
-// originalDst asks the kernel where a redirected connection was going.
+// originalDst asks the kernel where a redirected connection was going. Of one
+// that came to where it was going it knows nothing: sent on there, it would come
+// back for ever.
 func originalDst(c net.Conn) (netip.AddrPort, bool) {
 	t, ok := c.(*net.TCPConn)
 	if !ok {
@@ -52,7 +54,7 @@ func originalDst(c net.Conn) (netip.AddrPort, bool) {
 			out, found = netip.AddrPortFrom(netip.AddrFrom16(raw.Addr).Unmap(), port(raw.Port)), true
 		}
 	})
-	return out, err == nil && found
+	return out, err == nil && found && out != local
 }
 
 func getsockopt(fd uintptr, level int, p unsafe.Pointer, size *uint32) bool {
