@@ -19,7 +19,7 @@ import (
 
 // A Log renders entries and hands them to a writer. Make one with Compile.
 type Log struct {
-	filter *model.LogFilter
+	passes func(*Entry) bool // nil lets all through
 	text   *Format
 	json   *JSON
 	out    io.Writer
@@ -28,9 +28,12 @@ type Log struct {
 // Compile prepares a log that writes to out. With a nil writer it only checks
 // the configuration.
 func Compile(m *model.AccessLog, out io.Writer) (*Log, error) {
-	l := &Log{filter: m.Filter, out: out}
-	if err := checkFilter(m.Filter, 0); err != nil {
-		return nil, err
+	l := &Log{out: out}
+	if m.Filter != nil {
+		var err error
+		if l.passes, err = CompileFilter(m.Filter); err != nil {
+			return nil, err
+		}
 	}
 	if m.JSON != nil {
 		j, err := CompileJSON(m.JSON, m.OmitEmpty)
@@ -54,28 +57,6 @@ func Compile(m *model.AccessLog, out io.Writer) (*Log, error) {
 
 // maxDepth bounds how deep filters and JSON formats nest.
 const maxDepth = 32
-
-func checkFilter(f *model.LogFilter, depth int) error {
-	if f == nil {
-		return nil
-	}
-	if depth > maxDepth {
-		return errors.New("filters nest too deep")
-	}
-	if f.Flags != nil {
-		for _, name := range *f.Flags {
-			if _, ok := ParseFlag(name); !ok {
-				return fmt.Errorf("unknown response flag %q", name)
-			}
-		}
-	}
-	for _, sub := range slices.Concat(f.And, f.Or) {
-		if err := checkFilter(sub, depth+1); err != nil {
-			return err
-		}
-	}
-	return nil
-}
 
 // A JSON renders entries as one JSON value. Make one with CompileJSON.
 type JSON struct{ root node }
@@ -212,7 +193,7 @@ var lines = sync.Pool{New: func() any { return new([]byte) }}
 
 // Write logs the entry if the filter lets it through.
 func (l *Log) Write(e *Entry) {
-	if l.out == nil || !passes(l.filter, e) {
+	if l.out == nil || l.passes != nil && !l.passes(e) {
 		return
 	}
 	p := lines.Get().(*[]byte)
@@ -227,48 +208,6 @@ func (l *Log) Write(e *Entry) {
 		*p = b
 		lines.Put(p)
 	}
-}
-
-// CompileFilter prepares a filter of entries. Nil lets all through.
-func CompileFilter(f *model.LogFilter) (func(*Entry) bool, error) {
-	if err := checkFilter(f, 0); err != nil {
-		return nil, err
-	}
-	return func(e *Entry) bool { return passes(f, e) }, nil
-}
-
-func passes(f *model.LogFilter, e *Entry) bool {
-	switch {
-	case f == nil:
-		return true
-	case f.Flags != nil:
-		if len(*f.Flags) == 0 {
-			return e.Flags != 0
-		}
-		for _, name := range *f.Flags {
-			if flag, ok := ParseFlag(name); ok && e.Flags&flag != 0 {
-				return true
-			}
-		}
-		return false
-	case f.Duration != nil:
-		return f.Duration.Holds(uint64(e.Duration.Milliseconds()))
-	case f.And != nil:
-		for _, sub := range f.And {
-			if !passes(sub, e) {
-				return false
-			}
-		}
-		return true
-	case f.Or != nil:
-		for _, sub := range f.Or {
-			if passes(sub, e) {
-				return true
-			}
-		}
-		return false
-	}
-	return true
 }
 
 // Bounds of what waits to be written to a sink.

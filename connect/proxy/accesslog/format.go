@@ -65,6 +65,8 @@ type HTTP struct {
 	StreamID         uint64
 	Rule             string // policy that decided about the request; empty if none did
 	TraceID          string
+	Traced           bool   // the request is recorded
+	HealthCheck      bool   // the request is one of a health check, which the proxy answered
 	Decision         string // id of a reply of the proxy's own, which the client got, too
 
 	Received, UpstreamStart, UpstreamSent, UpstreamHead, UpstreamEnd, Head time.Duration // of: request complete, first and last byte to upstream, head and last byte from upstream, first byte downstream

@@ -166,12 +166,7 @@ var simple = map[string]operator{
 	"DOWNSTREAM_LOCAL_URI_SAN":        list(func(e *Entry) []string { return e.LocalURIs }),
 	"DOWNSTREAM_TLS_VERSION":          text(func(e *Entry) string { return e.TLSVersion }),
 	"DOWNSTREAM_TLS_CIPHER":           text(func(e *Entry) string { return e.TLSCipher }),
-	"ACCESS_LOG_TYPE": text(func(e *Entry) string {
-		if e.HTTP == nil {
-			return "TcpConnectionEnd"
-		}
-		return "DownstreamEnd"
-	}),
+	"ACCESS_LOG_TYPE":                 text(logType),
 
 	"PROTOCOL": ofHTTP(func(h *HTTP) string {
 		if h.Request == nil {
@@ -202,7 +197,7 @@ var simple = map[string]operator{
 		return h.Request.Header.Get("x-request-id")
 	}),
 	"TRACE_ID":              ofHTTP(func(h *HTTP) string { return h.TraceID }),
-	"GRPC_STATUS_NUMBER":    {number: true, append: appendGRPCStatus},
+	"GRPC_STATUS_NUMBER":    grpcOnly(true, appendNumber),
 	"UPSTREAM_TLS_VERSION":  ofHTTP(func(h *HTTP) string { return h.UpstreamTLSVersion }),
 	"UPSTREAM_TLS_CIPHER":   ofHTTP(func(h *HTTP) string { return h.UpstreamTLSCipher }),
 	"UPSTREAM_PEER_URI_SAN": ofHTTP(func(h *HTTP) string { return strings.Join(h.UpstreamPeerURIs, ",") }),
@@ -218,47 +213,69 @@ var simple = map[string]operator{
 
 var nothing = operator{append: func(b []byte, _ *Entry) ([]byte, bool) { return b, false }}
 
-// grpcStatus returns the status of a response of gRPC.
+// grpcUnknown is the status of gRPC that says nothing.
+const grpcUnknown = 2
+
+// grpcStatus returns the status of gRPC of a response: what its trailers say, or its head, or else what its status of
+// HTTP means to clients of gRPC.
 func grpcStatus(e *Entry) (int, bool) {
 	h := e.HTTP
-	if h == nil || h.Response == nil {
+	if h == nil {
 		return 0, false
 	}
-	v := ""
-	if h.ResponseTrailer != nil {
-		v = h.ResponseTrailer.Get("grpc-status")
+	for _, hd := range [...]*message.Header{h.ResponseTrailer, responseHeader(h)} {
+		if hd == nil {
+			continue
+		}
+		if v := hd.Get("grpc-status"); v != "" {
+			n, err := strconv.Atoi(v)
+			return n, err == nil && n >= 0
+		}
 	}
-	if v == "" {
-		v = h.Response.Header.Get("grpc-status")
+	switch h.Status {
+	case 0:
+		return 0, false
+	case 400:
+		return 13, true
+	case 401:
+		return 16, true
+	case 403:
+		return 7, true
+	case 404:
+		return 12, true
+	case 429, 502, 503, 504:
+		return 14, true
 	}
-	n, err := strconv.Atoi(v)
-	return n, err == nil
+	return grpcUnknown, true
 }
 
-func appendGRPCStatus(b []byte, e *Entry) ([]byte, bool) {
-	n, ok := grpcStatus(e)
-	return strconv.AppendInt(b, int64(n), 10), ok
+// grpcOnly is an operator about the status of requests of gRPC.
+func grpcOnly(number bool, f func(b []byte, status int) []byte) operator {
+	return operator{number: number, append: func(b []byte, e *Entry) ([]byte, bool) {
+		if e.HTTP == nil || e.HTTP.Request == nil || !isGRPC(e.HTTP.Request.Header.Get("content-type")) {
+			return b, false
+		}
+		n, ok := grpcStatus(e)
+		return f(b, n), ok
+	}}
 }
+
+func isGRPC(contentType string) bool {
+	rest, ok := strings.CutPrefix(contentType, "application/grpc")
+	return ok && (rest == "" || rest[0] == '+')
+}
+
+func appendNumber(b []byte, n int) []byte { return strconv.AppendInt(b, int64(n), 10) }
 
 // grpcNames are the statuses of gRPC by their numbers.
 var grpcNames = [...]string{"OK", "Canceled", "Unknown", "InvalidArgument", "DeadlineExceeded", "NotFound", "AlreadyExists",
 	"PermissionDenied", "ResourceExhausted", "FailedPrecondition", "Aborted", "OutOfRange", "Unimplemented", "Internal",
 	"Unavailable", "DataLoss", "Unauthenticated"}
 
-// snake makes PERMISSION_DENIED of PermissionDenied.
-func snake(s string) string {
-	if s == "OK" {
-		return s
-	}
-	var b strings.Builder
-	for i, c := range s {
-		if i > 0 && c >= 'A' && c <= 'Z' {
-			b.WriteByte('_')
-		}
-		b.WriteString(strings.ToUpper(string(c)))
-	}
-	return b.String()
-}
+// snakeNames are the same as gRPC's documents spell them.
+var snakeNames = [...]string{"OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS",
+	"PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED", "OUT_OF_RANGE", "UNIMPLEMENTED", "INTERNAL",
+	"UNAVAILABLE", "DATA_LOSS", "UNAUTHENTICATED"}
 
 // field gives a header by its name, or by the second if the first is not there.
 func field(arg string, header func(*HTTP) *message.Header) operator {
@@ -267,21 +284,11 @@ func field(arg string, header func(*HTTP) *message.Header) operator {
 		if name == "" {
 			return ""
 		}
-		if name[0] == ':' || name == "host" {
-			switch {
-			case name == ":status" && h.Response != nil:
-				return strconv.Itoa(h.Response.Status)
-			case h.Request == nil:
-			case name == ":method":
-				return h.Request.Method
-			case name == ":path":
-				return h.Request.Path
-			case name == ":authority", name == "host":
-				return h.Request.Authority
-			case name == ":scheme":
-				return h.Request.Scheme
-			}
-			return ""
+		if name == ":status" && h.Response != nil {
+			return strconv.Itoa(h.Response.Status)
+		}
+		if v, ok := pseudo(h, name); ok {
+			return v
 		}
 		if hd := header(h); hd != nil {
 			return hd.Get(name)
@@ -294,6 +301,26 @@ func field(arg string, header func(*HTTP) *message.Header) operator {
 		}
 		return get(h, second)
 	})
+}
+
+// pseudo returns what does not stand among the fields of a request; ok is false if the name is of no such thing.
+func pseudo(h *HTTP, name string) (value string, ok bool) {
+	if name == "" || name[0] != ':' && name != "host" {
+		return "", false
+	}
+	r := h.Request
+	switch {
+	case r == nil:
+	case name == ":method":
+		return r.Method, true
+	case name == ":path":
+		return r.Path, true
+	case name == ":authority", name == "host":
+		return r.Authority, true
+	case name == ":scheme":
+		return r.Scheme, true
+	}
+	return "", true
 }
 
 // metadata gives a value by its path of names, joined with colons.
@@ -436,22 +463,20 @@ var withArgument = map[string]bool{
 }
 
 func grpcStatusOp(arg string) (operator, error) {
+	names := &grpcNames
 	switch arg {
 	case "NUMBER":
-		return operator{number: true, append: appendGRPCStatus}, nil
-	case "", "CAMEL_STRING", "SNAKE_STRING":
-		return text(func(e *Entry) string {
-			n, ok := grpcStatus(e)
-			switch {
-			case !ok:
-				return ""
-			case n < 0 || n >= len(grpcNames):
-				return strconv.Itoa(n)
-			case arg == "SNAKE_STRING":
-				return snake(grpcNames[n])
-			}
-			return grpcNames[n]
-		}), nil
+		return grpcOnly(true, appendNumber), nil
+	case "SNAKE_STRING":
+		names = &snakeNames
+	case "", "CAMEL_STRING":
+	default:
+		return operator{}, fmt.Errorf("operator GRPC_STATUS: unknown form %q", arg)
 	}
-	return operator{}, fmt.Errorf("operator GRPC_STATUS: unknown form %q", arg)
+	return grpcOnly(false, func(b []byte, n int) []byte {
+		if n >= len(names) {
+			return appendNumber(b, n)
+		}
+		return append(b, names[n]...)
+	}), nil
 }

@@ -51,6 +51,15 @@ type MetadataLogFilter struct {
 	IfMissing bool // also when there is no such key
 }
 
+// Passes reports whether the metadata lets a line through.
+func (f *MetadataLogFilter) Passes(md Metadata) bool {
+	v, ok := md.lookup(f.Match.Namespace, f.Match.Path)
+	if !ok {
+		return f.IfMissing
+	}
+	return f.Match.Value.match(v, true) != f.Match.Invert
+}
+
 // LogFraction logs a share.
 type LogFraction struct {
 	Fraction

@@ -3,6 +3,8 @@ package model
 import (
 	"net/netip"
 	"regexp"
+	"strconv"
+	"strings"
 	"time"
 )
 
@@ -143,6 +145,30 @@ type HeaderMatch struct {
 	// MissingAsEmpty compares a header that is not there as an empty one; else it does not match, inverted or not,
 	// unless Kind asks for presence itself.
 	MissingAsEmpty bool
+}
+
+// Fits reports whether a header fits by its value, or by not being there.
+func (m *HeaderMatch) Fits(value string, present bool) bool {
+	switch m.Kind {
+	case HeaderPresent, HeaderAbsent:
+		return ((present || m.MissingAsEmpty) == (m.Kind == HeaderPresent)) != m.Invert
+	}
+	if !present && !m.MissingAsEmpty {
+		return false
+	}
+	return m.Hits(value) != m.Invert
+}
+
+// Hits compares one value of a HeaderString or HeaderRange, whether inverted or not.
+func (m *HeaderMatch) Hits(value string) bool {
+	switch m.Kind {
+	case HeaderString:
+		return m.Match.Match(value)
+	case HeaderRange:
+		n, err := strconv.ParseInt(strings.Trim(value, " \t"), 10, 64)
+		return err == nil && m.Start <= n && n < m.End
+	}
+	return false
 }
 
 // A HeaderKind is a way to look at a header.

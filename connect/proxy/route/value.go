@@ -33,7 +33,7 @@ func (f *values) headers(list []model.HeaderMatch, r *message.Request) bool {
 func (f *values) fits(m *model.HeaderMatch, r *message.Request) bool {
 	if f.name != m.Name || m.Name == "" {
 		if p := requestPseudo(m.Name, r); p.is {
-			return decide(m, p.value, p.present)
+			return m.Fits(p.value, p.present)
 		}
 		f.find(m.Name, &r.Header)
 	}
@@ -54,7 +54,7 @@ func ResponseHeaders(list []model.HeaderMatch, r *message.Response) bool {
 	for i := range list {
 		m := &list[i]
 		if m.Name == ":status" {
-			if !decide(m, status(r.Status), true) {
+			if !m.Fits(status(r.Status), true) {
 				return false
 			}
 			continue
@@ -119,38 +119,14 @@ var statuses = func() (s [500]string) {
 // decide compares the values that were found. It is enough if one of several fits; they are not joined.
 func (f *values) decide(m *model.HeaderMatch, h *message.Header) bool {
 	if f.number < 2 || m.Kind == model.HeaderPresent || m.Kind == model.HeaderAbsent {
-		return decide(m, f.first, f.number > 0)
+		return m.Fits(f.first, f.number > 0)
 	}
 	for v := range h.Values(m.Name) {
-		if hits(m, v) {
+		if m.Hits(v) {
 			return !m.Invert
 		}
 	}
 	return m.Invert
-}
-
-// decide compares the value of a header, which may not be there.
-func decide(m *model.HeaderMatch, value string, present bool) bool {
-	switch m.Kind {
-	case model.HeaderPresent, model.HeaderAbsent:
-		return ((present || m.MissingAsEmpty) == (m.Kind == model.HeaderPresent)) != m.Invert
-	}
-	if !present && !m.MissingAsEmpty {
-		return false
-	}
-	return hits(m, value) != m.Invert
-}
-
-// hits compares one value, whether inverted or not.
-func hits(m *model.HeaderMatch, value string) bool {
-	switch m.Kind {
-	case model.HeaderString:
-		return m.Match.Match(value)
-	case model.HeaderRange:
-		n, err := strconv.ParseInt(strings.Trim(value, " \t"), 10, 64)
-		return err == nil && m.Start <= n && n < m.End
-	}
-	return false
 }
 
 // query returns the first value of a parameter of the query, as it stands in the path.
