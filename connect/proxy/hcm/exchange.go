@@ -138,6 +138,9 @@ func (e *exchange) run() {
 				e.clientGone()
 				return
 			}
+			if reply.Status >= 400 {
+				e.http.Rule = f.name // unless it tells better
+			}
 			e.answer(reply)
 			return
 		}
@@ -153,7 +156,7 @@ func (e *exchange) trace() {
 	}
 	e.span = e.m.tracer.Start(&e.x, operation)
 	e.span.Inject(e.x.Request)
-	e.http.TraceID = e.span.TraceID()
+	e.http.TraceID, e.http.Traced = e.span.TraceID(), e.span.Sampled()
 }
 
 // match finds the route of the request as it is now.
@@ -310,7 +313,7 @@ func (e *exchange) answer(reply *filter.Reply) {
 			r.Header.Add(f.Name, f.Value)
 		}
 	}
-	if e.sent || reply.Flags != 0 || reply.Rule != "" {
+	if e.sent || reply.Flags != 0 || e.http.Rule != "" {
 		e.http.Decision = strconv.FormatUint(x.Random, 36)
 		r.Header.Add(decisionHeader, e.http.Decision)
 	}
@@ -383,6 +386,9 @@ func (e *exchange) respond(local bool) {
 			continue
 		}
 		if reply := f.respond.Response(x); reply != nil {
+			if reply.Status >= 400 {
+				e.http.Rule = f.name
+			}
 			e.answer(reply)
 			return
 		}
