@@ -53,6 +53,7 @@ func (f *healthFilter) Request(x *filter.Exchange) *filter.Reply {
 		return nil
 	}
 	x.SetState(f, true)
+	x.Entry.HTTP.HealthCheck = true
 	var a *answer
 	if f.conf.PassThrough {
 		if a = f.last.Load(); a != nil && !time.Now().Before(a.until) {
