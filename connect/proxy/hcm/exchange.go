@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"runtime/debug"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -56,15 +57,36 @@ var exchanges = sync.Pool{New: func() any {
 // serve carries an exchange to its end.
 func (m *Manager) serve(s *Session, st message.ServerStream) {
 	e := exchanges.Get().(*exchange)
+	defer func() {
+		if r := recover(); r != nil {
+			e.crashed(r)
+		}
+	}()
 	e.begin(m, s, st)
 	e.run()
 	e.end()
 	e.recycle()
 }
 
+// crashed ends an exchange that met a fault of the program, which must not end those of others.
+func (e *exchange) crashed(fault any) {
+	m := e.m
+	m.env.Logger.Error("a request met a fault of the proxy and was broken off", "fault", fault, "stack", string(debug.Stack()))
+	m.stats.Crashed.Inc()
+	m.stats.RqActive.Dec()
+	e.st.Reset(message.LocalReset)
+	defer func() {
+		_ = recover() // what is left behind belongs to nobody else
+	}()
+	e.fwd.finish(e)
+}
+
 // recycle gives the memory of the exchange to the next.
 func (e *exchange) recycle() {
 	reroute := e.x.Reroute
+	if e.m != nil {
+		e.m.f.cfg.Memory.Give(e.fwd.charged)
+	}
 	e.x.Reset()
 	e.x.Reroute = reroute
 	e.resp.Reset()

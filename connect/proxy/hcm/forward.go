@@ -56,8 +56,9 @@ type forward struct {
 	keep     bool
 	body     []byte
 	trailer  *message.Header
-	complete bool // body and trailer have all of it
-	tooLong  bool // the body was not kept
+	complete bool  // body and trailer have all of it
+	tooLong  bool  // the body was not kept
+	charged  int64 // bytes of the body that the proxy's share of memory is charged with
 	pumping  bool
 	done     chan struct{}
 
@@ -77,6 +78,7 @@ func (f *forward) reset() {
 	f.timeout, f.perTry, f.tryIdle, f.attempt, f.started, f.failed, f.retrying, f.waiting, f.bounded = 0, 0, 0, 0, 0, false, false, false, false
 	f.on, f.policy, f.left, f.status, f.cookie, f.mirrors = 0, nil, 0, nil, "", nil
 	f.keep, f.body, f.trailer, f.complete, f.tooLong, f.pumping, f.done = false, body, nil, false, false, false, nil
+	f.charged = 0
 	f.sentAt.Store(0)
 	f.progress.Store(0)
 	f.pumpErr.Store(nil)
@@ -857,9 +859,10 @@ func (e *exchange) moveBody(to message.Sink) (end bool, err error) {
 	}
 	f.progress.Store(int64(time.Since(x.Start)))
 	if f.keep && !f.tooLong {
-		if len(f.body)+len(p) > x.BufferLimit {
+		if len(f.body)+len(p) > x.BufferLimit || !e.m.f.cfg.Memory.Take(int64(len(p))) {
 			f.tooLong, f.body = true, f.body[:0]
 		} else {
+			f.charged += int64(len(p))
 			f.body = append(f.body, p...)
 		}
 	}

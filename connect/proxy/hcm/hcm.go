@@ -21,6 +21,7 @@ import (
 	"github.com/sarnmesh/sarn/connect/proxy/message"
 	"github.com/sarnmesh/sarn/connect/proxy/model"
 	"github.com/sarnmesh/sarn/connect/proxy/pool"
+	"github.com/sarnmesh/sarn/connect/proxy/quota"
 	"github.com/sarnmesh/sarn/connect/proxy/route"
 	"github.com/sarnmesh/sarn/connect/proxy/stats"
 	"github.com/sarnmesh/sarn/connect/proxy/trace"
@@ -39,6 +40,8 @@ type Config struct {
 	Failing   func() bool // the proxy fails health checks, or drains
 
 	NodeID, NodeCluster string // may be empty
+
+	Memory *quota.Share // for bodies that are kept; nil does not limit
 }
 
 // A Factory makes managers and keeps the route tables that come by name.
@@ -90,6 +93,10 @@ type Manager struct {
 	signals  *signals
 
 	routes atomic.Pointer[route.Table] // nil: not known yet
+
+	mu     sync.Mutex
+	closed bool
+	scopes []*stats.Scope // of filters
 	stop   context.CancelFunc
 }
 
@@ -114,7 +121,7 @@ func (f *Factory) Manager(conf *model.HTTPManager) (*Manager, error) {
 	m.scope = f.cfg.Stats.Scope(stats.Text("http"), stats.Label("envoy_http_conn_manager_prefix", conf.StatPrefix))
 	m.stats = stats.Struct[Stats](m.scope)
 	m.env = &filter.Env{
-		StatPrefix: conf.StatPrefix, Stats: m.scope, Client: f.client, Clusters: clusters{f.cfg.Upstreams},
+		StatPrefix: conf.StatPrefix, Stats: m.scope, Scope: m.openScope, Client: f.client, Clusters: clusters{f.cfg.Upstreams},
 		Logger: f.cfg.Logger, Rand: f.cfg.Rand, NodeID: f.cfg.NodeID, NodeCluster: f.cfg.NodeCluster, Failing: f.cfg.Failing,
 		Go: func(work func(context.Context)) { f.work.Go(func() { work(ctx) }) },
 	}
@@ -123,6 +130,19 @@ func (f *Factory) Manager(conf *model.HTTPManager) (*Manager, error) {
 		return nil, err
 	}
 	return m, nil
+}
+
+// openScope opens the prefix of a filter.
+func (m *Manager) openScope(parts ...stats.Part) *stats.Scope {
+	sc := m.f.cfg.Stats.Scope(parts...)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed {
+		sc.Close() // an exchange that outlives the manager
+	} else {
+		m.scopes = append(m.scopes, sc)
+	}
+	return sc
 }
 
 func (m *Manager) build() error {
@@ -210,6 +230,13 @@ func (m *Manager) Close() {
 	m.stop()
 	m.scope.Close()
 	m.signals.close()
+	m.mu.Lock()
+	m.closed = true
+	for _, sc := range m.scopes {
+		sc.Close()
+	}
+	m.scopes = nil
+	m.mu.Unlock()
 }
 
 // Model returns the configuration.

@@ -55,6 +55,7 @@ type Stats struct {
 	Redirect       stats.Counter `stat:"rq_redirect"`
 	Forwarded      stats.Counter `stat:"rq_total"`
 	ResetAfterHead stats.Counter `stat:"rq_reset_after_downstream_response_started"`
+	Crashed        stats.Counter `stat:"rq_crashed"` // met a fault of the proxy
 	RetrySkipped   stats.Counter `stat:"rq_retry_skipped_request_not_complete"`
 }
 
