@@ -46,6 +46,8 @@ type flags struct {
 	bootstrap  string
 	proxyID    string
 	sidecarFor string
+	node       bool
+	nodeList   string // file; empty asks the agent
 	gateway    string // kind, by the names of gateway.Kinds
 	edge       gateway.Registration
 
@@ -65,6 +67,8 @@ type flags struct {
 	drainTime              time.Duration
 	deregisteredGrace      time.Duration
 	maxConnections         int64
+	proxyConnections       int64
+	bodyMemory             int64 // MiB
 	logLevel               string
 	logJSON                bool
 	pprofAddr              string
@@ -88,6 +92,8 @@ func (c *command) set() *flag.FlagSet {
 	f.StringVar(&x.bootstrap, "bootstrap", "", "run from a bootstrap `file` (.yaml, .json, .pb, .pb_text), without an agent")
 	f.StringVar(&x.proxyID, "proxy-id", os.Getenv("CONNECT_PROXY_ID"), "`ID` of the proxy's registration with the agent; CONNECT_PROXY_ID")
 	f.StringVar(&x.sidecarFor, "sidecar-for", os.Getenv("CONNECT_SIDECAR_FOR"), "`ID` of the service whose sidecar to run; CONNECT_SIDECAR_FOR")
+	f.BoolVar(&x.node, "node", false, "run all sidecars that are registered with the agent, in one process")
+	f.StringVar(&x.nodeList, "node-list", "", "`file` that says which proxies to run, with -node, in place of asking the agent; it is read again when it changes")
 	f.StringVar(&x.gateway, "gateway", "", "`kind` of the gateway to run: api, ingress, mesh or terminating")
 	f.StringVar(&x.service, "service", "", "`name` of the service to represent, registers the proxy for as long as it runs; with -gateway the name to register it under, default its kind")
 	f.StringVar(&x.serviceAddr, "service-addr", "", "`address` of the local service, with -service")
@@ -109,7 +115,9 @@ func (c *command) set() *flag.FlagSet {
 	f.StringVar(&x.stateDir, "state-dir", "", "`folder` to keep the last good configuration in, so that the proxy starts without the agent; it holds keys")
 	f.DurationVar(&x.drainTime, "drain-time", 10*time.Second, "how long open connections may stay when the proxy is told to stop")
 	f.DurationVar(&x.deregisteredGrace, "deregistered-grace", 0, "exit when the agent has said for so long that the proxy is not registered; 0 never")
-	f.Int64Var(&x.maxConnections, "max-connections", 0, "connections of all listeners together; 0 does not limit")
+	f.Int64Var(&x.maxConnections, "max-connections", 0, "connections of all listeners together; 0 does not limit, with -node half as many as files may be open")
+	f.Int64Var(&x.proxyConnections, "max-proxy-connections", 0, "connections of each proxy, with -node; 0: as many as are left free")
+	f.Int64Var(&x.bodyMemory, "max-body-memory", 128, "`MiB` of bodies that are kept for retries by all proxies together, with -node; 0 does not limit")
 	f.StringVar(&x.logLevel, "log-level", cmp.Or(env("LOG_LEVEL"), "INFO"), "trace, debug, info, warn or error")
 	f.BoolVar(&x.logJSON, "log-json", false, "log as JSON")
 	f.StringVar(&x.pprofAddr, "pprof-addr", "", "`address` to serve profiles on; they are on the admin server too")
@@ -126,6 +134,7 @@ func (c *command) Help() string {
 
       sarn connect proxy -sidecar-for web      the sidecar of the local service "web"
       sarn connect proxy -proxy-id web-proxy   the proxy registered with that ID
+      sarn connect proxy -node                 all sidecars that are registered with the agent
       sarn connect proxy -gateway ingress      the ingress gateway registered with the agent
       sarn connect proxy -bootstrap edge.yaml  alone, from a file
       sarn connect proxy -service web -service-addr 127.0.0.1:8080 -upstream db:9191
@@ -197,6 +206,9 @@ func (c *command) check() error {
 		named = []string{x.bootstrap, x.sidecarFor, x.gateway}
 	}
 	modes := 0
+	if x.node {
+		modes++
+	}
 	for _, m := range named {
 		if m != "" {
 			modes++
@@ -205,6 +217,12 @@ func (c *command) check() error {
 	switch {
 	case modes == 0:
 		return errors.New("-service or -proxy-id must be specified so that proxy can configure itself.")
+	case modes > 1 && x.node:
+		return errors.New("-node can't be used with -bootstrap, -proxy-id, -sidecar-for, -gateway or -service")
+	case !x.node && (x.nodeList != "" || x.proxyConnections != 0):
+		return errors.New("-node-list and -max-proxy-connections may only be specified with -node")
+	case x.maxConnections < 0 || x.proxyConnections < 0 || x.bodyMemory < 0:
+		return errors.New("-max-connections, -max-proxy-connections and -max-body-memory can't be negative")
 	case modes > 1:
 		return errors.New("Only one of -bootstrap, -proxy-id, -sidecar-for, -gateway and -service may be specified")
 	case x.register && x.service == "" && x.gateway == "":
@@ -250,6 +268,9 @@ func (c *command) checkGateway() error {
 // run configures the proxy and runs it with what stands beside it.
 func (c *command) run(ctx context.Context, log hclog.Logger) error {
 	x := &c.flags
+	if x.node {
+		return c.runNode(ctx, log)
+	}
 	smallHeap()
 	cfg := proxy.Config{
 		Version: version.Number(), Decoder: decode.New(decode.FromSystem()), Logger: log,
