@@ -32,6 +32,13 @@ func Verbs() []verb.Verb {
 			Help: "Makes the bootstrap configuration of an Envoy proxy for a service of the agent and runs Envoy with it. With -bootstrap, " +
 				"prints the configuration and exits.",
 		},
+		{
+			Path: "connect grpc", Args: "[-- PROGRAM [ARGUMENTS...]]", Synopsis: "Let a gRPC client into the mesh without a proxy", Setup: grpcClient,
+			Client: true,
+			Help: "Makes the bootstrap of a gRPC client that calls xds:///SERVICE in the name of a service of the agent, fetches the " +
+				"certificate of that service and the trusted roots, and keeps them fresh while the program runs; without a program, " +
+				"until it is interrupted. With -bootstrap, prints the bootstrap, which names the files in the folder, and exits.",
+		},
 	}
 }
 
