@@ -163,6 +163,9 @@ func (x *Exchange) Context() context.Context {
 	return x.ctx
 }
 
+// Waited reports whether somebody asked for the context, which means that the exchange may have waited.
+func (x *Exchange) Waited() bool { return x.ctx != nil }
+
 // Cancel ends the context.
 func (x *Exchange) Cancel() {
 	x.Context()

@@ -6,6 +6,7 @@ import (
 	"os"
 	"runtime/debug"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -74,6 +75,7 @@ func (e *exchange) crashed(fault any) {
 	m.env.Logger.Error("a request met a fault of the proxy and was broken off", "fault", fault, "stack", string(debug.Stack()))
 	m.stats.Crashed.Inc()
 	m.stats.RqActive.Dec()
+	m.f.cfg.Memory.Give(e.fwd.charged)
 	e.st.Reset(message.LocalReset)
 	defer func() {
 		_ = recover() // what is left behind belongs to nobody else
@@ -133,12 +135,22 @@ func (e *exchange) run() {
 	if d := m.conf.RequestTimeout; d > 0 {
 		e.st.SetReadDeadline(x.Start.Add(d))
 	}
-	if reply := m.canonical(r); reply != nil {
+	e.grpc = x.GRPC()
+	if reply := m.canonical(x); reply != nil {
+		if reply.Status == 400 {
+			e.st.CloseAfter()
+		}
 		e.answer(reply)
 		return
 	}
+	if r.Expect100 && !m.conf.Proxy100Continue {
+		r.Header.Del("expect")
+		if err := e.st.Continue(); err != nil {
+			e.downstreamFailed(err)
+			return
+		}
+	}
 	m.originate(x, &e.s.element)
-	e.grpc = x.GRPC()
 	e.routes = m.routes.Load()
 	e.match()
 	if m.tracer != nil {
@@ -155,11 +167,12 @@ func (e *exchange) run() {
 		if x.Match.Disabled(f.name, f.disabled) {
 			continue
 		}
-		if reply := f.f.Request(x); reply != nil {
-			if e.st.Gone() {
-				e.clientGone()
-				return
-			}
+		reply := f.f.Request(x)
+		if (reply != nil || x.Waited()) && e.st.Gone() {
+			e.clientGone()
+			return
+		}
+		if reply != nil {
 			if reply.Status >= 400 {
 				e.http.Rule = f.name // unless it tells better
 			}
@@ -196,7 +209,7 @@ func (e *exchange) match() {
 	if r := x.Match.Route; r != nil {
 		e.entry.RouteName, e.http.RouteMetadata = r.Name, r.Metadata
 		e.entry.UpstreamCluster = ""
-		if r.Forward != nil {
+		if r.Forward != nil && e.m.f.cfg.Upstreams.Get(x.Match.Cluster) != nil {
 			e.entry.UpstreamCluster = x.Match.Cluster
 		}
 	}
@@ -228,10 +241,13 @@ func (e *exchange) route() {
 	switch {
 	case x.Match.TLSRedirect:
 		m.stats.Redirect.Inc()
-		reply := filter.Deny(301, "", "", 0)
+		reply := filter.Deny(301, "", "direct_response", 0)
 		reply.Header = []message.Field{{Name: "location", Value: x.Match.Location(x.Request, false)}}
 		e.answer(reply)
-	case r == nil || r.NonForwarding:
+	case r != nil && r.NonForwarding:
+		m.stats.NoCluster.Inc()
+		e.answer(filter.Deny(503, "", "cluster_not_found", accesslog.NoClusterFound))
+	case r == nil:
 		m.stats.NoRoute.Inc()
 		e.answer(filter.Deny(404, "", "route_not_found", accesslog.NoRouteFound))
 	case r.Redirect != nil:
@@ -251,25 +267,39 @@ func (e *exchange) route() {
 // direct makes the reply of a route that answers itself.
 func (e *exchange) direct(d *model.DirectResponse) *filter.Reply {
 	reply := filter.Deny(d.Status, d.Body, "direct_response", 0)
+	if d.Status == 201 || d.Status/100 == 3 {
+		r := e.x.Request
+		reply.Header = append(reply.Header, message.Field{Name: "location", Value: strings.Clone(r.Scheme + "://" + r.Authority + r.Path)})
+	}
 	if d.Text != "" || d.JSON != nil {
 		b, err := newBodyFormat(d.Text, d.JSON, d.ContentType)
 		if err != nil {
 			return filter.Deny(500, "", "direct_response_format", 0)
 		}
 		reply.Body = b.render(&e.entry)
-		reply.Header = []message.Field{{Name: "content-type", Value: b.contentType}}
+		reply.Header = append(reply.Header, message.Field{Name: "content-type", Value: b.contentType})
 	} else if d.ContentType != "" {
-		reply.Header = []message.Field{{Name: "content-type", Value: d.ContentType}}
+		reply.Header = append(reply.Header, message.Field{Name: "content-type", Value: d.ContentType})
 	}
 	return reply
 }
 
 // clientGone ends an exchange whose client has left.
 func (e *exchange) clientGone() {
+	e.noteGone()
+	e.breakOff(message.LocalReset)
+}
+
+// noteGone notes that the client has left, or reset its stream.
+func (e *exchange) noteGone() {
 	e.m.stats.RqRxReset.Inc()
+	if e.x.Request.Version == message.HTTP2 {
+		e.entry.Flags |= accesslog.DownstreamRemoteReset
+		e.http.Details = "http2.remote_reset"
+		return
+	}
 	e.entry.Flags |= accesslog.DownstreamConnectionTermination
 	e.http.Details = "downstream_remote_disconnect"
-	e.breakOff(message.LocalReset)
 }
 
 // breakOff breaks the stream off.
@@ -340,11 +370,7 @@ func (e *exchange) answer(reply *filter.Reply) {
 		r.Header.Add(decisionHeader, e.http.Decision)
 	}
 	if e.grpc || body == "" {
-		x.ResponseBody = message.NoBody
-		if !e.grpc {
-			r.ContentLength = 0
-			r.Header.Set("content-length", "0")
-		}
+		x.ResponseBody, r.ContentLength = message.NoBody, 0
 	} else {
 		x.ResponseBody = &text{body: body}
 	}
@@ -427,6 +453,8 @@ func (e *exchange) respond(local bool) {
 	if e.s.draining() {
 		e.st.CloseAfter()
 		m.stats.CxDrainClose.Inc()
+	} else if x.Request.Version != message.HTTP2 && !e.requestRead() {
+		e.st.CloseAfter() // what is left of the request is not worth waiting for
 	}
 	if err := e.st.Respond(r, end); err != nil {
 		e.downstreamFailed(err)
@@ -441,6 +469,17 @@ func (e *exchange) respond(local bool) {
 	e.copyBody(body)
 }
 
+// requestRead reports whether the client has nothing left to send.
+func (e *exchange) requestRead() bool { return e.fwd.sentAt.Load() != 0 || e.noBody() }
+
+// appendTo adds a value to the one that is there.
+func appendTo(h *message.Header, name, value string, a *message.Arena) {
+	if old, ok := h.Lookup(name, a); ok {
+		value = a.Concat(old, ", ", value)
+	}
+	h.Set(name, value)
+}
+
 // finishHead adds what every response gets.
 func (e *exchange) finishHead(local bool) {
 	m, h := e.m, &e.resp.Header
@@ -452,16 +491,12 @@ func (e *exchange) finishHead(local bool) {
 		if !h.Has("server") {
 			h.Add("server", c.ServerName)
 		}
-	case model.ServerPassThrough:
-		if local && !h.Has("server") {
-			h.Add("server", c.ServerName)
-		}
 	}
 	if !h.Has("date") {
 		h.Add("date", date())
 	}
 	if c.Via != "" {
-		h.Add("via", c.Via)
+		appendTo(h, "via", c.Via, &e.resp.Arena)
 	}
 	if c.AlwaysSetRequestID {
 		if id := e.x.Request.Header.Get("x-request-id"); id != "" {
@@ -490,6 +525,10 @@ func (e *exchange) copyBody(body message.Source) {
 				}
 			}
 		case errors.Is(err, io.EOF):
+			if e.upgraded && up != nil {
+				e.entry.Flags |= accesslog.UpstreamConnectionTermination
+				e.http.Details = "upstream_reset_after_response_started{connection_termination}"
+			}
 			t := body.Trailer()
 			e.http.ResponseTrailer = t
 			if t != nil && t.Len() > 0 {
@@ -629,9 +668,7 @@ func (e *exchange) upstreamBroke(err error) {
 		return
 	}
 	if errors.Is(err, errGone) {
-		e.entry.Flags |= accesslog.DownstreamConnectionTermination
-		e.http.Details = "downstream_remote_disconnect"
-		e.m.stats.RqRxReset.Inc()
+		e.noteGone()
 		return
 	}
 	e.m.stats.ResetAfterHead.Inc()
@@ -668,9 +705,7 @@ func (e *exchange) downstreamFailed(err error) {
 		e.http.Details = "stream_idle_timeout"
 		e.m.stats.RqIdleTimeout.Inc()
 	} else {
-		e.entry.Flags |= accesslog.DownstreamConnectionTermination
-		e.http.Details = "downstream_remote_disconnect"
-		e.m.stats.RqRxReset.Inc()
+		e.noteGone()
 	}
 	e.breakOff(message.LocalReset)
 }
@@ -698,9 +733,6 @@ func (e *exchange) end() {
 	if len(m.logs) > 0 {
 		if e.http.Details == "" && e.sent {
 			e.http.Details = "via_upstream"
-		}
-		if x.Remote.IsValid() && x.Remote != x.Conn.Remote.Addr() {
-			e.entry.DownstreamRemote = x.Remote.String() + ":0"
 		}
 		for _, l := range m.logs {
 			l.Write(&e.entry)

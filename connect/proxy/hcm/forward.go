@@ -34,16 +34,18 @@ type forward struct {
 	breaker *upstream.Breaker
 	choice  upstream.Choice
 
-	timeout  time.Duration // of the whole, from the end of the request; 0 never
-	perTry   time.Duration
-	tryIdle  time.Duration
-	attempt  int           // from 1
-	started  time.Duration // when the attempt began, since the start of the exchange
-	failed   bool          // the response broke off
-	retrying bool          // holds one of the cluster's retries
-	waiting  bool          // between two attempts
-	bounded  bool          // the route or the cluster bounds the time of the stream, rather than the manager
-	span     *trace.Span   // of the attempt; nil: not traced
+	timeout     time.Duration // of the whole, from the end of the request; 0 never
+	perTry      time.Duration
+	tryIdle     time.Duration
+	attempt     int           // from 1
+	started     time.Duration // when the attempt began, since the start of the exchange
+	failed      bool          // the response broke off
+	retrying    bool          // holds one of the cluster's retries
+	waiting     bool          // between two attempts
+	alternative bool          // a timeout is answered with 204
+	again       []string      // headers of a response that ask for another attempt
+	bounded     bool          // the cluster bounds the time of the stream, rather than the route or the manager
+	span        *trace.Span   // of the attempt; nil: not traced
 
 	on      model.RetryOn
 	policy  *model.RetryPolicy
@@ -75,7 +77,7 @@ func (f *forward) reset() {
 	}
 	f.conf, f.cluster, f.host, f.up, f.breaker, f.span = nil, nil, nil, nil, nil, nil
 	f.choice = upstream.Choice{Avoid: avoid[:0]}
-	f.timeout, f.perTry, f.tryIdle, f.attempt, f.started, f.failed, f.retrying, f.waiting, f.bounded = 0, 0, 0, 0, 0, false, false, false, false
+	f.timeout, f.perTry, f.tryIdle, f.attempt, f.started, f.failed, f.retrying, f.waiting, f.bounded, f.alternative, f.again = 0, 0, 0, 0, 0, false, false, false, false, false, nil
 	f.on, f.policy, f.left, f.status, f.cookie, f.mirrors = 0, nil, 0, nil, "", nil
 	f.keep, f.body, f.trailer, f.complete, f.tooLong, f.pumping, f.done = false, body, nil, false, false, false, nil
 	f.charged = 0
@@ -161,6 +163,7 @@ func (e *exchange) timeouts() {
 					d -= s.GRPCOffset
 				}
 				e.setMax(d)
+				e.setGRPCTimeout(d)
 			}
 		}
 	} else if c.MaxGRPC != nil && e.grpc {
@@ -172,11 +175,13 @@ func (e *exchange) timeouts() {
 				d -= c.GRPCOffset
 			}
 			f.timeout = d
+			e.setGRPCTimeout(d)
 		}
 	}
 	if p := e.x.Match.Retry(); p != nil {
 		f.perTry, f.tryIdle = p.PerTry, p.PerTryIdle
 	}
+	f.alternative = h.Del("x-envoy-upstream-rq-timeout-alt-response")
 	if d, ok := millis(h.Get("x-envoy-upstream-rq-timeout-ms")); ok {
 		f.timeout = d
 	}
@@ -191,9 +196,6 @@ func (e *exchange) timeouts() {
 	if c.IdleTimeout != nil {
 		e.idle = *c.IdleTimeout
 	}
-	if x.Request.Upgrade != "" {
-		return
-	}
 	expected := f.timeout
 	if f.perTry > 0 {
 		expected = f.perTry
@@ -204,10 +206,19 @@ func (e *exchange) timeouts() {
 }
 
 func (e *exchange) setMax(d time.Duration) {
-	e.deadline, e.fwd.bounded = time.Time{}, true
+	e.deadline = time.Time{}
 	if d > 0 {
 		e.deadline = e.x.Start.Add(d)
 	}
+}
+
+// setGRPCTimeout tells the host how long the client waits.
+func (e *exchange) setGRPCTimeout(d time.Duration) {
+	if d <= 0 {
+		return
+	}
+	a := &e.x.Request.Arena
+	e.x.Request.Header.Set("grpc-timeout", a.Concat(integer(a, max(d.Milliseconds(), 1)), "m"))
 }
 
 // integer makes a number a string of the arena.
@@ -265,6 +276,12 @@ func (e *exchange) retryPolicy() {
 		}
 		h.Del("x-envoy-retriable-status-codes")
 	}
+	if v := h.Get("x-envoy-retriable-header-names"); v != "" {
+		for name := range strings.SplitSeq(v, ",") {
+			f.again = append(f.again, strings.ToLower(strings.TrimSpace(name)))
+		}
+		h.Del("x-envoy-retriable-header-names")
+	}
 	if v := h.Get("x-envoy-max-retries"); v != "" {
 		if n, err := strconv.ParseUint(v, 10, 31); err == nil {
 			f.left = int(n)
@@ -287,7 +304,7 @@ func (e *exchange) prepare() {
 	f.choice.Destination = x.Conn.Destination
 	f.choice.Metadata = x.Match.Subset()
 	if p := f.policy; p != nil {
-		f.choice.Repicks = int(p.HostAttempts)
+		f.choice.Repicks = max(int(p.HostAttempts), 1)
 		f.choice.AvoidCanary, f.choice.AvoidMetadata = p.AvoidCanary, p.AvoidMetadata
 		f.choice.AvoidPriorities = p.AvoidPriorities
 	}
@@ -450,19 +467,29 @@ func (e *exchange) timedOut(why lateness) (*filter.Reply, outcome) {
 		e.cancel()
 		if f.bounded {
 			s.RqMaxDuration.Inc()
-			return filter.Deny(408, "upstream max stream duration reached", "upstream_max_stream_duration_reached", accesslog.UpstreamMaxStreamDurationReached), outcome{final: true, sent: true}
+			return e.late("upstream max stream duration reached", "upstream_max_stream_duration_reached", accesslog.UpstreamMaxStreamDurationReached), outcome{final: true, sent: true}
 		}
 		e.m.stats.RqMaxDuration.Inc()
-		return filter.Deny(408, "downstream duration timeout", "max_duration_timeout", 0), outcome{final: true, sent: true}
+		reply := e.late("downstream duration timeout", "max_duration_timeout", 0)
+		reply.GRPCStatus = 4
+		return reply, outcome{final: true, sent: true}
 	}
 	e.cancel()
 	e.m.stats.RqIdleTimeout.Inc()
-	return filter.Deny(408, "stream timeout", "stream_idle_timeout", accesslog.StreamIdleTimeout), outcome{final: true, sent: true}
+	return e.late("stream timeout", "stream_idle_timeout", accesslog.StreamIdleTimeout), outcome{final: true, sent: true}
+}
+
+// late makes the reply for a time that ran out: it was the host's if it has the whole request, else the client's.
+func (e *exchange) late(body, details string, flags accesslog.Flags) *filter.Reply {
+	if e.requestRead() {
+		return filter.Deny(504, body, details, flags)
+	}
+	return filter.Deny(408, body, details, flags)
 }
 
 func (e *exchange) gatewayTimeout(details string) *filter.Reply {
 	status := 504
-	if e.x.Request.Header.Get("x-envoy-upstream-rq-timeout-alt-response") != "" {
+	if e.fwd.alternative {
 		status = 204
 	}
 	body := "upstream request timeout"
@@ -478,7 +505,7 @@ func (e *exchange) attemptFailed(err error, out outcome) (*filter.Reply, outcome
 	s := f.cluster.Stats()
 	se, _ := errors.AsType[*message.StreamError](err)
 	reason := message.ReasonOf(err)
-	if errors.Is(err, os.ErrDeadlineExceeded) && out.connect {
+	if se == nil && errors.Is(err, os.ErrDeadlineExceeded) && out.connect {
 		return e.timedOut(lateStream)
 	}
 	out.reason = reason
@@ -504,7 +531,6 @@ func (e *exchange) attemptFailed(err error, out outcome) (*filter.Reply, outcome
 	text += "reset reason: " + reason.String()
 	details := "upstream_reset_before_response_started{" + strings.ReplaceAll(reason.String(), " ", "_")
 	if out.connect && se != nil && se.Detail != "" {
-		text += ", transport failure reason: " + se.Detail
 		details += "|" + strings.ReplaceAll(se.Detail, " ", "_")
 		e.entry.UpstreamFailure = se.Detail
 	}
@@ -514,6 +540,7 @@ func (e *exchange) attemptFailed(err error, out outcome) (*filter.Reply, outcome
 	}
 	reply := filter.Deny(status, text, details+"}", flagOf(reason))
 	if reason == message.Overflow {
+		e.entry.UpstreamHost, e.entry.UpstreamHostName = "", ""
 		reply.Header = append(reply.Header, message.Field{Name: "x-envoy-overloaded", Value: "true"})
 	}
 	return reply, out
@@ -593,6 +620,7 @@ func (e *exchange) wantsRetry(cluster *upstream.Cluster, out outcome) bool {
 		return false
 	}
 	if !f.breaker.Try(upstream.Retries) {
+		e.entry.Flags |= accesslog.UpstreamOverflow
 		return false
 	}
 	f.retrying = true
@@ -623,9 +651,6 @@ func (e *exchange) retriable(out outcome) bool {
 		return false
 	}
 	r := &e.resp
-	if r.Header.Has("x-envoy-overloaded") {
-		return false
-	}
 	if r.Header.Has("x-envoy-ratelimited") {
 		return on&model.RetryEnvoyRateLimited != 0
 	}
@@ -640,6 +665,13 @@ func (e *exchange) retriable(out outcome) bool {
 	if p := e.fwd.policy; on&model.RetryHeaders != 0 && p != nil {
 		for i := range p.Headers {
 			if route.ResponseHeaders(p.Headers[i:i+1], r) {
+				return true
+			}
+		}
+	}
+	if on&model.RetryHeaders != 0 {
+		for _, name := range e.fwd.again {
+			if r.Header.Has(name) {
 				return true
 			}
 		}
@@ -725,7 +757,7 @@ func (e *exchange) deliver(end bool) {
 		e.upgrade()
 		return
 	}
-	if !m.router.SuppressHeaders {
+	if !m.router.SuppressHeaders && e.requestRead() {
 		ms := (e.http.UpstreamHead - f.started).Milliseconds()
 		r.Header.Set("x-envoy-upstream-service-time", integer(&r.Arena, ms))
 	}
@@ -958,7 +990,7 @@ func (e *exchange) upgrade() {
 		// RFC 6455 section 4 proves to HTTP/1 that the host understood; HTTP/2 (RFC 8441) has no such thing.
 		if x.Request.Version == message.HTTP2 {
 			r.Header.Del("sec-websocket-accept")
-		} else if key := x.Request.Header.Get("sec-websocket-key"); key != "" && !r.Header.Has("sec-websocket-accept") {
+		} else if key := x.Request.Header.Get("sec-websocket-key"); key != "" && e.http.UpstreamProtocol == message.HTTP2 && !r.Header.Has("sec-websocket-accept") {
 			sum := sha1.Sum([]byte(key + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"))
 			r.Header.Add("sec-websocket-accept", base64.StdEncoding.EncodeToString(sum[:]))
 		}
@@ -1008,6 +1040,7 @@ func (e *exchange) mirror() {
 		}
 		r.Header.CopyFrom(&x.Request.Header)
 		r.Header.CloneStrings()
+		appendTo(&r.Header, "x-forwarded-for", x.Conn.Local.Addr().String(), &r.Arena)
 		if edits, err := route.NewEdits(c.RequestEdits); err == nil { // checked with the route
 			edits.Apply(&r.Header, &r.Arena, &e.entry)
 		}

@@ -350,6 +350,7 @@ func (c *client) Do(ctx context.Context, name string, r *message.Request, body [
 	})
 	defer stop()
 	r.ContentLength = int64(len(body))
+	r.Header.Set("x-envoy-internal", "true")
 	fail := func(err error) (*filter.Answer, error) {
 		if ctx.Err() != nil {
 			return nil, ctx.Err()

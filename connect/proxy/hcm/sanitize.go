@@ -1,6 +1,7 @@
 package hcm
 
 import (
+	"bytes"
 	"encoding/hex"
 	"encoding/pem"
 	"net/netip"
@@ -15,8 +16,13 @@ import (
 
 // canonical brings the path and the authority of a request into the one form that routes, policies and hosts see. A
 // reply that is not nil refuses the request.
-func (m *Manager) canonical(r *message.Request) *filter.Reply {
-	c := m.conf
+func (m *Manager) canonical(x *filter.Exchange) *filter.Reply {
+	c, r := m.conf, x.Request
+	if c.Underscores != model.UnderscoreAllow && r.Version == message.HTTP2 {
+		if reply := m.underscores(r); reply != nil {
+			return reply
+		}
+	}
 	if r.Authority == "" {
 		return filter.Deny(400, "", "missing_host_header", 0)
 	}
@@ -55,19 +61,28 @@ func (m *Manager) canonical(r *message.Request) *filter.Reply {
 	case model.PortAny:
 		r.Authority, _ = splitPort(r.Authority)
 	case model.PortMatching:
-		if host, port := splitPort(r.Authority); port != "" && port[1:] == m.portText(r) {
+		if host, port := splitPort(r.Authority); port != "" && port[1:] == strconv.Itoa(int(x.Conn.Local.Port())) {
 			r.Authority = host
 		}
 	}
 	return nil
 }
 
-// portText is the port that the listener of a request is expected at.
-func (m *Manager) portText(r *message.Request) string {
-	if r.Scheme == "https" {
-		return "443"
+// underscores deals with names that have an underscore, which the codec of HTTP/1 does itself.
+func (m *Manager) underscores(r *message.Request) *filter.Reply {
+	has := func(f message.Field) bool { return strings.IndexByte(f.Name, '_') >= 0 }
+	if m.conf.Underscores == model.UnderscoreDrop {
+		r.Header.DelFunc(has)
+		return nil
 	}
-	return "80"
+	for i := range r.Header.Len() {
+		if has(r.Header.At(i)) {
+			reply := filter.Deny(400, "", "http2.unexpected_underscore", accesslog.DownstreamRemoteReset)
+			reply.Reset = true
+			return reply
+		}
+	}
+	return nil
 }
 
 // splitPort cuts ":port" off an authority.
@@ -121,19 +136,19 @@ func normalizePath(b []byte, p string) ([]byte, bool) {
 			c = '/'
 		case '%':
 			if i+2 >= len(path) {
-				return b, false
+				break
 			}
 			hi, ok1 := unhex(path[i+1])
 			lo, ok2 := unhex(path[i+2])
 			if !ok1 || !ok2 {
-				return b, false
+				break // a sign like others
 			}
 			v := hi<<4 | lo
 			if v == 0 {
 				return b, false
 			}
 			if !unreserved(v) {
-				b = append(b, '%', upper(path[i+1]), upper(path[i+2]))
+				b = append(b, path[i:i+3]...)
 				i += 2
 				continue
 			}
@@ -156,6 +171,9 @@ func resolveDots(b []byte, from int) []byte {
 			end++
 		}
 		seg := b[i+1 : end]
+		if n := bytes.IndexByte(seg, ';'); n >= 0 && (string(seg[:n]) == "." || string(seg[:n]) == "..") {
+			seg = seg[:n] // servers that know path parameters resolve these, too
+		}
 		switch {
 		case len(seg) == 1 && seg[0] == '.':
 			if end == len(b) {
@@ -207,13 +225,6 @@ func unhex(c byte) (byte, bool) {
 	return 0, false
 }
 
-func upper(c byte) byte {
-	if c >= 'a' && c <= 'z' {
-		return c - 'a' + 'A'
-	}
-	return c
-}
-
 func unreserved(c byte) bool {
 	return c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '-' || c == '.' || c == '_' || c == '~'
 }
@@ -249,7 +260,7 @@ func (m *Manager) escapedSlashes(r *message.Request) *filter.Reply {
 		return filter.Deny(400, "", "path_normalization_failed", 0)
 	case model.EscapedRedirect:
 		m.stats.RedirectedNormalized.Inc()
-		reply := filter.Deny(307, "", "path_normalization_redirect", 0)
+		reply := filter.Deny(307, "", "path_normalization_failed", 0)
 		reply.Header = append(reply.Header, message.Field{Name: "location", Value: strings.Clone(p)})
 		return reply
 	}
@@ -294,19 +305,27 @@ func (m *Manager) originate(x *filter.Exchange, element *string) {
 		}
 	} else {
 		if v, ok := h.Lookup("x-forwarded-for", &r.Arena); ok {
-			single = strings.IndexByte(v, ',') < 0
+			h.Set("x-forwarded-for", v)
 			if a, ok := forwarded(h, int(c.TrustedHops), r); ok {
 				x.Remote = a
+				single = strings.IndexByte(v, ',') < 0 && c.TrustedHops == 0
 			}
 		}
 	}
-	if p := h.Get("x-forwarded-proto"); p != "http" && p != "https" {
+	if !h.Has("x-forwarded-proto") {
 		h.Set("x-forwarded-proto", scheme)
+	}
+	if x.Remote != peer {
+		x.Entry.DownstreamRemote = netip.AddrPortFrom(x.Remote, 0).String()
 	}
 	if c.SchemeOverwrite != "" {
 		r.Scheme = c.SchemeOverwrite
+		h.Set("x-forwarded-proto", c.SchemeOverwrite)
 	} else if r.Scheme == "" {
 		r.Scheme = h.Get("x-forwarded-proto")
+		if r.Scheme != "http" && r.Scheme != "https" {
+			r.Scheme = scheme
+		}
 	}
 	if c.AppendXFPort && !h.Has("x-forwarded-port") {
 		h.Set("x-forwarded-port", r.Arena.String(strconv.Itoa(int(x.Conn.Local.Port()))))
@@ -342,7 +361,7 @@ func (m *Manager) originate(x *filter.Exchange, element *string) {
 		h.Set("x-request-id", m.newUUID(&r.Arena))
 	}
 	if c.Via != "" {
-		h.Add("via", c.Via)
+		appendTo(h, "via", c.Via, &r.Arena)
 	}
 	m.clientCert(x, element)
 }

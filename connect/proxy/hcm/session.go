@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -235,7 +236,7 @@ func (m *Manager) refuse(s *Session, sc *http1.ServerConn, bad *http1.BadRequest
 	r.Reset()
 	r.Version = message.HTTP11
 	e.http = accesslog.HTTP{Request: &r, Details: bad.Detail, Status: bad.Status, Received: -1, UpstreamStart: -1, UpstreamSent: -1, UpstreamHead: -1, UpstreamEnd: -1, Head: -1}
-	if bad.Status != 408 {
+	if strings.HasPrefix(bad.Detail, "http1.") || bad.Status == 431 || bad.Status == 426 {
 		e.entry.Flags |= accesslog.DownstreamProtocolError
 	}
 	e.x.Request, e.x.Conn, e.x.Entry, e.x.Response = &r, s.info, &e.entry, &e.resp

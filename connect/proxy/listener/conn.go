@@ -2,6 +2,7 @@ package listener
 
 import (
 	"crypto/tls"
+	"encoding/hex"
 	"errors"
 	"io"
 	"net"
@@ -434,7 +435,7 @@ func (c *conn) fillEntry() {
 	if c.peer != nil {
 		e.PeerURIs, e.PeerDNS = c.peer.URIs, c.peer.DNS
 		e.PeerSubject, e.PeerIssuer, e.PeerFingerprint = c.peer.Subject, c.peer.Issuer, c.peer.Fingerprint
-		e.PeerSerial = c.peer.Leaf.SerialNumber.Text(16)
+		e.PeerSerial = hex.EncodeToString(c.peer.Leaf.SerialNumber.Bytes())
 	}
 	if c.state != nil {
 		e.TLSVersion = map[uint16]string{tls.VersionTLS10: "TLSv1", tls.VersionTLS11: "TLSv1.1", tls.VersionTLS12: "TLSv1.2", tls.VersionTLS13: "TLSv1.3"}[c.state.Version]

@@ -55,29 +55,31 @@ func (m *Match) Rewrite(r *message.Request, hostname string) {
 	}
 	switch {
 	case f.HostRewrite != "":
-		setAuthority(r, f.HostRewrite, f.AppendXFH)
+		setAuthority(r, f.HostRewrite, f.AppendXFH, true)
 	case f.HostHeader != "":
 		// From the client: only what can be an authority counts.
 		if v, _ := First(f.HostHeader, r); validAuthority(v) {
-			setAuthority(r, v, f.AppendXFH)
+			setAuthority(r, v, f.AppendXFH, true)
 		}
 	case f.HostPathRegex != nil:
 		path := WithoutQuery(r.Path)
 		if v := f.HostPathRegex.Pattern.ReplaceAllString(path, f.HostPathRegex.Substitution); validAuthority(v) {
-			setAuthority(r, v, f.AppendXFH)
+			setAuthority(r, v, f.AppendXFH, true)
 		}
 	}
 	if path, ok := m.rewritten(r, f.PrefixRewrite, f.RegexRewrite); ok {
 		r.Header.Set("x-envoy-original-path", r.Path)
 		r.Path = path
 	}
-	m.AutoHost(r, hostname)
+	m.autoHost(r, hostname, true)
 }
 
 // AutoHost makes the name of the chosen host the authority if the route says so.
-func (m *Match) AutoHost(r *message.Request, hostname string) {
+func (m *Match) AutoHost(r *message.Request, hostname string) { m.autoHost(r, hostname, false) }
+
+func (m *Match) autoHost(r *message.Request, hostname string, first bool) {
 	if hostname != "" && m.Route != nil && m.Route.Forward != nil && m.Route.Forward.AutoHost {
-		setAuthority(r, hostname, m.Route.Forward.AppendXFH)
+		setAuthority(r, hostname, m.Route.Forward.AppendXFH, first)
 	}
 }
 
@@ -92,7 +94,11 @@ func validAuthority(s string) bool {
 	return s != ""
 }
 
-func setAuthority(r *message.Request, to string, keep bool) {
+// setAuthority replaces the authority; first tells that it is still that of the client.
+func setAuthority(r *message.Request, to string, keep, first bool) {
+	if first && r.Authority != "" {
+		r.Header.Set("x-envoy-original-host", r.Authority)
+	}
 	if keep && r.Authority != "" {
 		old := r.Header.Get("x-forwarded-host")
 		switch i := strings.LastIndexByte(old, ','); {
