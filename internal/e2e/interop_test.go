@@ -36,7 +36,7 @@ func TestGRPCInteroperation(t *testing.T) {
 				}
 				return err == nil
 			})
-			port := through(t, to, "", "", speaksH2)
+			port := through(t, to, httpListener{}, speaksH2)
 			for _, name := range grpcCases {
 				t.Run(name, func(t *testing.T) {
 					policy := "pick_first"

@@ -46,7 +46,7 @@ type bootstrap struct{ listeners, clusters, more string }
 
 // accessLog is how all listeners of these tests log.
 const accessLog = `access_log: [{name: envoy.access_loggers.file, typed_config: {"@type": type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog,
-  path: {{log}}, log_format: {text_format_source: {inline_string: "%RESPONSE_CODE% %RESPONSE_FLAGS% %RESPONSE_CODE_DETAILS% %UPSTREAM_HOST% %UPSTREAM_TRANSPORT_FAILURE_REASON%\n"}}}}]`
+  path: "{{log}}", log_format: {text_format_source: {inline_string: "%RESPONSE_CODE% %RESPONSE_FLAGS% %RESPONSE_CODE_DETAILS% %UPSTREAM_HOST% %UPSTREAM_TRANSPORT_FAILURE_REASON%\n"}}}}]`
 
 // startProxy runs a proxy until it is ready. "T/" in the file stands for the type URLs of Envoy's extensions.
 func startProxy(t testing.TB, name string, b bootstrap) *proxy {
@@ -168,8 +168,8 @@ func (a *authority) common(t *testing.T, own, peer string) string {
 		t.Fatal(err)
 	}
 	file := func(name string) string { return filepath.Join(a.dir, name) }
-	return fmt.Sprintf(`common_tls_context: {tls_certificates: [{certificate_chain: {filename: %s}, private_key: {filename: %s}}],
-  validation_context: {trusted_ca: {filename: %s}, match_typed_subject_alt_names: [{san_type: URI, matcher: {exact: "%s"}}]}, alpn_protocols: [h2]}`,
+	return fmt.Sprintf(`common_tls_context: {tls_certificates: [{certificate_chain: {filename: "%s"}, private_key: {filename: "%s"}}],
+  validation_context: {trusted_ca: {filename: "%s"}, match_typed_subject_alt_names: [{san_type: URI, matcher: {exact: "%s"}}]}, alpn_protocols: [h2]}`,
 		writePEM(t, file(own+".crt"), "CERTIFICATE", cert.Certificate...), writePEM(t, file(own+".key"), "PRIVATE KEY", der),
 		writePEM(t, file("ca.crt"), "CERTIFICATE", a.Certificate().Raw), spiffe(peer))
 }
@@ -186,20 +186,20 @@ func (a *authority) client(t *testing.T, own, peer string) string {
 }
 
 // httpWays are the ways in which a test's requests reach a port: through one proxy, and through two with mutual TLS
-// between them. A function of it starts the proxies and returns the port that leads there.
-var httpWays = map[string]func(t *testing.T, to int, hcm, vhost, cluster string) int{
-	"one proxy": func(t *testing.T, to int, hcm, vhost, cluster string) int {
-		port := freePorts(1)[0]
-		startProxy(t, "proxy", bootstrap{listeners: httpListener{port: port, hcm: hcm, vhost: vhost}.String(), clusters: clusterOf("up", cluster, to)})
-		return port
+// between them. Such a function starts proxies with listeners like l and returns the port that leads there.
+var httpWays = map[string]func(t *testing.T, to int, l httpListener, cluster string) int{
+	"one proxy": func(t *testing.T, to int, l httpListener, cluster string) int {
+		l.port = freePorts(1)[0]
+		startProxy(t, "proxy", bootstrap{listeners: l.String(), clusters: clusterOf("up", cluster, to)})
+		return l.port
 	},
-	"pair": func(t *testing.T, to int, hcm, vhost, cluster string) int {
+	"pair": func(t *testing.T, to int, l httpListener, cluster string) int {
 		ports, ca := freePorts(2), newAuthority(t)
-		startProxy(t, "callee", bootstrap{
-			listeners: httpListener{port: ports[1], hcm: hcm, vhost: vhost, socket: ca.server(t, "callee", "caller")}.String(), clusters: clusterOf("up", cluster, to)})
-		startProxy(t, "caller", bootstrap{
-			listeners: httpListener{port: ports[0], hcm: hcm, vhost: vhost}.String(), clusters: clusterOf("up", speaksH2+", "+ca.client(t, "caller", "callee"), ports[1])})
-		return ports[0]
+		callee := l
+		callee.port, callee.socket, l.port = ports[1], ca.server(t, "callee", "caller"), ports[0]
+		startProxy(t, "callee", bootstrap{listeners: callee.String(), clusters: clusterOf("up", cluster, to)})
+		startProxy(t, "caller", bootstrap{listeners: l.String(), clusters: clusterOf("up", speaksH2+", "+ca.client(t, "caller", "callee"), ports[1])})
+		return l.port
 	},
 }
 
