@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -47,6 +48,8 @@ func (g *grpcFlags) run(c *verb.Call) error {
 		return verb.Errorf("No service specified. One of -proxy-id or -sidecar-for is required")
 	case g.dir == "" && (g.bootstrap || len(c.Args) == 0):
 		return verb.Errorf("The -dir flag is required where no program is to be run")
+	case g.refresh < time.Second:
+		return verb.Errorf("-refresh is at least 1s")
 	case g.bootstrap && len(c.Args) > 0:
 		return verb.Errorf("A program can not be run with -bootstrap")
 	}
@@ -145,14 +148,15 @@ func (g *grpcFlags) document(c *verb.Call, client *api.Client, p *proxyService, 
 	}
 	return encode(dict{
 		"xds_servers": []any{dict{"server_uri": uri, "channel_creds": []any{creds}, "server_features": []any{"xds_v3"}}},
-		"node":        dict{"id": p.id, "cluster": cmp.Or(p.proxy.DestinationServiceName, p.id), "metadata": metadata},
+		"node": dict{"id": p.id, "cluster": cmp.Or(p.proxy.DestinationServiceName, p.id), "metadata": metadata,
+			"locality": dict{}}, // empty, but clients in JavaScript refuse a node without
 		"certificate_providers": dict{xds.ProxylessCertificates: dict{
 			"plugin_name": "file_watcher",
 			"config": dict{
 				"certificate_file":    k.path(certificateFile),
 				"private_key_file":    k.path(keyFile),
 				"ca_certificate_file": k.path(rootsFile),
-				"refresh_interval":    g.refresh.Truncate(time.Millisecond).String(),
+				"refresh_interval":    strconv.FormatFloat(g.refresh.Truncate(time.Millisecond).Seconds(), 'f', -1, 64) + "s",
 			},
 		}},
 	})
@@ -306,9 +310,9 @@ func (k *keeper) program(ctx context.Context, c *verb.Call) error {
 		case <-ctx.Done():
 			cmd.Process.Signal(syscall.SIGTERM)
 			kill := time.AfterFunc(killAfter, func() { cmd.Process.Kill() })
-			err := <-done
+			<-done
 			kill.Stop()
-			return err
+			return nil
 		}
 	}
 }
