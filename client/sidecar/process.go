@@ -11,6 +11,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"os/exec"
 	"slices"
@@ -199,9 +200,13 @@ func (e Exec) Answers(ctx context.Context, r Record) bool {
 	return err == nil && id == r.ProxyID
 }
 
-// Ready reports whether the proxy's admin server answers that it is ready.
-func (e Exec) Ready(ctx context.Context, r Record) bool {
-	_, code, err := get(ctx, r.Socket, "/ready")
+// Ready reports whether the process's admin server answers that the proxy is ready.
+func (e Exec) Ready(ctx context.Context, r Record, id string) bool {
+	path := "/ready"
+	if id != "" {
+		path = "/proxies/" + url.PathEscape(id) + "/ready"
+	}
+	_, code, err := get(ctx, r.Socket, path)
 	return err == nil && code == http.StatusOK
 }
 

@@ -62,7 +62,7 @@ func TestExec(t *testing.T) {
 	if got := line(t, lines); got != "token " {
 		t.Errorf("the child printed %q, want no token of ours in its environment", got)
 	}
-	if !e.Answers(context.Background(), p.Record()) || !e.Ready(context.Background(), p.Record()) {
+	if !e.Answers(context.Background(), p.Record()) || !e.Ready(context.Background(), p.Record(), "") {
 		t.Error("the child does not answer on its socket")
 	}
 

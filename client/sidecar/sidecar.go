@@ -75,15 +75,18 @@ type Starter interface {
 	// Answers reports whether the admin server of a record answers under the
 	// proxy's ID.
 	Answers(ctx context.Context, r Record) bool
-	// Ready reports whether a proxy answers that it is ready.
-	Ready(ctx context.Context, r Record) bool
+	// Ready reports whether the proxy of a record answers that it is ready; an
+	// ID asks a process that runs several for one of them.
+	Ready(ctx context.Context, r Record, id string) bool
 }
 
 // Config tunes a Supervisor. A zero field takes its default.
 type Config struct {
-	Dir   string   // for records, logs and state; required, made if it is not there
-	Args  []string // for each proxy, such as the agent's address; without tokens
-	Build string   // of the program; another build's processes are replaced
+	Dir  string   // for records, logs and state; required, made if it is not there
+	Args []string // for each process, such as the agent's address; without tokens
+	// Node makes one process run all sidecars.
+	Node  bool
+	Build string // of the program; another build's processes are replaced
 
 	DrainTime   time.Duration // of a process that is told to stop; default 10s
 	Backoff     time.Duration // before the first restart; default 1s
@@ -113,6 +116,7 @@ type Supervisor struct {
 	mu      sync.Mutex
 	orphans map[string]Record // of an agent before this one, by proxy ID
 	status  map[string]Status
+	node    nodeList
 }
 
 // A Status is how a sidecar does, for showing.
@@ -154,6 +158,9 @@ func (s *Supervisor) Run(ctx context.Context) error {
 		return fmt.Errorf("sidecar: %w", err)
 	}
 	s.loadRecords()
+	if s.cfg.Node {
+		s.loadList()
+	}
 	grace := time.NewTimer(s.cfg.OrphanGrace)
 	defer grace.Stop()
 	runners := map[string]*runner{}
@@ -168,6 +175,7 @@ func (s *Supervisor) Run(ctx context.Context) error {
 		case <-changed:
 		case <-grace.C:
 			s.endOrphans()
+			s.node.earlier = nil
 		}
 	}
 }
@@ -175,7 +183,11 @@ func (s *Supervisor) Run(ctx context.Context) error {
 // reconcile makes the runners those that are wanted.
 func (s *Supervisor) reconcile(ctx context.Context, runners, leaving map[string]*runner) {
 	wanted := map[string]Sidecar{}
-	for _, w := range s.registry.Sidecars() {
+	list := s.registry.Sidecars()
+	if s.cfg.Node {
+		list = s.listForNode(list)
+	}
+	for _, w := range list {
 		wanted[w.ID] = w
 	}
 	for id, r := range runners {
@@ -194,7 +206,9 @@ func (s *Supervisor) reconcile(ctx context.Context, runners, leaving map[string]
 		}
 	}
 	for _, id := range slices.Sorted(maps.Keys(wanted)) {
-		if err := s.writeToken(wanted[id]); err != nil {
+		if s.cfg.Node {
+			// Tokens are in the list.
+		} else if err := s.writeToken(wanted[id]); err != nil {
 			s.log.Error("token of sidecar not written", "proxy", id, "error", err)
 			continue
 		}
@@ -272,8 +286,12 @@ func (s *Supervisor) tellReady(ctx context.Context, id string, p Process) {
 	if s.cfg.OnReady == nil {
 		return
 	}
+	if s.cfg.Node {
+		s.tellNodeReady(ctx, p)
+		return
+	}
 	for end := time.Now().Add(readyTime); time.Now().Before(end); {
-		if s.starter.Ready(ctx, p.Record()) {
+		if s.starter.Ready(ctx, p.Record(), "") {
 			s.cfg.OnReady(id)
 			return
 		}
@@ -328,7 +346,7 @@ func (s *Supervisor) takeOver(ctx context.Context, id string, spec Spec) Process
 		return old
 	}
 	for range 100 {
-		if s.starter.Ready(ctx, p.Record()) {
+		if s.starter.Ready(ctx, p.Record(), "") {
 			break
 		}
 		select {
@@ -418,6 +436,13 @@ func (s *Supervisor) spec(id string) Spec {
 }
 
 func (s *Supervisor) args(id, socket string) []string {
+	if s.cfg.Node {
+		args := []string{
+			"connect", "proxy", "-node", "-node-list", s.file(NodeID, "list"), "-admin-socket", socket,
+			"-state-dir", filepath.Join(s.cfg.Dir, "state"), "-drain-time", s.cfg.DrainTime.String(),
+		}
+		return append(args, s.cfg.Args...)
+	}
 	args := []string{
 		"connect", "proxy", "-proxy-id", id, "-admin-socket", socket, "-state-dir", filepath.Join(s.cfg.Dir, "state"),
 		"-token-file", s.file(id, "token"), "-drain-time", s.cfg.DrainTime.String(), "-deregistered-grace", s.cfg.DeregisteredGrace.String(),

@@ -56,6 +56,8 @@ type system struct {
 	deaf   bool // processes do not end when told to
 	broken bool // nothing can be started
 	mute   bool // admin servers don't answer
+
+	unready map[string]bool // sidecars that are not ready
 }
 
 type process struct {
@@ -105,7 +107,11 @@ func (s *system) Adopt(r sidecar.Record, _ func(string)) (sidecar.Process, error
 }
 
 func (s *system) Answers(context.Context, sidecar.Record) bool { return !s.mute }
-func (s *system) Ready(context.Context, sidecar.Record) bool   { return true }
+func (s *system) Ready(_ context.Context, _ sidecar.Record, id string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return !s.unready[id]
+}
 
 func (p *process) Record() sidecar.Record { return p.rec }
 func (p *process) Done() <-chan struct{}  { return p.done }
