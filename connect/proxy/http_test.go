@@ -298,7 +298,7 @@ func TestLocalAnswers(t *testing.T) {
 		s.want("GET /nowhere HTTP/1.1\r\nhost: web\r\n\r\n", "503")
 		s.want("GET /other HTTP/1.1\r\nhost: web\r\n\r\n", "404")
 		s.want("GET /app HTTP/1.1\r\n\r\n", "400 Bad Request")
-		s.wantLog("418 - direct_response", "301 - direct_response", "503 NC cluster_not_found", "404 NR route_not_found", "400 DPE missing_host_header")
+		s.wantLog("418 - direct_response", "301 - direct_response", "503 NC cluster_not_found", "404 NR route_not_found", "400 - missing_host_header")
 	})
 }
 
@@ -344,7 +344,7 @@ func TestTimes(t *testing.T) {
 	t.Run("stream idle", func(t *testing.T) {
 		runHTTP(t, "stream_idle_timeout: 2s", `              - {match: {prefix: /}, route: {cluster: app, timeout: 0s}}`, func(s *site) {
 			s.handle(80, hang)
-			if took := s.want(get, "408 stream timeout"); took != 2*time.Second {
+			if took := s.want(get, "504 stream timeout"); took != 2*time.Second {
 				t.Errorf("after %v, want 2s", took)
 			}
 			// Bytes of the request count.
@@ -364,7 +364,7 @@ func TestTimes(t *testing.T) {
 	t.Run("maximum", func(t *testing.T) {
 		runHTTP(t, "common_http_protocol_options: {max_stream_duration: 2s}", `              - {match: {prefix: /}, route: {cluster: app, timeout: 0s}}`, func(s *site) {
 			s.handle(80, hang)
-			if took := s.want(get, "408 downstream duration timeout"); took != 2*time.Second {
+			if took := s.want(get, "504 downstream duration timeout"); took != 2*time.Second {
 				t.Errorf("after %v, want 2s", took)
 			}
 		})

@@ -39,7 +39,8 @@ type exchange struct {
 	responded bool // the final head went downstream
 	reset     bool // the stream was broken off
 	upgraded  bool
-	sent      bool // something of the request went to a host
+	sent      bool   // something of the request went to a host
+	redirects uint32 // that were followed
 
 	idle     time.Duration // how long nothing may happen; 0 for ever
 	deadline time.Time     // when the stream must be over; zero never
@@ -96,7 +97,7 @@ func (e *exchange) recycle() {
 	e.entry, e.http = accesslog.Entry{}, accesslog.HTTP{}
 	e.s, e.m, e.routes, e.st, e.filters, e.ran, e.unseen = nil, nil, nil, nil, nil, 0, 0
 	e.grpc, e.head, e.responded, e.reset, e.upgraded, e.sent = false, false, false, false, false, false
-	e.idle, e.deadline, e.span = 0, time.Time{}, nil
+	e.idle, e.deadline, e.span, e.redirects = 0, time.Time{}, nil, 0
 	exchanges.Put(e)
 }
 

@@ -105,6 +105,10 @@ func (e *exchange) forward(conf *model.Forward) {
 	e.prepare()
 	r := x.Request
 	x.Match.EditRequest(r, &e.entry)
+	if conf.ConnectTerminate && r.Method == "CONNECT" {
+		e.terminate(cluster)
+		return
+	}
 	for {
 		f.attempt++
 		e.entry.Attempts = f.attempt
@@ -120,6 +124,10 @@ func (e *exchange) forward(conf *model.Forward) {
 		if !e.wantsRetry(cluster, outcome) {
 			if reply != nil {
 				e.answer(reply)
+				return
+			}
+			if to := e.redirected(); to != nil {
+				e.follow(to)
 				return
 			}
 			e.deliver(outcome.end)
@@ -297,7 +305,7 @@ func (e *exchange) retryPolicy() {
 func (e *exchange) prepare() {
 	x, f := &e.x, &e.fwd
 	f.mirrors = x.Match.Mirrors()
-	f.keep = f.left > 0 || len(f.mirrors) > 0
+	f.keep = f.left > 0 || len(f.mirrors) > 0 || f.conf.InternalRedirect != nil
 	if len(f.conf.Hash) > 0 {
 		f.choice.Hash, f.choice.HasHash, f.cookie = x.Match.Hash(x.Request, x.Remote, e.filterState, e.m.env.Rand)
 	}

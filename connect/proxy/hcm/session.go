@@ -260,9 +260,34 @@ func (m *Manager) refuse(s *Session, sc *http1.ServerConn, bad *http1.BadRequest
 	e.recycle()
 }
 
+// refused logs a request of HTTP/2 that could not be understood, which the codec has dealt with.
+func (m *Manager) refused(s *Session, detail string) {
+	m.stats.RqTotal.Inc()
+	m.stats.RqHTTP2.Inc()
+	m.stats.CxProtocolError.Inc()
+	if len(m.logs) == 0 {
+		return
+	}
+	e := exchanges.Get().(*exchange)
+	e.m, e.s = m, s
+	e.entry = s.entry
+	e.entry.HTTP, e.entry.Start = &e.http, time.Now()
+	e.entry.Flags |= accesslog.DownstreamProtocolError
+	var r message.Request
+	r.Reset()
+	r.Version = message.HTTP2
+	e.http = accesslog.HTTP{Request: &r, Details: detail, Received: -1, UpstreamStart: -1, UpstreamSent: -1, UpstreamHead: -1, UpstreamEnd: -1, Head: -1}
+	for _, l := range m.logs {
+		l.Write(&e.entry)
+	}
+	e.recycle()
+}
+
 func (s *Session) serveHTTP2(m *Manager, conn net.Conn) string {
 	c := m.conf
-	sc := http2.NewServerConn(conn, http2ServerConfig(c))
+	cfg := http2ServerConfig(c)
+	cfg.Refused = func(detail string) { s.current().refused(s, detail) }
+	sc := http2.NewServerConn(conn, cfg)
 	s.mu.Lock()
 	s.h2 = sc
 	s.mu.Unlock()

@@ -659,7 +659,8 @@ func (c *conn) data(flags byte, id uint32, p []byte) *Error {
 		s.expect -= int64(len(body))
 		if s.expect < 0 || end && s.expect > 0 {
 			c.giveBack(nil, len(p))
-			return c.malformed(s, "http2.content_length")
+			c.wrongLength(s)
+			return nil
 		}
 	}
 	if pad := len(p) - len(body); pad > 0 {
@@ -705,6 +706,14 @@ func (c *conn) malformed(s *exchange, detail string) *Error {
 	s.resetDetail(ProtocolError, message.ProtocolError, detail)
 	c.dirty = true
 	return nil
+}
+
+// wrongLength refuses a message whose body is not as long as it says, which concerns that stream alone: the other
+// streams were framed as they should (RFC 9113 section 8.1.1). The lock is held.
+func (c *conn) wrongLength(s *exchange) {
+	c.opt.Counters.MessagingErrors.Add(1)
+	s.resetDetail(ProtocolError, message.ProtocolError, "http2.content_length")
+	c.dirty = true
 }
 
 // resetID tells the peer that it misuses a stream that is no more. The lock is held.

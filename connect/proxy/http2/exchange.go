@@ -641,7 +641,8 @@ func (s *exchange) takeTrailers(c *conn, whole, end bool) error {
 	case !end:
 		detail = "http2.trailers_without_end"
 	case s.expect > 0:
-		detail = "http2.content_length"
+		c.wrongLength(s)
+		return nil
 	}
 	if detail != "" {
 		if err := c.malformed(s, detail); err != nil {

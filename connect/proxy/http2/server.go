@@ -22,6 +22,9 @@ type ServerConfig struct {
 	MaxDuration  time.Duration // of the connection, before it drains; 0: none
 	MaxRequests  int           // before the connection drains; 0: any number
 	DrainTimeout time.Duration // from the first GOAWAY to the one that refuses requests; default 5s
+
+	// Refused, if not nil, is told why a request never came to the handler. It must not use the connection.
+	Refused func(detail string)
 }
 
 // A ServerConn is a connection from a client.
@@ -229,6 +232,7 @@ func (c *ServerConn) headers(id uint32, end, self bool, p []byte) error {
 	defer c.mu.Unlock()
 	if err != nil {
 		c.give(s)
+		c.refused("http2.header_compression")
 		return err
 	}
 	s.opened = now
@@ -241,13 +245,17 @@ func (c *ServerConn) headers(id uint32, end, self bool, p []byte) error {
 	switch {
 	case !whole:
 		c.opt.Counters.HeaderOverflows.Add(1)
+		c.refused("http2.header_list_size_too_large")
 		c.tooLarge(s, end)
 	case c.blk.many:
 		c.opt.Counters.HeaderOverflows.Add(1)
+		c.refused("http2.too_many_headers")
 		s.reset(EnhanceYourCalm, message.ProtocolError)
 	case self:
+		c.refused("http2.violation.of.messaging.rule")
 		s.reset(ProtocolError, message.ProtocolError)
 	case detail != "":
+		c.refused(detail)
 		if err := c.malformed(&s.exchange, detail); err != nil {
 			s.closed(closedByUs)
 			c.give(s)
@@ -274,6 +282,12 @@ func (c *ServerConn) headers(id uint32, end, self bool, p []byte) error {
 	c.dirty = true
 	c.give(s)
 	return nil
+}
+
+func (c *ServerConn) refused(detail string) {
+	if c.cfg.Refused != nil {
+		c.cfg.Refused(detail)
+	}
 }
 
 // tooLarge answers a request that has too large a head. The lock is held.

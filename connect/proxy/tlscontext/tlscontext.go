@@ -290,6 +290,17 @@ func (s *Server) build(r resolved, check *validator) *tls.Config {
 			return nil, errors.New("no certificate configured")
 		}
 	}
+	if protocols := cfg.NextProtos; len(protocols) > 0 {
+		// A client that speaks none of them gets a connection without one, not a failure: RFC 7301 leaves the choice.
+		without := cfg.Clone()
+		without.NextProtos = nil
+		cfg.GetConfigForClient = func(h *tls.ClientHelloInfo) (*tls.Config, error) {
+			if len(h.SupportedProtos) == 0 || slices.ContainsFunc(h.SupportedProtos, func(p string) bool { return slices.Contains(protocols, p) }) {
+				return nil, nil
+			}
+			return without, nil
+		}
+	}
 	return cfg
 }
 
