@@ -338,8 +338,8 @@ func (a *agent) register(ctx context.Context, reg *api.AgentServiceRegistration)
 }
 
 // keepRegistered keeps the registration that the flags asked for alive, and
-// ends it with the proxy.
-func (a *agent) keepRegistered(ctx context.Context, id string) error {
+// ends it with the proxy, unless that was succeeded by another process.
+func (a *agent) keepRegistered(ctx context.Context, id string, succeeded func() bool) error {
 	for {
 		err := a.api.Agent().UpdateTTLOpts(id+"-ttl", "", api.HealthPassing, a.options(ctx))
 		if err != nil && ctx.Err() == nil {
@@ -353,6 +353,9 @@ func (a *agent) keepRegistered(ctx context.Context, id string) error {
 		}
 		select {
 		case <-ctx.Done():
+			if succeeded() {
+				return nil
+			}
 			end, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 			defer cancel()
 			if err := a.api.Agent().ServiceDeregisterOpts(id, a.options(end)); err != nil {

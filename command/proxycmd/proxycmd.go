@@ -65,6 +65,8 @@ type flags struct {
 	adminBind, adminSocket string
 	stateDir               string
 	drainTime              time.Duration
+	takeOver               bool
+	parentShutdown         time.Duration
 	deregisteredGrace      time.Duration
 	maxConnections         int64
 	proxyConnections       int64
@@ -114,6 +116,8 @@ func (c *command) set() *flag.FlagSet {
 	f.StringVar(&x.adminSocket, "admin-socket", "", "`path` of the admin server's UNIX socket, in a folder closed to others; \"none\" for no admin server")
 	f.StringVar(&x.stateDir, "state-dir", "", "`folder` to keep the last good configuration in, so that the proxy starts without the agent; it holds keys")
 	f.DurationVar(&x.drainTime, "drain-time", 10*time.Second, "how long open connections may stay when the proxy is told to stop")
+	f.BoolVar(&x.takeOver, "take-over", false, "take the listening sockets over from a running process of the same proxy and -state-dir, which then drains and ends")
+	f.DurationVar(&x.parentShutdown, "parent-shutdown-time", 15*time.Minute, "how long open connections may stay when another process has taken over")
 	f.DurationVar(&x.deregisteredGrace, "deregistered-grace", 0, "exit when the agent has said for so long that the proxy is not registered; 0 never")
 	f.Int64Var(&x.maxConnections, "max-connections", 0, "connections of all listeners together; 0 does not limit, with -node half as many as files may be open")
 	f.Int64Var(&x.proxyConnections, "max-proxy-connections", 0, "connections of each proxy, with -node; 0: as many as are left free")
@@ -231,6 +235,8 @@ func (c *command) check() error {
 		return errors.New("-listen, -service-addr and -upstream may only be specified with -service")
 	case x.listen != "" && x.serviceAddr == "":
 		return errors.New("-listen requires -service-addr")
+	case x.takeOver && x.stateDir == "":
+		return errors.New("-take-over requires -state-dir")
 	case hclog.LevelFromString(x.logLevel) == hclog.NoLevel:
 		return fmt.Errorf("Invalid log level: %s", x.logLevel)
 	}
@@ -275,8 +281,9 @@ func (c *command) run(ctx context.Context, log hclog.Logger) error {
 	cfg := proxy.Config{
 		Version: version.Number(), Decoder: decode.New(decode.FromSystem()), Logger: log,
 		Stdout: os.Stdout, Stderr: os.Stderr,
-		ShutdownTime: max(x.drainTime, time.Millisecond), MaxConnections: x.maxConnections,
+		ShutdownTime: max(x.drainTime, time.Millisecond), HandoverTime: x.parentShutdown, MaxConnections: x.maxConnections,
 	}
+	var p *proxy.Proxy
 	g, gctx := errgroup.WithContext(ctx)
 	beside := []func(context.Context) error{trimMemory}
 	if x.bootstrap != "" {
@@ -302,7 +309,7 @@ func (c *command) run(ctx context.Context, log hclog.Logger) error {
 		cfg.Targets = a.targets()
 		cfg.Metadata = a.metadata
 		if x.service != "" && x.gateway == "" {
-			beside = append(beside, func(ctx context.Context) error { return a.keepRegistered(ctx, id) })
+			beside = append(beside, func(ctx context.Context) error { return a.keepRegistered(ctx, id, p.HandedOver) })
 		} else if x.deregisteredGrace > 0 {
 			beside = append(beside, func(ctx context.Context) error {
 				return a.watchRegistration(ctx, id, x.deregisteredGrace, watchInterval)
@@ -316,19 +323,23 @@ func (c *command) run(ctx context.Context, log hclog.Logger) error {
 		}
 		cfg.StateFile = filepath.Join(x.stateDir, id+".state")
 	}
-	p, err := proxy.New(cfg)
+	succession, err := c.succeed(gctx, id, &cfg, log)
 	if err != nil {
 		return err
 	}
-	adminListener, allow, err := c.openAdmin(gctx, id, cfg.Bootstrap.Admin)
-	if err != nil {
-		return fmt.Errorf("admin server: %w", err)
+	if p, err = proxy.New(cfg); err != nil {
+		return err
 	}
-	if adminListener != nil {
-		log.Info("admin server", "address", adminListener.Addr())
-		s := admin.New(p, admin.Config{Allow: allow, Logger: log})
-		beside = append(beside, func(ctx context.Context) error { return s.Serve(ctx, adminListener) })
+	desk := newAdminServer(p, log, func(ctx context.Context) (net.Listener, []model.StringMatch, error) {
+		return c.openAdmin(ctx, id, cfg.Bootstrap.Admin)
+	})
+	if err := desk.listen(gctx); err != nil {
+		if succession.predecessor == nil {
+			return fmt.Errorf("admin server: %w", err)
+		}
+		log.Info("the admin server has to wait", "error", err)
 	}
+	beside = append(beside, desk.serve, func(ctx context.Context) error { return succession.run(ctx, p, desk) })
 	if x.pprofAddr != "" {
 		ln, err := new(net.ListenConfig).Listen(gctx, "tcp", x.pprofAddr)
 		if err != nil {
