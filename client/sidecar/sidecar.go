@@ -309,6 +309,9 @@ func (s *Supervisor) tellReady(ctx context.Context, id string, p Process) {
 const (
 	readyPoll = 50 * time.Millisecond
 	readyTime = 30 * time.Second
+
+	takeOverTime = 30 * time.Second // for a replacement to become ready
+	leaveTime    = 2 * time.Second  // for the old process to notice that it did
 )
 
 // takeOver returns the process that an agent before this one left, if it is
@@ -340,25 +343,57 @@ func (s *Supervisor) takeOver(ctx context.Context, id string, spec Spec) Process
 	}
 	s.log.Info("replacing the sidecar of an earlier agent", "proxy", id, "pid", rec.PID, "same build and arguments", current)
 	spec.Socket, spec.Args = other, s.args(id, other)
+	ready := s.starter.Ready(ctx, rec, "")
 	p, err := s.start(spec)
 	if err != nil {
 		s.log.Error("replacement not started, the old one stays", "proxy", id, "error", err)
 		return old
 	}
-	for range 100 {
-		if s.starter.Ready(ctx, p.Record(), "") {
-			break
+	if !s.await(ctx, p, p.Record(), true, takeOverTime) && ctx.Err() == nil && s.starter.Ready(ctx, rec, "") {
+		s.log.Error("replacement does not become ready, the old one stays", "proxy", id)
+		s.drain(p)
+		if err := s.writeRecord(rec); err != nil {
+			s.log.Error("record of sidecar not written", "proxy", id, "error", err)
+		}
+		return old
+	}
+	s.running.Go(func() { s.retire(ctx, old, ready) })
+	return p
+}
+
+// await polls until a proxy's readiness is what is wanted and reports whether that happened, before p ended and within a
+// time.
+func (s *Supervisor) await(ctx context.Context, p Process, of Record, ready bool, within time.Duration) bool {
+	for end := time.Now().Add(within); ; {
+		if s.starter.Ready(ctx, of, "") == ready && ctx.Err() == nil {
+			return true
+		}
+		if !time.Now().Before(end) {
+			return false
 		}
 		select {
 		case <-ctx.Done():
+			return false
 		case <-p.Done():
-		case <-time.After(100 * time.Millisecond):
-			continue
+			return false
+		case <-time.After(readyPoll):
 		}
-		break
+	}
+}
+
+// retire lets a process end whose place another has taken. One that has passed its sockets on drains by itself, for as long as
+// it wants to, and is seen to have by not being ready any more.
+func (s *Supervisor) retire(ctx context.Context, old Process, ready bool) {
+	rec := old.Record()
+	if ready && s.await(ctx, old, rec, false, leaveTime) {
+		s.log.Info("sockets passed on, the old process drains", "proxy", rec.ProxyID, "pid", rec.PID)
+		select {
+		case <-old.Done():
+			return
+		case <-ctx.Done():
+		}
 	}
 	s.drain(old)
-	return p
 }
 
 func (s *Supervisor) start(spec Spec) (Process, error) {
@@ -446,6 +481,7 @@ func (s *Supervisor) args(id, socket string) []string {
 	args := []string{
 		"connect", "proxy", "-proxy-id", id, "-admin-socket", socket, "-state-dir", filepath.Join(s.cfg.Dir, "state"),
 		"-token-file", s.file(id, "token"), "-drain-time", s.cfg.DrainTime.String(), "-deregistered-grace", s.cfg.DeregisteredGrace.String(),
+		"-take-over",
 	}
 	return append(args, s.cfg.Args...)
 }

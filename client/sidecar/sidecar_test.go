@@ -48,14 +48,17 @@ func (r *registry) set(ids ...string) {
 
 // system is a machine with processes that do what the test says.
 type system struct {
-	mu     sync.Mutex
-	next   int
-	procs  map[int]*process
-	events []string
-	began  time.Time
-	deaf   bool // processes do not end when told to
-	broken bool // nothing can be started
-	mute   bool // admin servers don't answer
+	mu         sync.Mutex
+	next       int
+	procs      map[int]*process
+	events     []string
+	began      time.Time
+	deaf       bool // processes do not end when told to
+	broken     bool // nothing can be started
+	mute       bool // admin servers don't answer
+	first      int  // process ID of what was left last
+	neverReady bool // whatever is started after that
+	passes     bool // a process passes its sockets on to one that starts for the same proxy
 
 	unready map[string]bool // sidecars that are not ready
 }
@@ -65,6 +68,7 @@ type process struct {
 	rec  sidecar.Record
 	done chan struct{}
 	once sync.Once
+	left bool // has passed its sockets on; guarded by the system's mutex
 }
 
 func (s *system) event(format string, args ...any) {
@@ -90,6 +94,11 @@ func (s *system) Start(spec sidecar.Spec) (sidecar.Process, error) {
 	s.next++
 	p := &process{sys: s, rec: spec.Record, done: make(chan struct{})}
 	p.rec.PID, p.rec.Start = 1000+s.next, fmt.Sprint("boot/", s.next)
+	for _, old := range s.procs {
+		if s.passes && old.rec.ProxyID == spec.ProxyID {
+			old.left = true
+		}
+	}
 	s.procs[p.rec.PID] = p
 	s.mu.Unlock()
 	s.event("start %s", spec.ProxyID)
@@ -107,9 +116,12 @@ func (s *system) Adopt(r sidecar.Record, _ func(string)) (sidecar.Process, error
 }
 
 func (s *system) Answers(context.Context, sidecar.Record) bool { return !s.mute }
-func (s *system) Ready(_ context.Context, _ sidecar.Record, id string) bool {
+func (s *system) Ready(_ context.Context, r sidecar.Record, id string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if p := s.procs[r.PID]; p != nil && p.left || s.neverReady && r.PID > s.first {
+		return false
+	}
 	return !s.unready[id]
 }
 
@@ -295,7 +307,7 @@ func (w *world) crash(id, build string) *process {
 	w.t.Helper()
 	spec := sidecar.Spec{Record: sidecar.Record{ProxyID: id, Build: build, Socket: filepath.Join(w.dir, id+".sock")}}
 	spec.Args = append([]string{"connect", "proxy", "-proxy-id", id, "-admin-socket", spec.Socket, "-state-dir", filepath.Join(w.dir, "state"),
-		"-token-file", filepath.Join(w.dir, id+".token"), "-drain-time", "10s", "-deregistered-grace", "1m0s"}, w.cfg.Args...)
+		"-token-file", filepath.Join(w.dir, id+".token"), "-drain-time", "10s", "-deregistered-grace", "1m0s", "-take-over"}, w.cfg.Args...)
 	p, err := w.sys.Start(spec)
 	if err != nil {
 		w.t.Fatal(err)
@@ -305,6 +317,7 @@ func (w *world) crash(id, build string) *process {
 		w.t.Fatal(err)
 	}
 	w.sys.take()
+	w.sys.first = p.Record().PID
 	return p.(*process)
 }
 
@@ -329,7 +342,8 @@ func TestReplacesAnotherBuildAndThenTakesOver(t *testing.T) {
 		w.cfg.Build = "v2"
 		w.reg.set("a")
 		stop := w.run()
-		w.want("0s start a", "0s term a")
+		time.Sleep(3 * time.Second)
+		w.want("0s start a", "2s term a")
 		// The next agent finds the replacement, with its other socket, good.
 		b, err := os.ReadFile(filepath.Join(w.dir, "a.json"))
 		if err != nil {
@@ -348,7 +362,52 @@ func TestReplacesAnotherBuildAndThenTakesOver(t *testing.T) {
 		stop = w.run()
 		w.want()
 		stop()
-		w.want("0s term a")
+		w.want("3s term a")
+	})
+}
+
+func TestLetsWhatPassedItsSocketsOnDrain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		first, second := w.crash("a", "v1"), w.crash("b", "v1")
+		w.cfg.Build = "v2"
+		w.sys.passes = true
+		w.reg.set("a", "b")
+		stop := w.run()
+		time.Sleep(time.Minute)
+		w.want("0s start a", "0s start b")
+		first.end() // by itself, as nobody uses it any more
+		synctest.Wait()
+		select {
+		case <-second.done:
+			t.Error("a process that drains was ended")
+		default:
+		}
+		stop()
+		w.want("1m0s term a", "1m0s term b", "1m0s term b") // both of b
+	})
+}
+
+func TestKeepsTheOldOneIfTheNewOneIsNeverReady(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		old := w.crash("a", "v1")
+		w.cfg.Build = "v2"
+		w.sys.neverReady = true
+		w.reg.set("a")
+		stop := w.run()
+		time.Sleep(time.Minute)
+		w.want("0s start a", "30s term a")
+		if p := w.sys.only(t); p != old {
+			t.Error("the old one is gone")
+		}
+		b, err := os.ReadFile(filepath.Join(w.dir, "a.json"))
+		var r sidecar.Record
+		if err != nil || json.Unmarshal(b, &r) != nil || r.PID != old.rec.PID {
+			t.Errorf("the record is %s, %v", b, err)
+		}
+		stop()
+		w.want("1m0s term a")
 	})
 }
 
@@ -359,7 +418,8 @@ func TestReplacesWhatDoesNotAnswer(t *testing.T) {
 		w.sys.mute = true
 		w.reg.set("a")
 		defer w.run()()
-		w.want("0s start a", "0s term a")
+		time.Sleep(3 * time.Second)
+		w.want("0s start a", "2s term a")
 	})
 }
 
