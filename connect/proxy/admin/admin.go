@@ -33,7 +33,6 @@ import (
 	"github.com/sarnmesh/sarn/connect/proxy"
 	"github.com/sarnmesh/sarn/connect/proxy/decode"
 	"github.com/sarnmesh/sarn/connect/proxy/model"
-	"github.com/sarnmesh/sarn/connect/proxy/stats"
 	"github.com/sarnmesh/sarn/connect/proxy/tlscontext"
 	"github.com/sarnmesh/sarn/connect/proxy/upstream"
 )
@@ -242,63 +241,6 @@ func (s *Server) serverInfo(w http.ResponseWriter, _ *http.Request) {
 		"hot_restart_version": "disabled", "command_line_options": s.cfg.Options,
 		"node": map[string]any{"id": n.ID, "cluster": n.Cluster, "metadata": n.Metadata, "locality": map[string]string{"region": n.Region, "zone": n.Zone, "sub_zone": n.SubZone}},
 	})
-}
-
-func query(r *http.Request) (stats.Query, error) {
-	v := r.URL.Query()
-	q := stats.Query{UsedOnly: v.Has("usedonly"), Kind: v.Get("type")}
-	if q.Kind == "All" {
-		q.Kind = ""
-	}
-	if f := v.Get("filter"); f != "" {
-		re, err := regexp.Compile(f)
-		if err != nil {
-			return q, err
-		}
-		q.Filter = re
-	}
-	return q, nil
-}
-
-func (s *Server) stats(w http.ResponseWriter, r *http.Request) {
-	q, err := query(r)
-	if err != nil {
-		http.Error(w, "Invalid regex: "+err.Error(), http.StatusBadRequest)
-		return
-	}
-	switch r.URL.Query().Get("format") {
-	case "prometheus":
-		s.prometheus(w, r)
-	case "json":
-		s.json(w, map[string]any{"stats": samplesJSON(s.p.Stats().Samples(q))})
-	case "", "text", "html", "active":
-		text(w)
-		stats.WriteText(w, s.p.Stats().Samples(q))
-	default:
-		http.Error(w, "usage: /stats?format=(text|json|prometheus)", http.StatusBadRequest)
-	}
-}
-
-func samplesJSON(samples []stats.Sample) []map[string]any {
-	var list []map[string]any
-	for _, x := range samples {
-		if x.Histogram {
-			list = append(list, map[string]any{"name": x.Name, "count": x.Count, "sum": x.Sum, "quantiles": x.Quantiles})
-		} else {
-			list = append(list, map[string]any{"name": x.Name, "value": x.Value})
-		}
-	}
-	return list
-}
-
-func (s *Server) prometheus(w http.ResponseWriter, r *http.Request) {
-	q, err := query(r)
-	if err != nil {
-		http.Error(w, "Invalid regex: "+err.Error(), http.StatusBadRequest)
-		return
-	}
-	w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
-	stats.WritePrometheus(w, s.p.Stats().Samples(q))
 }
 
 func (s *Server) clusters(w http.ResponseWriter, r *http.Request) {

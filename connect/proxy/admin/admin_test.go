@@ -81,7 +81,7 @@ func TestPages(t *testing.T) {
 		{"/server_info", `"id": "edge"`},
 		{"/stats", "listener_manager.listener_added: 1\n"},
 		{"/stats?filter=^server.live$", "server.live: 1\n"},
-		{"/stats?format=json&filter=^server.live$", `"name": "server.live",`},
+		{"/stats?format=json&filter=^server.live$", `{"name":"server.live","value":1}`},
 		{"/stats?format=prometheus&filter=live", "envoy_server_live{} 1\n"},
 		{"/stats/prometheus", `envoy_cluster_membership_total{envoy_cluster_name="app"} 2`},
 		{"/clusters", "app::127.0.0.1:1::health_flags::healthy\n"},

@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -168,42 +169,30 @@ func (p *nodePages) samples(q stats.Query) []stats.Sample {
 }
 
 func (p *nodePages) stats(w http.ResponseWriter, r *http.Request) {
-	q, err := query(r)
-	if err != nil {
-		http.Error(w, "Invalid regex: "+err.Error(), http.StatusBadRequest)
-		return
-	}
-	switch r.URL.Query().Get("format") {
-	case "prometheus":
-		p.prometheus(w, r)
-	case "json":
-		w.Header().Set("Content-Type", "application/json")
-		list := map[string]json.RawMessage{}
+	serveStats(w, r, func(q *statsQuery, b *bytes.Buffer) error {
+		switch q.format {
+		case "prometheus":
+			return stats.WritePrometheus(b, p.samples(q.Query), q.detail)
+		case "json":
+			list := map[string]any{}
+			for _, i := range p.n.Members() {
+				if i.Proxy != nil {
+					list[i.ID] = stats.JSON(i.Proxy.Stats().Samples(q.Query), q.detail)
+				}
+			}
+			return json.NewEncoder(b).Encode(map[string]any{"proxies": list})
+		}
 		for _, i := range p.n.Members() {
-			if i.Proxy != nil {
-				list[i.ID], _ = json.Marshal(samplesJSON(i.Proxy.Stats().Samples(q))) // numbers and text only
+			if i.Proxy == nil {
+				continue
+			}
+			fmt.Fprintf(b, "# proxy %s\n", strconv.Quote(i.ID))
+			if err := stats.WriteText(b, i.Proxy.Stats().Samples(q.Query), q.detail); err != nil {
+				return err
 			}
 		}
-		json.NewEncoder(w).Encode(map[string]any{"proxies": list})
-	case "", "text", "html", "active":
-		text(w)
-		for _, i := range p.n.Members() {
-			if i.Proxy != nil {
-				fmt.Fprintf(w, "# proxy %s\n", strconv.Quote(i.ID))
-				stats.WriteText(w, i.Proxy.Stats().Samples(q))
-			}
-		}
-	default:
-		http.Error(w, "usage: /stats?format=(text|json|prometheus)", http.StatusBadRequest)
-	}
+		return nil
+	})
 }
 
-func (p *nodePages) prometheus(w http.ResponseWriter, r *http.Request) {
-	q, err := query(r)
-	if err != nil {
-		http.Error(w, "Invalid regex: "+err.Error(), http.StatusBadRequest)
-		return
-	}
-	w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
-	stats.WritePrometheus(w, p.samples(q))
-}
+func (p *nodePages) prometheus(w http.ResponseWriter, r *http.Request) { p.stats(w, asPrometheus(r)) }

@@ -6,16 +6,12 @@ package stats
 import (
 	"cmp"
 	"fmt"
-	"io"
-	"math"
 	"reflect"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
-	"time"
 )
 
 // A Counter only grows. The zero Counter is ready for use.
@@ -48,78 +44,11 @@ func (g *Gauge) Set(n int64) { g.v.Store(n) }
 // Value returns the value.
 func (g *Gauge) Value() int64 { return g.v.Load() }
 
-// bounds are the upper bounds of the buckets of every histogram, in milliseconds.
-var bounds = [...]float64{0.5, 1, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000, 30000, 60000, 300000, 600000, 1800000, 3600000}
-
-// A Histogram is a distribution of durations in milliseconds. The zero
-// Histogram is ready for use and small until something is recorded.
-type Histogram struct{ p atomic.Pointer[buckets] }
-
-type buckets struct {
-	counts [len(bounds) + 1]atomic.Uint64
-	micros atomic.Uint64
-}
-
-// Record adds a duration.
-func (h *Histogram) Record(d time.Duration) {
-	b := h.p.Load()
-	if b == nil {
-		h.p.CompareAndSwap(nil, new(buckets))
-		b = h.p.Load()
-	}
-	d = max(d, 0)
-	ms := float64(d) / float64(time.Millisecond)
-	i := 0
-	for i < len(bounds) && ms > bounds[i] {
-		i++
-	}
-	b.counts[i].Add(1)
-	b.micros.Add(uint64(d / time.Microsecond))
-}
-
-// Count returns how many durations were recorded.
-func (h *Histogram) Count() uint64 {
-	n := uint64(0)
-	if b := h.p.Load(); b != nil {
-		for i := range b.counts {
-			n += b.counts[i].Load()
-		}
-	}
-	return n
-}
-
-// quantile estimates a quantile by interpolating within a bucket.
-func (b *buckets) quantile(q float64) float64 {
-	var counts [len(bounds) + 1]uint64
-	total := uint64(0)
-	for i := range b.counts {
-		counts[i] = b.counts[i].Load()
-		total += counts[i]
-	}
-	rank := q * float64(total)
-	seen := 0.0
-	for i, c := range counts {
-		if c == 0 {
-			continue
-		}
-		if seen+float64(c) >= rank {
-			if i == len(bounds) {
-				return bounds[i-1]
-			}
-			low := 0.0
-			if i > 0 {
-				low = bounds[i-1]
-			}
-			return low + (bounds[i]-low)*(rank-seen)/float64(c)
-		}
-		seen += float64(c)
-	}
-	return 0
-}
-
 // A Store holds every metric of a proxy.
 type Store struct {
-	rules []TagRule
+	rules   []TagRule
+	keep    func(name string) bool // nil shows all
+	buckets []BucketRule
 
 	mu     sync.Mutex
 	scopes map[string]*scope
@@ -138,6 +67,28 @@ type TagRule struct {
 // which is what names their instances.
 func NewStore(rules []TagRule) *Store {
 	return &Store{rules: rules, scopes: map[string]*scope{}}
+}
+
+// Keep shows only metrics whose full names f wants. It is called before anything is counted.
+func (st *Store) Keep(f func(name string) bool) { st.keep = f }
+
+// A BucketRule gives the histograms whose full names it matches the upper bounds of their buckets.
+type BucketRule struct {
+	Match  func(name string) bool
+	Bounds []float64 // rising, in milliseconds
+}
+
+// Buckets sets rules for histograms, of which the first that matches counts. It is called before anything is counted.
+func (st *Store) Buckets(rules []BucketRule) { st.buckets = rules }
+
+// boundsOf returns the bounds of a histogram; nil for the default.
+func (st *Store) boundsOf(name string) *bounds {
+	for i := range st.buckets {
+		if r := &st.buckets[i]; r.Match(name) {
+			return newBounds(r.Bounds)
+		}
+	}
+	return nil
 }
 
 // A Part is a piece of the prefix of a scope, between dots.
@@ -283,7 +234,15 @@ func Struct[T any](sc *Scope) *T {
 	}
 	p := new(T)
 	v := reflect.ValueOf(p).Elem()
-	sc.s.groups = append(sc.s.groups, group{layoutOf(v.Type()), v})
+	g := group{layoutOf(v.Type()), v}
+	if len(sc.store.buckets) > 0 {
+		for _, f := range g.layout {
+			if h, ok := v.Field(f.index).Addr().Interface().(*Histogram); ok {
+				h.bounds = sc.store.boundsOf(sc.s.prefix + f.name)
+			}
+		}
+	}
+	sc.s.groups = append(sc.s.groups, g)
 	return p
 }
 
@@ -362,11 +321,13 @@ type Sample struct {
 	Quantiles []float64 // of a histogram with anything in it, by Quantiles
 	Count     uint64
 	Sum       float64
-	Buckets   []uint64 // cumulative, by Bounds
+	Bounds    []float64 // of a histogram's buckets, in milliseconds
+	Buckets   []uint64  // cumulative; one more than Bounds, for all that is above
 
 	bare   string
 	labels []label
 	kind   kind
+	fine   *buckets // of a histogram
 }
 
 // With returns the sample with one more label for those systems that have labels.
@@ -386,13 +347,15 @@ func (st *Store) Samples(q Query) []Sample {
 		full := s.prefix + name
 		switch {
 		case q.Filter != nil && !q.Filter.MatchString(full),
+			st.keep != nil && !st.keep(full),
 			q.Kind == "Counters" && k != kindCounter,
 			q.Kind == "Gauges" && k != kindGauge,
 			q.Kind == "Histograms" && k != kindHistogram,
 			q.Kind == "TextReadouts":
 			return
 		}
-		smp := Sample{Name: full, Value: value, bare: s.bare + name, labels: s.labels, kind: k}
+		smp := Sample{Name: full, Value: value, labels: s.labels, kind: k}
+		smp.bare, smp.labels = cutCode(s.bare+name, s.labels)
 		if h != nil {
 			smp.Histogram = true
 			b := h.p.Load()
@@ -400,17 +363,16 @@ func (st *Store) Samples(q Query) []Sample {
 				if q.UsedOnly {
 					return
 				}
-				b = new(buckets)
+				b = (&Histogram{bounds: h.bounds}).first()
 			}
+			smp.Bounds, smp.fine = b.bounds.ms, b
 			smp.Sum = float64(b.micros.Load()) / 1000
 			for i := range b.counts {
 				smp.Count += b.counts[i].Load()
 				smp.Buckets = append(smp.Buckets, smp.Count)
 			}
 			if smp.Count > 0 {
-				for _, f := range Quantiles {
-					smp.Quantiles = append(smp.Quantiles, b.quantile(f))
-				}
+				smp.Quantiles = b.quantiles(Quantiles[:]...)
 			}
 		} else if q.UsedOnly && value == 0 {
 			return
@@ -460,6 +422,24 @@ func (st *Store) Value(name string) float64 {
 	return s[0].Value
 }
 
+// cutCode makes a label of the status that stands at the end of a name, as "upstream_rq_200" and "upstream_rq_2xx" have
+// it.
+func cutCode(name string, labels []label) (string, []label) {
+	digit := func(i int) bool { return name[i] >= '0' && name[i] <= '9' }
+	n := len(name)
+	if n < 7 || name[n-7:n-3] != "_rq_" || !digit(n-3) {
+		return name, labels
+	}
+	labels = slices.Clip(labels)
+	switch {
+	case digit(n-2) && digit(n-1):
+		return name[:n-4], append(labels, label{"envoy_response_code", name[n-3:]})
+	case name[n-2:] == "xx":
+		return name[:n-3] + "xx", append(labels, label{"envoy_response_code_class", name[n-3 : n-2]})
+	}
+	return name, labels
+}
+
 // Reset sets every counter and histogram to zero.
 func (st *Store) Reset() {
 	st.mu.Lock()
@@ -481,128 +461,4 @@ func (st *Store) Reset() {
 			}
 		}
 	}
-}
-
-// WriteText writes samples one a line, as /stats shows them.
-func WriteText(w io.Writer, samples []Sample) error {
-	var b []byte
-	for _, s := range samples {
-		b = append(b[:0], s.Name...)
-		b = append(b, ": "...)
-		switch {
-		case !s.Histogram:
-			b = strconv.AppendFloat(b, s.Value, 'f', -1, 64)
-		case s.Count == 0:
-			b = append(b, "No recorded values"...)
-		default:
-			for i, f := range Quantiles {
-				if i > 0 {
-					b = append(b, ' ')
-				}
-				b = fmt.Appendf(b, "P%s(nan,%s)", short(f*100), short(s.Quantiles[i]))
-			}
-		}
-		b = append(b, '\n')
-		if _, err := w.Write(b); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func short(f float64) string { return strconv.FormatFloat(math.Round(f*1000)/1000, 'f', -1, 64) }
-
-// WritePrometheus writes samples in Prometheus' text format.
-func WritePrometheus(w io.Writer, samples []Sample) error {
-	slices.SortStableFunc(samples, func(a, b Sample) int { return cmp.Compare(a.bare, b.bare) })
-	var b []byte
-	last := ""
-	for _, s := range samples {
-		name := "envoy_" + promName(s.bare)
-		if s.bare != last {
-			last = s.bare
-			b = fmt.Appendf(b, "# TYPE %s %s\n", name, [...]string{"counter", "gauge", "histogram"}[s.kind])
-		}
-		if !s.Histogram {
-			b = append(b, name...)
-			b = appendLabels(b, s.labels, "")
-			b = append(b, ' ')
-			b = strconv.AppendFloat(b, s.Value, 'f', -1, 64)
-			b = append(b, '\n')
-		} else {
-			for i, n := range s.Buckets {
-				le := "+Inf"
-				if i < len(bounds) {
-					le = strconv.FormatFloat(bounds[i], 'f', -1, 64)
-				}
-				b = append(b, name...)
-				b = append(b, "_bucket"...)
-				b = appendLabels(b, s.labels, le)
-				b = append(b, ' ')
-				b = strconv.AppendUint(b, n, 10)
-				b = append(b, '\n')
-			}
-			b = append(b, name...)
-			b = append(b, "_sum"...)
-			b = appendLabels(b, s.labels, "")
-			b = append(b, ' ')
-			b = strconv.AppendFloat(b, s.Sum, 'f', -1, 64)
-			b = append(b, '\n')
-			b = append(b, name...)
-			b = append(b, "_count"...)
-			b = appendLabels(b, s.labels, "")
-			b = append(b, ' ')
-			b = strconv.AppendUint(b, s.Count, 10)
-			b = append(b, '\n')
-		}
-		if len(b) > 32<<10 {
-			if _, err := w.Write(b); err != nil {
-				return err
-			}
-			b = b[:0]
-		}
-	}
-	_, err := w.Write(b)
-	return err
-}
-
-func appendLabels(b []byte, labels []label, le string) []byte {
-	b = append(b, '{')
-	sep := false
-	one := func(name, value string) {
-		if sep {
-			b = append(b, ',')
-		}
-		sep = true
-		b = append(b, name...)
-		b = append(b, '=', '"')
-		for _, c := range []byte(value) {
-			switch c {
-			case '\\', '"':
-				b = append(b, '\\', c)
-			case '\n':
-				b = append(b, '\\', 'n')
-			default:
-				b = append(b, c)
-			}
-		}
-		b = append(b, '"')
-	}
-	for _, l := range labels {
-		one(l.name, l.value)
-	}
-	if le != "" {
-		one("le", le)
-	}
-	return append(b, '}')
-}
-
-// promName replaces what may not stand in the name of a Prometheus metric.
-func promName(s string) string {
-	return strings.Map(func(r rune) rune {
-		if r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '_' {
-			return r
-		}
-		return '_'
-	}, s)
 }
