@@ -30,6 +30,9 @@ type Config struct {
 	LocalClusterJSON          string `mapstructure:"envoy_local_cluster_json"`
 	ListenerTracingJSON       string `mapstructure:"envoy_listener_tracing_json"`
 	TelemetrySocketDir        string `mapstructure:"envoy_telemetry_collector_bind_socket_dir"`
+	// What Envoy has in its bootstrap, and the built-in proxy gets from the control plane.
+	TracingJSON        string `mapstructure:"envoy_tracing_json"`
+	StaticClustersJSON string `mapstructure:"envoy_extra_static_clusters_json"`
 }
 
 // ExactBalance is the one way of balancing connections that can be asked for.

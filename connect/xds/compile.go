@@ -160,6 +160,9 @@ func (c *Compiler) compile(s *mesh.Snapshot, x *extensions) (*compilation, error
 			return nil, err
 		}
 	}
+	if err := b.staticClusters(); err != nil {
+		return nil, err
+	}
 	b.out.index()
 	if err := b.out.check(); err != nil {
 		return nil, err

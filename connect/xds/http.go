@@ -135,6 +135,7 @@ func (b *build) requestAuthorization() ([]*hcmv3.HttpFilter, []ref, error) {
 func (b *build) trace(m *hcmv3.HttpConnectionManager) {
 	text := b.s.Config.ListenerTracingJSON
 	if text == "" {
+		m.Tracing.Provider = b.tracer()
 		return
 	}
 	t := new(hcmv3.HttpConnectionManager_Tracing)
