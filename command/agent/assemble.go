@@ -417,7 +417,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	run("DNS", func(ctx context.Context) error { return a.dns.Run(ctx, a.sockets.dnsUDP, a.sockets.dnsTCP) })
 	run("gRPC", a.grpc.Run)
 	a.serveHTTP(run, s)
-	if s.Connect.Sidecars {
+	if s.Connect.Sidecars || s.Connect.NodeProxy {
 		run("sidecars", a.superviseSidecars)
 	}
 	if len(s.ConfigEntries) > 0 && a.server != nil {

@@ -17,12 +17,13 @@ import (
 // restartSidecar is how soon a sidecar that ended is started again, the first time.
 const restartSidecar = 100 * time.Millisecond
 
-// superviseSidecars runs a sidecar for each local service that declares one, until ctx ends.
+// superviseSidecars runs a sidecar for each local service that declares one, or one process for all of them, until ctx
+// ends.
 func (a *Agent) superviseSidecars(ctx context.Context) error {
 	s := a.current()
 	httpAddr, grpcAddr := reach(s.Addresses.HTTP), reach(s.Addresses.GRPC)
 	if httpAddr == "" || grpcAddr == "" {
-		return fmt.Errorf("connect.sidecars needs the HTTP and the gRPC listener; set ports.http and ports.grpc")
+		return fmt.Errorf("connect.sidecars and connect.node_proxy need the HTTP and the gRPC listener; set ports.http and ports.grpc")
 	}
 	dir := filepath.Join(s.DataDir, "sidecars")
 	if s.DataDir == "" {
@@ -35,7 +36,7 @@ func (a *Agent) superviseSidecars(ctx context.Context) error {
 	}
 	sup, err := sidecar.New(sidecar.Local{State: a.local, Token: a.tokens.Default}, sidecar.Exec{}, sidecar.Config{
 		Dir: dir, Args: []string{"-http-addr", httpAddr, "-grpc-addr", grpcAddr}, Build: version.Version + " " + version.Commit,
-		Backoff: restartSidecar, OnReady: a.local.RunChecks, Logger: a.log.Named("sidecar"),
+		Node: s.Connect.NodeProxy, Backoff: restartSidecar, OnReady: a.local.RunChecks, Logger: a.log.Named("sidecar"),
 	})
 	if err != nil {
 		return err

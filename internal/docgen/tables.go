@@ -153,6 +153,7 @@ var meanings = map[string]string{
 	"connect.ca_config":                          "Settings of the certificate authority as [`connect ca set-config`](../certificates.md) takes them; used when the authority is first made.",
 	"connect.ca_provider":                        "Provider of the certificate authority. Only `consul`, the built-in one, exists: with another the agent does not start.",
 	"connect.enabled":                            "Run the certificate authority and serve proxies.",
+	"connect.node_proxy":                         "Run the sidecars of all local services that declare one, in [one process](../node-proxy.md); needs `ports.grpc`.",
 	"connect.sidecars":                           "Run a sidecar proxy for each local service that declares one; needs `ports.grpc`.",
 	"data_dir":                                   "Folder for what has to survive a restart; made if it is not there, closed to others.",
 	"datacenter":                                 "Datacenter the agent belongs to.",

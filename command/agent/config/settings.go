@@ -303,7 +303,8 @@ type Connect struct {
 	CAProvider        string         `key:"ca_provider"` // consul, vault or aws-pca
 	CAConfig          map[string]any `key:"ca_config"`   // as written; first bootstrap only
 	MeshGatewayWANFed bool           `key:"enable_mesh_gateway_wan_federation"`
-	Sidecars          bool           `key:"sidecars"` // start and supervise a sidecar for each local service that declares one
+	Sidecars          bool           `key:"sidecars"`   // start and supervise a sidecar for each local service that declares one
+	NodeProxy         bool           `key:"node_proxy"` // the same, but all in one process
 }
 
 // DNS holds the settings of the DNS server.
