@@ -184,6 +184,8 @@ func New(cfg Config) (*Proxy, error) {
 		pending:  map[string]*waiting{},
 		doomed:   map[string]bool{},
 	}
+	p.stats.Keep(b.Keep)
+	p.stats.Buckets(b.Buckets)
 	p.sinks = accesslog.NewSinks(cfg.Stdout, cfg.Stderr, cfg.OpenLog)
 	p.upstreams = upstream.NewManager(upstream.Config{
 		Dial: cfg.Dial, Resolve: cfg.Resolve, Secrets: p.secrets, Stats: p.stats, Rand: cfg.Rand,
@@ -261,6 +263,9 @@ func (p *Proxy) Run(ctx context.Context) error {
 	g, work := errgroup.WithContext(work)
 	g.Go(func() error { return p.upstreams.Run(work) })
 	g.Go(func() error { return p.sinks.Run(work) })
+	for _, s := range p.cfg.Bootstrap.Sinks {
+		g.Go(func() error { return p.statsD(s).Run(work) })
+	}
 
 	p.begin()
 	saving, release := context.WithCancel(work)
