@@ -295,6 +295,22 @@ func (p *Proxy) Run(ctx context.Context) error {
 	return g.Wait()
 }
 
+// statsD returns a sink of metrics.
+func (p *Proxy) statsD(s decode.StatsD) *stats.StatsD {
+	dial := p.cfg.Dial
+	if dial == nil {
+		dial = new(net.Dialer).DialContext
+	}
+	network := "udp"
+	if s.Address.Path != "" {
+		network = "unixgram"
+	}
+	s.Logger = p.log.Named("stats")
+	return stats.NewStatsD(p.stats, func(ctx context.Context) (io.WriteCloser, error) {
+		return dial(ctx, network, s.Address.String())
+	}, s.StatsDConfig)
+}
+
 // Quit makes Run stop as if its context had ended.
 func (p *Proxy) Quit() { p.quitOnce.Do(func() { close(p.quit) }) }
 
