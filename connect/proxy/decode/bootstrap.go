@@ -10,7 +10,6 @@ import (
 
 	bootstrapv3 "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
-	metricsv3 "github.com/envoyproxy/go-control-plane/envoy/config/metrics/v3"
 	"go.yaml.in/yaml/v3"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/encoding/prototext"
@@ -18,7 +17,6 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/sarnmesh/sarn/connect/proxy/model"
-	"github.com/sarnmesh/sarn/connect/proxy/stats"
 )
 
 // A Bootstrap is what a proxy starts from.
@@ -34,7 +32,7 @@ type Bootstrap struct {
 	LDS, CDS bool
 
 	Admin *Admin // nil leaves it to whoever starts the proxy
-	Tags  []stats.TagRule
+	Metrics
 
 	// Raw holds the static resources as they came, for showing.
 	Raw []*anypb.Any
@@ -116,8 +114,8 @@ func yamlToJSON(b []byte) ([]byte, error) {
 }
 
 func (r *run) bootstrap(m *bootstrapv3.Bootstrap) *Bootstrap {
-	r.only("", m, "node static_resources dynamic_resources admin stats_config",
-		`stats_sinks stats_flush_interval stats_flush_on_admin tracing layered_runtime cluster_manager overload_manager watchdog watchdogs
+	r.only("", m, "node static_resources dynamic_resources admin stats_config stats_sinks stats_flush_interval",
+		`stats_flush_on_admin tracing layered_runtime cluster_manager overload_manager watchdog watchdogs
 		enable_dispatcher_stats flags_path header_prefix default_regex_engine typed_dns_resolver_config memory_allocator_manager
 		application_log_config deferred_stat_options stats_server_version_override`)
 	b := &Bootstrap{}
@@ -160,7 +158,7 @@ func (r *run) bootstrap(m *bootstrapv3.Bootstrap) *Bootstrap {
 			b.Admin.Allow = append(b.Admin.Allow, r.stringMatch(index("admin.allow_paths", i), p))
 		}
 	}
-	r.tags(b, m.GetStatsConfig())
+	b.Metrics = r.metrics(m)
 	return b
 }
 
@@ -222,26 +220,6 @@ func (r *run) dynamic(b *Bootstrap, m *bootstrapv3.Bootstrap_DynamicResources) {
 		ads.Metadata = append(ads.Metadata, Header{strings.ToLower(h.GetKey()), h.GetValue()})
 	}
 	b.ADS = ads
-}
-
-func (r *run) tags(b *Bootstrap, m *metricsv3.StatsConfig) {
-	r.only("stats_config", m, "stats_tags use_all_default_tags", "stats_matcher histogram_bucket_settings allow_default_tag_overrides")
-	for i, t := range m.GetStatsTags() {
-		p := index("stats_config.stats_tags", i)
-		if t.GetTagName() == "" {
-			r.errorf(p, "empty tag_name")
-		}
-		rule := stats.TagRule{Name: t.GetTagName(), Fixed: t.GetFixedValue()}
-		if t.GetRegex() != "" {
-			re, err := compileTag(t.GetRegex())
-			if err != nil {
-				r.errorf(p+".regex", "%w", err)
-				continue
-			}
-			rule.Regexp = re
-		}
-		b.Tags = append(b.Tags, rule)
-	}
 }
 
 func compileTag(s string) (*regexp.Regexp, error) {
