@@ -7,8 +7,9 @@
 package http2
 
 import (
-	"sync/atomic"
 	"time"
+
+	"github.com/sarnmesh/sarn/connect/proxy/stats"
 )
 
 // Options are what both sides of HTTP/2 can be told. A zero field takes its default.
@@ -48,22 +49,23 @@ type Keepalive struct {
 	Idle     time.Duration // before a request, if nothing was read for so long; clients only; 0: none
 }
 
-// Counters count what happens on connections.
+// Counters count what happens on connections, under "http2" or that of a cluster.
 type Counters struct {
-	ResetsReceived, ResetsSent atomic.Uint64
-	MessagingErrors            atomic.Uint64
-	HeaderOverflows            atomic.Uint64
-	Trailers                   atomic.Uint64
-	EmptyFrameFloods           atomic.Uint64
-	PriorityFloods             atomic.Uint64
-	WindowFloods               atomic.Uint64
-	ControlFloods              atomic.Uint64 // of PING, SETTINGS and the like
-	HeaderFloods               atomic.Uint64 // of CONTINUATION
-	ResetFloods                atomic.Uint64
-	OutboundFloods             atomic.Uint64
-	OutboundControlFloods      atomic.Uint64
-	KeepaliveTimeouts          atomic.Uint64
-	GoAwaysSent                atomic.Uint64
+	ResetsReceived        stats.Counter `stat:"http2.rx_reset"`
+	ResetsSent            stats.Counter `stat:"http2.tx_reset"`
+	MessagingErrors       stats.Counter `stat:"http2.rx_messaging_error"`
+	HeaderOverflows       stats.Counter `stat:"http2.header_overflow"`
+	Trailers              stats.Counter `stat:"http2.trailers"`
+	EmptyFrameFloods      stats.Counter `stat:"http2.inbound_empty_frames_flood"`
+	PriorityFloods        stats.Counter `stat:"http2.inbound_priority_frames_flood"`
+	WindowFloods          stats.Counter `stat:"http2.inbound_window_update_frames_flood"`
+	ControlFloods         stats.Counter `stat:"http2.inbound_control_frames_flood"` // of PING, SETTINGS and the like
+	HeaderFloods          stats.Counter `stat:"http2.inbound_continuation_frames_flood"`
+	ResetFloods           stats.Counter `stat:"http2.inbound_reset_flood"`
+	OutboundFloods        stats.Counter `stat:"http2.outbound_flood"`
+	OutboundControlFloods stats.Counter `stat:"http2.outbound_control_flood"`
+	KeepaliveTimeouts     stats.Counter `stat:"http2.keepalive_timeout"`
+	GoAwaysSent           stats.Counter `stat:"http2.goaway_sent"`
 }
 
 func (o *Options) defaults() {
