@@ -94,6 +94,9 @@ func (c *Cluster) Model() *model.Cluster { return c.conf }
 // Stats returns the counters of the cluster.
 func (c *Cluster) Stats() *Stats { return c.stats }
 
+// Scope returns where the cluster counts, for those who count more.
+func (c *Cluster) Scope() *stats.Scope { return c.scope }
+
 // Breaker returns the circuit breaker of a priority.
 func (c *Cluster) Breaker(p model.RoutingPriority) *Breaker { return &c.breakers[p] }
 
