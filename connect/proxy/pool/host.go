@@ -11,6 +11,7 @@ import (
 	"github.com/sarnmesh/sarn/connect/proxy/http2"
 	"github.com/sarnmesh/sarn/connect/proxy/message"
 	"github.com/sarnmesh/sarn/connect/proxy/model"
+	"github.com/sarnmesh/sarn/connect/proxy/stats"
 	"github.com/sarnmesh/sarn/connect/proxy/upstream"
 )
 
@@ -349,7 +350,9 @@ func (c *conn) speak() error {
 		c.h1 = http1.NewClientConn(c.up.Conn, cfg)
 		return nil
 	}
-	h2, err := http2.NewClientConn(c.up.Conn, http2.ClientConfig{Options: options(conf), OnSpare: c.spare})
+	o := options(conf)
+	o.Counters = stats.Struct[http2.Counters](c.up.Cluster.Scope())
+	h2, err := http2.NewClientConn(c.up.Conn, http2.ClientConfig{Options: o, OnSpare: c.spare})
 	c.h2 = h2
 	return err
 }
