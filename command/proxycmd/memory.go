@@ -15,16 +15,21 @@ func smallHeap() {
 	}
 }
 
-// How often memory is given back: once soon after the start, which reads flags,
-// links an agent in and decodes everything at once, and then now and then.
-const (
-	firstTrim = 3 * time.Second
-	nextTrim  = time.Minute
+// When memory is given back: twice soon after the start, which touches the
+// tables of the whole program and decodes everything at once, and then now and
+// then.
+var (
+	firstTrims = []time.Duration{400 * time.Millisecond, 3 * time.Second}
+	nextTrim   = time.Minute
 )
 
 // trimMemory gives memory back that only the start needed, until ctx ends.
 func trimMemory(ctx context.Context) error {
-	for wait := firstTrim; ; wait = nextTrim {
+	for i := 0; ; i++ {
+		wait := nextTrim
+		if i < len(firstTrims) {
+			wait = firstTrims[i]
+		}
 		select {
 		case <-ctx.Done():
 			return nil
