@@ -538,7 +538,7 @@ func (e *exchange) attemptFailed(err error, out outcome) (*filter.Reply, outcome
 	}
 	text += "reset reason: " + reason.String()
 	details := "upstream_reset_before_response_started{" + strings.ReplaceAll(reason.String(), " ", "_")
-	if out.connect && se != nil && se.Detail != "" {
+	if out.connect && se != nil && se.Detail != "" && reason != message.ConnectionTimeout && reason != message.Overflow {
 		details += "|" + strings.ReplaceAll(se.Detail, " ", "_")
 		e.entry.UpstreamFailure = se.Detail
 	}
@@ -548,7 +548,9 @@ func (e *exchange) attemptFailed(err error, out outcome) (*filter.Reply, outcome
 	}
 	reply := filter.Deny(status, text, details+"}", flagOf(reason))
 	if reason == message.Overflow {
-		e.entry.UpstreamHost, e.entry.UpstreamHostName = "", ""
+		if se != nil && se.Detail != "" {
+			e.entry.UpstreamHost, e.entry.UpstreamHostName = "", "" // none came so far as to have a host
+		}
 		reply.Header = append(reply.Header, message.Field{Name: "x-envoy-overloaded", Value: "true"})
 	}
 	return reply, out
@@ -634,7 +636,7 @@ func (e *exchange) wantsRetry(cluster *upstream.Cluster, out outcome) bool {
 	f.retrying = true
 	f.left--
 	s.RqRetry.Inc()
-	if f.policy != nil && f.policy.AvoidHosts && f.host != nil {
+	if f.policy != nil && (f.policy.AvoidHosts || f.policy.AvoidPriorities) && f.host != nil {
 		f.choice.Avoid = append(f.choice.Avoid, f.host)
 	}
 	return true

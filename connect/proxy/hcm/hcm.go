@@ -18,6 +18,7 @@ import (
 
 	"github.com/sarnmesh/sarn/connect/proxy/accesslog"
 	"github.com/sarnmesh/sarn/connect/proxy/filter"
+	"github.com/sarnmesh/sarn/connect/proxy/http2"
 	"github.com/sarnmesh/sarn/connect/proxy/message"
 	"github.com/sarnmesh/sarn/connect/proxy/model"
 	"github.com/sarnmesh/sarn/connect/proxy/pool"
@@ -48,6 +49,8 @@ type Config struct {
 type Factory struct {
 	cfg    Config
 	client filter.Client
+	http1  *http1Stats
+	http2  *http2.Counters
 
 	mu     sync.Mutex
 	tables map[string]*table
@@ -66,6 +69,8 @@ type table struct {
 func New(cfg Config) *Factory {
 	f := &Factory{cfg: cfg, tables: map[string]*table{}}
 	f.ctx, f.stop = context.WithCancel(context.Background())
+	root := cfg.Stats.Scope()
+	f.http1, f.http2 = stats.Struct[http1Stats](root), stats.Struct[http2.Counters](root)
 	f.client = &client{cfg.Upstreams, cfg.Pool}
 	return f
 }
@@ -93,6 +98,7 @@ type Manager struct {
 	signals  *signals
 
 	routes atomic.Pointer[route.Table] // nil: not known yet
+	rds    *rdsStats                   // nil: the routes don't come by name
 
 	mu     sync.Mutex
 	closed bool
@@ -259,6 +265,11 @@ func (f *Factory) subscribe(m *Manager) error {
 		m.routes.Store(compiled)
 	}
 	t.managers[m] = true
+	m.rds = stats.Struct[rdsStats](m.openScope(stats.Text("http"), stats.Label("envoy_http_conn_manager_prefix", m.conf.StatPrefix),
+		stats.Text("rds"), stats.Label("envoy_rds_route_config", m.conf.RouteName)))
+	if t.conf != nil {
+		m.rds.Reload.Inc()
+	}
 	return nil
 }
 
@@ -274,8 +285,10 @@ func (f *Factory) SetRoutes(conf *model.RouteConfig) error {
 	}
 	compiled := map[*Manager]*route.Table{}
 	for m := range t.managers {
+		m.rds.Attempt.Inc()
 		c, err := m.compileRoutes(conf)
 		if err != nil {
+			m.rds.Rejected.Inc()
 			return err
 		}
 		compiled[m] = c
@@ -289,6 +302,8 @@ func (f *Factory) SetRoutes(conf *model.RouteConfig) error {
 	t.conf = conf
 	for m, c := range compiled {
 		m.routes.Store(c)
+		m.rds.Success.Inc()
+		m.rds.Reload.Inc()
 	}
 	return nil
 }

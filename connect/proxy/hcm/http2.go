@@ -6,7 +6,7 @@ import (
 )
 
 // http2ServerConfig is what the codec needs of a manager's configuration.
-func http2ServerConfig(c *model.HTTPManager) http2.ServerConfig {
+func http2ServerConfig(c *model.HTTPManager, counters *http2.Counters) http2.ServerConfig {
 	o := &c.HTTP2
 	bound := func(n *uint32) int {
 		switch {
@@ -23,6 +23,7 @@ func http2ServerConfig(c *model.HTTPManager) http2.ServerConfig {
 			MaxHeaderBytes: c.MaxHeaderBytes, MaxHeaders: c.MaxHeaders, MaxOutboundFrames: int(o.MaxOutbound),
 			MaxOutboundControlFrames: int(o.MaxOutboundControl), MaxEmptyFrames: bound(o.EmptyFrames),
 			MaxPriorityPerStream: bound(o.PriorityPerStream), MaxWindowPerData: bound(o.WindowUpdatePerData), StreamErrors: o.OverrideError,
+			Counters: counters,
 		},
 		AllowConnect: o.AllowConnect, IdleTimeout: c.IdleTimeout, MaxRequests: int(c.MaxRequests), DrainTimeout: c.DrainTimeout,
 	}

@@ -299,6 +299,8 @@ func (m *Manager) originate(x *filter.Exchange, element *string) {
 		}
 		if !c.SkipXFF {
 			m.appendXFF(r, peer)
+		} else if v, ok := h.Lookup("x-forwarded-for", &r.Arena); ok {
+			h.Set("x-forwarded-for", v)
 		}
 		if c.TrustedHops == 0 || !h.Has("x-forwarded-proto") {
 			h.Set("x-forwarded-proto", scheme)

@@ -49,7 +49,8 @@ type Session struct {
 	bufferLimit int
 	current     func() *Manager
 	leaving     atomic.Bool
-	asked       func() bool // nil: never
+	asked       func() bool  // nil: never
+	turn        atomic.Int32 // of an HTTP/1 connection: idle, busy or over
 
 	mu sync.Mutex
 	h2 *http2.ServerConn // nil unless the connection speaks HTTP/2
@@ -77,7 +78,29 @@ func (s *Session) Drain() {
 	s.mu.Unlock()
 	if h2 != nil {
 		h2.Shutdown(s.current().conf.DrainTimeout)
+		return
 	}
+	s.closeIdle()
+}
+
+// Whose turn it is on an HTTP/1 connection.
+const (
+	idle int32 = iota // the client's
+	busy              // ours: a request is being served
+	over              // nobody's
+)
+
+// closeIdle ends an HTTP/1 connection on which there was no request for the drain timeout. A client that makes one is
+// told to use another with the response. Those that stay silent would never know.
+func (s *Session) closeIdle() {
+	time.AfterFunc(s.current().conf.DrainTimeout, func() {
+		switch {
+		case s.turn.CompareAndSwap(idle, over):
+			s.conn.Close()
+		case s.turn.Load() == busy:
+			s.closeIdle()
+		}
+	})
 }
 
 func (s *Session) draining() bool { return s.leaving.Load() || s.asked != nil && s.asked() }
@@ -101,6 +124,7 @@ func (s *Session) Serve() string {
 			st.CxSSLActive.Dec()
 		}
 	}()
+	defer s.turn.Store(over)
 	conn, two, err := s.choose(m)
 	if err != nil {
 		return "http_inspect_error"
@@ -184,7 +208,11 @@ func (s *Session) serveHTTP1(m *Manager, conn net.Conn) string {
 		if err != nil {
 			return s.ended(m, sc, err)
 		}
+		if !s.turn.CompareAndSwap(idle, busy) {
+			return "drained"
+		}
 		s.current().serve(s, st)
+		s.turn.Store(idle)
 	}
 }
 
@@ -226,6 +254,9 @@ func (m *Manager) refuse(s *Session, sc *http1.ServerConn, bad *http1.BadRequest
 		m.stats.RqHeaderTimeout.Inc()
 	default:
 		m.stats.CxProtocolError.Inc()
+	}
+	if bad.Detail == "http1.unexpected_underscore" {
+		m.f.http1.Underscores.Inc()
 	}
 	e := exchanges.Get().(*exchange)
 	e.m, e.s = m, s
@@ -285,12 +316,13 @@ func (m *Manager) refused(s *Session, detail string) {
 
 func (s *Session) serveHTTP2(m *Manager, conn net.Conn) string {
 	c := m.conf
-	cfg := http2ServerConfig(c)
+	cfg := http2ServerConfig(c, m.f.http2)
 	cfg.Refused = func(detail string) { s.current().refused(s, detail) }
 	sc := http2.NewServerConn(conn, cfg)
 	s.mu.Lock()
 	s.h2 = sc
 	s.mu.Unlock()
+	s.turn.Store(busy)
 	if s.leaving.Load() {
 		sc.Shutdown(c.DrainTimeout)
 	}

@@ -59,6 +59,19 @@ type Stats struct {
 	RetrySkipped   stats.Counter `stat:"rq_retry_skipped_request_not_complete"`
 }
 
+// rdsStats counts versions of a route configuration that comes by name, under http.<prefix>.rds.<name>.
+type rdsStats struct {
+	Attempt  stats.Counter `stat:"update_attempt"`
+	Success  stats.Counter `stat:"update_success"`
+	Rejected stats.Counter `stat:"update_rejected"`
+	Reload   stats.Counter `stat:"config_reload"`
+}
+
+// http1Stats counts what happens on connections of all managers.
+type http1Stats struct {
+	Underscores stats.Counter `stat:"http1.requests_rejected_with_underscores_in_headers"`
+}
+
 // completed counts a finished exchange by its status.
 func (s *Stats) completed(status int) {
 	s.RqCompleted.Inc()

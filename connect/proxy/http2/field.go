@@ -79,9 +79,8 @@ const (
 	classScheme
 )
 
-var classes [256]uint8
-
-func init() {
+// classes is made before what is made with it, as an init function would not be.
+var classes = func() (classes [256]uint8) {
 	for i := range classes {
 		c := byte(i)
 		lower, upper, digit := c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9'
@@ -110,7 +109,8 @@ func init() {
 			}
 		}
 	}
-}
+	return classes
+}()
 
 // all reports whether every byte of s is of a class.
 func all(s string, class uint8) bool {

@@ -267,3 +267,12 @@ func FuzzEncoder(f *testing.F) {
 		}
 	})
 }
+
+// Names of the static table that nothing is known of are good names.
+func TestPlainNamesOfTheStaticTable(t *testing.T) {
+	for _, f := range static[1:] {
+		if f.kind == kindBad {
+			t.Errorf("%q counts as a bad name", f.name)
+		}
+	}
+}

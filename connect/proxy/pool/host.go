@@ -130,7 +130,7 @@ func (hp *host) await(ctx context.Context, c *upstream.Cluster, b *upstream.Brea
 	if !b.Try(upstream.Pending) {
 		g.tidy()
 		hp.mu.Unlock()
-		return nil, Info{}, overflow()
+		return nil, Info{}, &message.StreamError{Reason: message.Overflow, Detail: "no more requests may wait"}
 	}
 	w := &waiter{ch: make(chan result, 1)}
 	g.waiters = append(g.waiters, w)
