@@ -74,8 +74,9 @@ type Server struct {
 	source Source
 	cfg    Config
 
-	mu      sync.Mutex
-	streams map[*stream]struct{}
+	mu         sync.Mutex
+	streams    map[*stream]struct{}
+	identities int // streams whose client said who it is
 }
 
 // New returns a server of what source has.
@@ -148,7 +149,7 @@ var errNames = status.Error(codes.ResourceExhausted, "too many resource names on
 
 // serve runs one stream. It returns only with a gRPC status.
 func serve[Req request, Resp any](s *Server, ctx context.Context, g conn[Req, Resp], sess session[Req, Resp]) error {
-	st := &stream{since: time.Now(), token: tokenOf(ctx)}
+	st := &stream{since: time.Now(), token: tokenOf(ctx), progress: sess.progress}
 	if err := s.enter(st); err != nil {
 		return err
 	}
@@ -218,7 +219,9 @@ func serve[Req request, Resp any](s *Server, ctx context.Context, g conn[Req, Re
 			if !known {
 				continue
 			}
+			st.mu.Lock()
 			rejection, err := sess.receive(req, t, time.Now())
+			st.mu.Unlock()
 			if err != nil {
 				return err
 			}
@@ -262,7 +265,9 @@ func serve[Req request, Resp any](s *Server, ctx context.Context, g conn[Req, Re
 		}
 		recheck.Reset(s.cfg.Recheck)
 		for {
+			st.mu.Lock()
 			resp, ok := sess.next(resources, time.Now())
+			st.mu.Unlock()
 			if !ok {
 				break
 			}
@@ -278,7 +283,6 @@ func serve[Req request, Resp any](s *Server, ctx context.Context, g conn[Req, Re
 		if until := sess.patience(resources, time.Now()); !until.IsZero() {
 			patience.Reset(time.Until(until))
 		}
-		s.progressed(st, sess.progress())
 	}
 }
 
@@ -376,13 +380,14 @@ func (s *Server) permit(ctx context.Context, token, service string) error {
 
 // A stream is one client, for those who look at the server from outside.
 type stream struct {
-	token string
+	token string // owned by the goroutine that serves the stream, as is served
+	since time.Time
+	node  Node // changed under Server.mu
 
-	// Owned by the goroutine that serves the stream; changed under Server.mu.
-	since  time.Time
-	node   Node
-	types  []TypeStatus
-	served bool // something was sent; owned by that goroutine alone
+	served bool // something was sent
+
+	mu       sync.Mutex // held by that goroutine while it changes the session
+	progress func() []TypeStatus
 }
 
 // A StreamStatus tells how far a client is.
@@ -405,11 +410,13 @@ type TypeStatus struct {
 // Streams tells about the streams that are open, by proxy.
 func (s *Server) Streams() []StreamStatus {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	out := make([]StreamStatus, 0, len(s.streams))
 	for st := range s.streams {
-		out = append(out, StreamStatus{Proxy: st.node.ID, Node: st.node.Name, Since: st.since, Types: st.types})
+		st.mu.Lock()
+		out = append(out, StreamStatus{Proxy: st.node.ID, Node: st.node.Name, Since: st.since, Types: st.progress()})
+		st.mu.Unlock()
 	}
+	s.mu.Unlock()
 	slices.SortFunc(out, func(a, b StreamStatus) int {
 		if c := strings.Compare(a.Proxy, b.Proxy); c != 0 {
 			return c
@@ -430,20 +437,15 @@ func (s *Server) enter(st *stream) error {
 	return nil
 }
 
-func (s *Server) reportLocked() {
-	unidentified := 0
-	for st := range s.streams {
-		if st.node.ID == "" {
-			unidentified++
-		}
-	}
-	reportStreams(len(s.streams), unidentified)
-}
+func (s *Server) reportLocked() { reportStreams(len(s.streams), len(s.streams)-s.identities) }
 
 func (s *Server) leave(st *stream) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.streams, st)
+	if st.node.ID != "" {
+		s.identities--
+	}
 	s.reportLocked()
 }
 
@@ -452,13 +454,8 @@ func (s *Server) identified(st *stream, n Node) {
 	defer s.mu.Unlock()
 	st.node = n
 	st.node.Token = "" // kept by the stream alone
+	s.identities++
 	s.reportLocked()
-}
-
-func (s *Server) progressed(st *stream, types []TypeStatus) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	st.types = types
 }
 
 // nonce formats the number of a response.

@@ -3,6 +3,7 @@ package ads
 import (
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
@@ -32,6 +33,9 @@ type deltaType struct {
 	lost       map[string]bool   // forgotten before the client asked for the type, whatever it then says it has
 	complaint  string
 	pending    *response
+	// looked tells for passes that do not remove, and for those that do, at which resources they found nothing to tell.
+	// Whatever changes what is to be told resets it.
+	looked     [2]*xds.Resources
 	accepted   *response // the last that was
 	acceptedAt time.Time
 }
@@ -53,6 +57,7 @@ func newDelta(maxNames int) *delta {
 
 func (d *delta) receive(req *discoveryv3.DeltaDiscoveryRequest, t xds.Type, now time.Time) (rejection string, err error) {
 	ty := &d.types[t]
+	ty.looked = [2]*xds.Resources{}
 	first := !ty.registered
 	if first {
 		ty.registered, ty.since = true, now
@@ -134,6 +139,7 @@ func (d *delta) forget(t xds.Type, name string) {
 	}
 	delete(ty.told, name)
 	delete(ty.rejected, name)
+	ty.looked = [2]*xds.Resources{}
 }
 
 // The order in which changes are sent: whatever is new before what refers to it, and whatever is gone after it.
@@ -214,8 +220,16 @@ func (d *delta) blocked(after []xds.Type, removal bool) bool {
 // response returns what is to be told of a type, nil if nothing is.
 func (d *delta) response(r *xds.Resources, t xds.Type, remove bool, now time.Time) *discoveryv3.DeltaDiscoveryResponse {
 	ty := &d.types[t]
+	looked := &ty.looked[0]
+	if remove {
+		looked = &ty.looked[1]
+	}
+	if r.Same(t, *looked) {
+		*looked = r
+		return nil
+	}
 	have := r.Of(t)
-	items := map[string]string{}
+	items := make(map[string]string, 1)
 	resp := &discoveryv3.DeltaDiscoveryResponse{TypeUrl: t.URL()}
 	upsert := func(name string) {
 		x := have[name]
@@ -226,14 +240,15 @@ func (d *delta) response(r *xds.Resources, t xds.Type, remove bool, now time.Tim
 		resp.Resources = append(resp.Resources, &discoveryv3.Resource{Name: name, Version: x.Version, Resource: x.Body})
 	}
 	if ty.wildcard {
-		for _, name := range slices.Sorted(maps.Keys(have)) {
+		for name := range have {
 			upsert(name)
 		}
 	} else {
-		for _, name := range slices.Sorted(maps.Keys(ty.names)) {
+		for name := range ty.names {
 			upsert(name)
 		}
 	}
+	slices.SortFunc(resp.Resources, func(a, b *discoveryv3.Resource) int { return strings.Compare(a.Name, b.Name) })
 	if remove {
 		for _, name := range d.missing(r, t) {
 			items[name] = ""
@@ -252,9 +267,11 @@ func (d *delta) response(r *xds.Resources, t xds.Type, remove bool, now time.Tim
 	slices.Sort(resp.RemovedResources)
 	// The first response goes out even when it tells nothing: the client learns that what it has is all there is.
 	if len(items) == 0 && (ty.started || len(have) == 0 && !r.MayBeEmpty[t]) {
+		*looked = r
 		return nil
 	}
 	ty.started = true
+	ty.looked = [2]*xds.Resources{}
 	for name, v := range items {
 		if v == "" && ty.wildcard && !ty.names[name] {
 			delete(ty.told, name)

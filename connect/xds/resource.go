@@ -10,6 +10,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"reflect"
 	"slices"
 
 	"google.golang.org/protobuf/proto"
@@ -96,6 +97,15 @@ type Resources struct {
 
 // Of returns the resources of a type by name. The map must not be changed.
 func (r *Resources) Of(t Type) map[string]*Resource { return r.byType[t] }
+
+// Same reports whether r is known to have the same resources of a type as old, nil for none, and to expect the same.
+func (r *Resources) Same(t Type, old *Resources) bool {
+	return old != nil && sameMap(r.byType[t], old.byType[t]) && sameMap(r.expected[t], old.expected[t])
+}
+
+func sameMap[V any](a, b map[string]V) bool {
+	return reflect.ValueOf(a).Pointer() == reflect.ValueOf(b).Pointer()
+}
 
 // Expected reports whether another resource refers to this name, so that it is to come if it is not there.
 func (r *Resources) Expected(t Type, name string) bool { return r.expected[t][name] }
