@@ -50,7 +50,7 @@ type Session struct {
 	current     func() *Manager
 	leaving     atomic.Bool
 	asked       func() bool  // nil: never
-	turn        atomic.Int32 // of an HTTP/1 connection: idle, busy or over
+	turn        atomic.Int32 // on an HTTP/1 connection
 
 	mu sync.Mutex
 	h2 *http2.ServerConn // nil unless the connection speaks HTTP/2
@@ -85,19 +85,19 @@ func (s *Session) Drain() {
 
 // Whose turn it is on an HTTP/1 connection.
 const (
-	idle int32 = iota // the client's
-	busy              // ours: a request is being served
-	over              // nobody's
+	idleTurn int32 = iota // the client's
+	busyTurn              // ours: a request is being served
+	noTurn                // nobody's
 )
 
 // closeIdle ends an HTTP/1 connection on which there was no request for the drain timeout. A client that makes one is
 // told to use another with the response. Those that stay silent would never know.
 func (s *Session) closeIdle() {
-	time.AfterFunc(s.current().conf.DrainTimeout, func() {
+	time.AfterFunc(max(s.current().conf.DrainTimeout, time.Second), func() {
 		switch {
-		case s.turn.CompareAndSwap(idle, over):
+		case s.turn.CompareAndSwap(idleTurn, noTurn):
 			s.conn.Close()
-		case s.turn.Load() == busy:
+		case s.turn.Load() == busyTurn:
 			s.closeIdle()
 		}
 	})
@@ -124,7 +124,7 @@ func (s *Session) Serve() string {
 			st.CxSSLActive.Dec()
 		}
 	}()
-	defer s.turn.Store(over)
+	defer s.turn.Store(noTurn)
 	conn, two, err := s.choose(m)
 	if err != nil {
 		return "http_inspect_error"
@@ -208,11 +208,11 @@ func (s *Session) serveHTTP1(m *Manager, conn net.Conn) string {
 		if err != nil {
 			return s.ended(m, sc, err)
 		}
-		if !s.turn.CompareAndSwap(idle, busy) {
+		if !s.turn.CompareAndSwap(idleTurn, busyTurn) {
 			return "drained"
 		}
 		s.current().serve(s, st)
-		s.turn.Store(idle)
+		s.turn.Store(idleTurn)
 	}
 }
 
@@ -322,7 +322,7 @@ func (s *Session) serveHTTP2(m *Manager, conn net.Conn) string {
 	s.mu.Lock()
 	s.h2 = sc
 	s.mu.Unlock()
-	s.turn.Store(busy)
+	s.turn.Store(busyTurn)
 	if s.leaving.Load() {
 		sc.Shutdown(c.DrainTimeout)
 	}
