@@ -181,6 +181,7 @@ func (c *Compiler) change(s *mesh.Snapshot) *compilation {
 	next.of, next.out = s, &out
 	var own [NumTypes]bool // maps that are not shared with the last any more
 	done := map[int]bool{}
+	single := !slices.ContainsFunc(needs, func(n mesh.Need) bool { return n != needs[0] })
 	for _, n := range needs {
 		if len(next.users[n]) == 0 || n.Kind == mesh.NeedPeer {
 			return nil
@@ -194,9 +195,15 @@ func (c *Compiler) change(s *mesh.Snapshot) *compilation {
 			}
 			done[at] = true
 			old := c.last.parts[at]
-			p, err := c.part(old, s, old.upstream, c.last.extensions)
-			if err != nil || !old.alike(p) {
-				return nil
+			var p *part
+			if single {
+				p = c.reassign(old, s, n)
+			}
+			if p == nil {
+				var err error
+				if p, err = c.part(old, s, old.upstream, c.last.extensions); err != nil || !old.alike(p) {
+					return nil
+				}
 			}
 			next.parts[at] = p
 			for t := range Type(NumTypes) {
@@ -215,6 +222,51 @@ func (c *Compiler) change(s *mesh.Snapshot) *compilation {
 		}
 	}
 	return &next
+}
+
+// reassign makes a part anew where all that differs from the last compilation are the instances that a need is about, and
+// nothing but load assignments depends on them. It returns nil when it can not tell. It is the most frequent of all changes,
+// and of it every proxy that uses a service has its share.
+func (c *Compiler) reassign(old *part, s *mesh.Snapshot, n mesh.Need) *part {
+	was, _ := c.last.of.Answer(n).(*catalog.InstancesReply)
+	now, _ := s.Answer(n).(*catalog.InstancesReply)
+	if n.Kind != mesh.NeedInstances || was == nil || now == nil || c.Shared == nil || !c.last.extensions.empty() ||
+		old.upstream.Kind != mesh.ToChain || s.Transparent() || len(old.problems) > 0 {
+		return nil
+	}
+	b := &build{s: s, flavour: c.Flavour, shared: c.Shared}
+	p := *old
+	p.from = slices.Clone(old.from)
+	for i, x := range p.from {
+		if x == any(was) {
+			p.from[i] = now
+		}
+	}
+	p.memo = maps.Clone(old.memo)
+	p.resources[Endpoint] = slices.Clone(old.resources[Endpoint])
+	for i, r := range p.resources[Endpoint] {
+		at := ref{Endpoint, r.Name}
+		key, ok := old.memo[at].from[0].(assignmentKey)
+		if !ok {
+			return nil
+		}
+		if key.instances != was {
+			continue
+		}
+		key.instances = now
+		to := key.reach()
+		if b.dnsHost(to) != (dnsHost{}) {
+			return nil // the cluster has a host in line
+		}
+		key.node = b.socketNode(to)
+		made, err := b.sharedAssignment(key, to)
+		if err != nil {
+			return nil
+		}
+		p.memo[at] = &memoEntry{from: []any{key}, resource: made}
+		p.resources[Endpoint][i] = made
+	}
+	return &p
 }
 
 // alike reports whether p has the same resources as o but for what is in them: names, references, what is in listeners

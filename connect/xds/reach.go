@@ -140,39 +140,43 @@ func (b *build) assignment(name string, r *reach) error {
 	}
 	key := assignmentKey{
 		name: name, instances: r.instances, gateways: r.gateways, onlyPassing: r.onlyPassing, remote: r.remote, gatewayRemote: r.gatewayRemote,
-		proxyless: b.flavour == Proxyless,
-	}
-	if !r.remote && slices.ContainsFunc(r.instances.Instances, onSocket) {
-		key.node = b.s.Proxy.Node
-	}
-	make := func() (made, error) {
-		group := &endpointv3.LocalityLbEndpoints{}
-		if key.proxyless {
-			proxylessGroup(group)
-		}
-		for _, p := range r.places() {
-			addr := b.address(p.instance, p.remote)
-			if addr == nil || key.proxyless && addr.GetSocketAddress() == nil {
-				continue
-			}
-			h := host(addr)
-			h.HealthStatus, h.LoadBalancingWeight = p.health, wrapperspb.UInt32(p.weight)
-			group.LbEndpoints = append(group.LbEndpoints, h)
-		}
-		return made{message: &endpointv3.ClusterLoadAssignment{ClusterName: name, Endpoints: []*endpointv3.LocalityLbEndpoints{group}}}, nil
+		proxyless: b.flavour == Proxyless, node: b.socketNode(r),
 	}
 	if b.shared == nil || !b.extensions.empty() {
-		return b.add(Endpoint, name, []any{key}, make)
+		return b.add(Endpoint, name, []any{key}, func() (made, error) { return made{message: b.places(key, r)}, nil })
 	}
-	return b.addResource(Endpoint, name, []any{key}, func() (*Resource, error) {
-		return b.shared.assignment(key, func() (*Resource, error) {
-			m, err := make()
-			if err != nil {
-				return nil, err
-			}
-			return NewResource(name, m.message)
-		})
-	})
+	return b.addResource(Endpoint, name, []any{key}, func() (*Resource, error) { return b.sharedAssignment(key, r) })
+}
+
+// sharedAssignment returns the load assignment that all proxies share whose assignments are made from the same things.
+func (b *build) sharedAssignment(key assignmentKey, r *reach) (*Resource, error) {
+	return b.shared.assignment(key, func() (*Resource, error) { return NewResource(key.name, b.places(key, r)) })
+}
+
+// places makes a load assignment.
+func (b *build) places(key assignmentKey, r *reach) *endpointv3.ClusterLoadAssignment {
+	group := &endpointv3.LocalityLbEndpoints{}
+	if key.proxyless {
+		proxylessGroup(group)
+	}
+	for _, p := range r.places() {
+		addr := b.address(p.instance, p.remote)
+		if addr == nil || key.proxyless && addr.GetSocketAddress() == nil {
+			continue
+		}
+		h := host(addr)
+		h.HealthStatus, h.LoadBalancingWeight = p.health, wrapperspb.UInt32(p.weight)
+		group.LbEndpoints = append(group.LbEndpoints, h)
+	}
+	return &endpointv3.ClusterLoadAssignment{ClusterName: key.name, Endpoints: []*endpointv3.LocalityLbEndpoints{group}}
+}
+
+// socketNode returns the node whose sockets can be reached among instances, empty when there are none.
+func (b *build) socketNode(r *reach) string {
+	if !r.remote && slices.ContainsFunc(r.instances.Instances, onSocket) {
+		return b.s.Proxy.Node
+	}
+	return ""
 }
 
 // onSocket reports whether an instance listens on a socket that only its own node sees.
@@ -185,6 +189,14 @@ type assignmentKey struct {
 	onlyPassing, remote, gatewayRemote bool
 	proxyless                          bool   // for flavour Proxyless
 	node                               string // whose sockets can be reached, empty when there are none
+}
+
+// reach returns how what an assignment was made from is reached, as far as the assignment depends on it.
+func (k *assignmentKey) reach() *reach {
+	return &reach{
+		instances: k.instances, gateways: k.gateways, via: k.gateways != nil, onlyPassing: k.onlyPassing, remote: k.remote,
+		gatewayRemote: k.gatewayRemote,
+	}
 }
 
 // addressOf returns the address and port of an instance, of which the address may be a name or empty.
