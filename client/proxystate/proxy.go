@@ -80,6 +80,7 @@ func (p *proxy) run(ctx context.Context) {
 	defer stop()
 
 	var snapshot *mesh.Snapshot
+	var watched *mesh.Snapshot // whose needs are watched, nil for none
 	var service *catalog.Service
 	published := false
 	waited := time.NewTimer(0)
@@ -93,7 +94,7 @@ func (p *proxy) run(ctx context.Context) {
 			if snapshot != nil {
 				p.log.Debug("proxy deregistered")
 			}
-			snapshot, service, published = nil, nil, false
+			snapshot, watched, service, published = nil, nil, nil, false
 			watches.restart("")
 			p.publish(nil)
 			if p.s.retire(p) {
@@ -102,6 +103,7 @@ func (p *proxy) run(ctx context.Context) {
 		case snapshot == nil || token != watches.token:
 			// The published snapshot stays until the new one is as complete.
 			watches.restart(token)
+			watched = nil
 			snapshot, service = mesh.New(p.registration(svc)), svc
 			published, overdue = false, false
 			waited.Reset(p.s.cfg.FirstWait)
@@ -109,9 +111,12 @@ func (p *proxy) run(ctx context.Context) {
 			snapshot, service = snapshot.Register(p.registration(svc)), svc
 		}
 		if snapshot != nil {
-			// Watches may answer while they are being set up, and answers may bring further needs.
+			// Watches may answer while they are being set up, and answers may bring further needs: mostly they do not.
 			for {
-				watches.reconcile(ctx, snapshot.Needs())
+				if !sameNeeds(snapshot, watched) {
+					watches.reconcile(ctx, snapshot.Needs())
+				}
+				watched = snapshot
 				answers := p.take()
 				if len(answers) == 0 {
 					break
@@ -135,6 +140,15 @@ func (p *proxy) run(ctx context.Context) {
 			return
 		}
 	}
+}
+
+// sameNeeds reports whether what is needed for a snapshot is known to be what was for an older one, nil for none.
+func sameNeeds(s, older *mesh.Snapshot) bool {
+	if older == nil {
+		return false
+	}
+	_, ok := s.Since(older)
+	return ok
 }
 
 func (p *proxy) registration(svc *catalog.Service) *mesh.Registration {
