@@ -568,7 +568,7 @@ func (e *exchange) readBody(body message.Source) ([]byte, error) {
 	began := time.Since(e.x.Start)
 	for {
 		limit, why := e.limit(e.x.Start.Add(max(began, time.Duration(e.fwd.progress.Load()))))
-		if over(limit) {
+		if passed(limit) {
 			return nil, e.tooLate(why)
 		}
 		e.fwd.up.SetReadDeadline(slice(limit))
@@ -582,8 +582,8 @@ func (e *exchange) readBody(body message.Source) ([]byte, error) {
 	}
 }
 
-// over reports whether a limit has passed.
-func over(limit time.Time) bool { return !limit.IsZero() && !time.Now().Before(limit) }
+// passed reports whether a limit has passed.
+func passed(limit time.Time) bool { return !limit.IsZero() && !time.Now().Before(limit) }
 
 var errGone = errors.New("the client has left")
 

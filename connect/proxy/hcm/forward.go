@@ -413,7 +413,7 @@ func (e *exchange) awaitHead() (*filter.Reply, outcome) {
 		quiet := x.Start.Add(max(e.http.UpstreamStart, time.Duration(f.progress.Load())))
 		sent := f.sentAt.Load()
 		limit, why := e.limit(quiet)
-		if over(limit) {
+		if passed(limit) {
 			return e.timedOut(why)
 		}
 		f.up.SetReadDeadline(slice(limit))
@@ -711,7 +711,7 @@ func (e *exchange) backOff(out outcome) bool {
 	until := time.Now().Add(e.waitTime(out))
 	for time.Until(until) > 0 {
 		limit, why := e.limit(until)
-		if over(limit) {
+		if passed(limit) {
 			reply, _ := e.timedOut(why)
 			e.answer(reply)
 			return false
