@@ -22,7 +22,7 @@ var entry = Entry{
 func TestTextFormats(t *testing.T) {
 	tests := []struct{ format, want string }{
 		{"%DURATION% %BYTES_RECEIVED%/%BYTES_SENT%", "1500 10/20"},
-		{"%RESPONSE_FLAGS% %RESPONSE_FLAGS_LONG%", "UH,URX NoHealthyUpstream,UpstreamRetryLimitExceeded"},
+		{"%RESPONSE_FLAGS% %RESPONSE_FLAGS_LONG%", "URX,UH UpstreamRetryLimitExceeded,NoHealthyUpstream"},
 		{"100%%", "100%"},
 		{"%REQ(:PATH)% %REQ(X?Y):5%", "- -"},
 		{"%UPSTREAM_CLUSTER:1%", "d"},

@@ -5,7 +5,8 @@ type Flags uint64
 
 // The flags, each with the two names that it has in logs.
 const (
-	FailedLocalHealthCheck           Flags = 1 << iota // LH
+	UpstreamRetryLimitExceeded       Flags = 1 << iota // URX
+	FailedLocalHealthCheck                             // LH
 	NoHealthyUpstream                                  // UH
 	UpstreamRequestTimeout                             // UT
 	LocalReset                                         // LR
@@ -20,7 +21,6 @@ const (
 	UnauthorizedExternalService                        // UAEX
 	RateLimitServiceError                              // RLSE
 	DownstreamConnectionTermination                    // DC
-	UpstreamRetryLimitExceeded                         // URX
 	StreamIdleTimeout                                  // SI
 	InvalidEnvoyRequestHeaders                         // IH
 	DownstreamProtocolError                            // DPE
@@ -38,6 +38,7 @@ const (
 )
 
 var flagNames = [...]struct{ short, long string }{
+	{"URX", "UpstreamRetryLimitExceeded"},
 	{"LH", "FailedLocalHealthCheck"},
 	{"UH", "NoHealthyUpstream"},
 	{"UT", "UpstreamRequestTimeout"},
@@ -53,7 +54,6 @@ var flagNames = [...]struct{ short, long string }{
 	{"UAEX", "UnauthorizedExternalService"},
 	{"RLSE", "RateLimitServiceError"},
 	{"DC", "DownstreamConnectionTermination"},
-	{"URX", "UpstreamRetryLimitExceeded"},
 	{"SI", "StreamIdleTimeout"},
 	{"IH", "InvalidEnvoyRequestHeaders"},
 	{"DPE", "DownstreamProtocolError"},

@@ -471,7 +471,9 @@ func (e *exchange) respond(local bool) {
 }
 
 // requestRead reports whether the client has nothing left to send.
-func (e *exchange) requestRead() bool { return e.fwd.sentAt.Load() != 0 || e.noBody() }
+func (e *exchange) requestRead() bool {
+	return e.fwd.sentAt.Load() != 0 || e.noBody() && e.x.Request.Method != "CONNECT"
+}
 
 // appendTo adds a value to the one that is there.
 func appendTo(h *message.Header, name, value string, a *message.Arena) {

@@ -424,7 +424,7 @@ func (e *exchange) awaitHead() (*filter.Reply, outcome) {
 		end, err := f.up.Receive(&e.resp)
 		if err == nil {
 			if s := e.resp.Status; s < 200 && s != 101 {
-				if s == 100 && !m.conf.Proxy100Continue {
+				if s != 103 && (s != 100 || !m.conf.Proxy100Continue) {
 					continue
 				}
 				if err := e.st.Respond(&e.resp, false); err == nil {

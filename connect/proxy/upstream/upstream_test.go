@@ -126,7 +126,7 @@ func TestAttempts(t *testing.T) {
 		}
 		w.n.dead["10.0.0.3:1"] = true
 		w.n.dials = nil
-		if got := w.to(upstream.Request{}); got != "UF,URX" || len(w.n.dials) != 3 {
+		if got := w.to(upstream.Request{}); got != "URX,UF" || len(w.n.dials) != 3 {
 			t.Errorf("all dead: %q after %v", got, w.n.dials)
 		}
 		w.n.dials = nil
@@ -155,7 +155,7 @@ func TestUnhealthyHostsAreLeftAlone(t *testing.T) {
 			}
 		}
 		w.n.dead["10.0.0.2:1"] = true
-		if got := w.to(upstream.Request{}); got != "UF,URX" {
+		if got := w.to(upstream.Request{}); got != "URX,UF" {
 			t.Errorf("the healthy host is dead: %q, want a failure and not the unhealthy one", got)
 		}
 	})
@@ -281,7 +281,7 @@ func TestEjectedHostIsTriedWhenNobodyElseIsLeft(t *testing.T) {
 			w.m.Set(c, true)
 			eject(w, "10.0.0.1:1")
 			w.n.dials = nil
-			if got := w.to(upstream.Request{}); got != "UF,URX" || len(w.n.dials) != 1 {
+			if got := w.to(upstream.Request{}); got != "URX,UF" || len(w.n.dials) != 1 {
 				t.Errorf("while it is dead: %q after %v; want one attempt", got, w.n.dials)
 			}
 			w.n.set(func() { w.n.dead["10.0.0.1:1"] = false })

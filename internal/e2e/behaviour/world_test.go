@@ -676,6 +676,25 @@ func diff(a, b []string) string {
 	return out.String()
 }
 
+// Why some cases differ.
+const (
+	apartFields = "fields of one name stay apart, where Envoy joins those that it knows (RFC 9110 section 5.3 gives both one meaning)"
+	noAuthority = "a request without an authority is answered, and the connection stays for others"
+	otherHost = "a host field that is not the authority is refused: the two could lead to different places"
+	trimmed = "spaces around a value mean nothing and are left out"
+	answeredTooLarge = "a request of HTTP/2 with too many or too large fields gets 431 or ENHANCE_YOUR_CALM, which say what is wrong"
+	noFramingForHead = "an answer to HEAD says nothing of a chunked body, which is not there"
+	earlyHints = "103 Early Hints is passed on"
+	noEmptyLength = "a request without a body says so with a length only where its method expects one (RFC 9110 section 8.6)"
+	tunnelEnds = "a tunnel that the host ends is ended, not reset"
+	takenBytes = "bytes of a body count when they are taken"
+	shortBody = "a body that is not as long as it says is not passed on"
+	cutOff = "a connection that ends within a message is a termination (UC), not a protocol error"
+	oneMore = "a connection whose time is over serves the next request and says that it is the last"
+	lastResort = "a host that is out for failed connections is tried when nobody else is left"
+	namedByConnection = "fields that Connection names go no further, in responses, too (RFC 9110 section 7.6.1)"
+)
+
 // everywhere lists in which respect Sarn differs in all cases, or Envoy from run to run.
 var everywhere = []struct {
 	why     string
@@ -684,6 +703,9 @@ var everywhere = []struct {
 }{
 	{"a local answer has the number of its decision, which stands in the log", regexp.MustCompile(`(?m)^<   x-sarn-decision: .*\n`), ""},
 	{"the log names the rule of HTTP/1 that was broken, where Envoy mostly says codec_error", regexp.MustCompile(`DPE http1?\.\w+`), "DPE http"},
+	{"the log names the rule of HTTP/2 that was broken, where Envoy mostly says invalid.header.field", regexp.MustCompile(`DPE (?:http2\.[\w.]+|codec_error:\S+)`), "DPE http2"},
+	{"names of protocols to switch to are written in lower case (RFC 9110 section 7.8 does not look at case)", regexp.MustCompile(`(?mi)^(  connection: upgrade|  upgrade: websocket)$`), "  switching"},
+	{"a request of HTTP/2 that becomes WebSocket over HTTP/1 gets the key that RFC 6455 demands", regexp.MustCompile(`(?m)^  sec-websocket-key: .*\n`), ""},
 	{"HTTP/2 connections end with the reason (RFC 9113 section 5.4.1), which Envoy mostly keeps to itself", regexp.MustCompile(`(?m)^< GOAWAY \w+\n`), ""},
 	{"phrases beside a status mean nothing (RFC 9112 section 4)", regexp.MustCompile(`(?m)^(< HTTP/1\.\d \d+).*`), "$1"},
 	{"each says in its own words why a connection failed", regexp.MustCompile(`(connection_failure\|)[^} ]+`), "$1…"},
