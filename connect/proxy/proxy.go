@@ -371,6 +371,9 @@ func (p *Proxy) State() string {
 // FailHealth makes the proxy report that it is not ready, or takes that back.
 func (p *Proxy) FailHealth(fail bool) { p.failHealth.Store(fail) }
 
+// ReopenLogs makes the files of access logs be opened anew, after they were moved away.
+func (p *Proxy) ReopenLogs() { p.sinks.Reopen() }
+
 // Stats returns the metrics.
 func (p *Proxy) Stats() *stats.Store { return p.stats }
 
