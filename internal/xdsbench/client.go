@@ -33,6 +33,8 @@ const (
 	listener = prefix + "config.listener.v3.Listener"
 )
 
+const window = 16 << 20
+
 // raw sends and receives encoded messages as they are.
 type raw struct{}
 
@@ -52,7 +54,8 @@ var _ encoding.CodecV2 = raw{}
 // connect opens the stream of a proxy and asks for everything.
 func connect(ctx context.Context, address string, n int, accepted chan<- acceptance) (*proxy, error) {
 	conn, err := grpc.NewClient(address, grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithReadBufferSize(4<<10), grpc.WithWriteBufferSize(4<<10), grpc.WithSharedWriteBuffer(true))
+		grpc.WithReadBufferSize(4<<10), grpc.WithWriteBufferSize(4<<10), grpc.WithSharedWriteBuffer(true),
+		grpc.WithStaticConnWindowSize(window), grpc.WithStaticStreamWindowSize(window)) // lest it pings after each response
 	if err != nil {
 		return nil, err
 	}
