@@ -43,16 +43,17 @@ type conn struct {
 	mu      sync.Mutex
 	session *hcm.Session // nil unless requests are served
 	up      io.Closer    // connection to upstream; nil while there is none
-	reason  string       // why it was stopped; empty if it was not
+	ended   bool         // it was stopped
+	reason  string       // why; empty if there is nothing to say
 	timer   *time.Timer
 }
 
 // stop ends the connection for a reason. The first reason counts.
 func (c *conn) stop(reason string) {
 	c.mu.Lock()
-	first := c.reason == ""
+	first := !c.ended
 	if first {
-		c.reason = reason
+		c.ended, c.reason = true, reason
 		close(c.gone)
 	}
 	up := c.up
@@ -72,7 +73,7 @@ func (c *conn) attach(up io.Closer) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.up = up
-	return c.reason == ""
+	return !c.ended
 }
 
 func (c *conn) stopped() string {
@@ -89,7 +90,7 @@ func (c *conn) drain(d time.Duration, reason string) {
 	c.l.m.stats.ChainsDraining.Inc()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.reason == "" {
+	if !c.ended {
 		c.timer = time.AfterFunc(d, func() { c.stop(reason) })
 	}
 	if c.session != nil {
