@@ -222,6 +222,7 @@ type Sinks struct {
 	open    func(path string) (io.WriteCloser, error)
 	std     map[model.Sink]io.Writer
 	dropped atomic.Uint64
+	reopen  atomic.Bool
 	kick    chan struct{}
 
 	mu    sync.Mutex
@@ -310,8 +311,20 @@ func (s *Sinks) Run(ctx context.Context) error {
 	}
 }
 
-// Flush writes what was queued. Only one goroutine may be in Flush or Reopen.
+// Reopen makes files be opened anew for the next lines.
+func (s *Sinks) Reopen() {
+	s.reopen.Store(true)
+	select {
+	case s.kick <- struct{}{}:
+	default:
+	}
+}
+
+// Flush writes what was queued. Only one goroutine may be in it.
 func (s *Sinks) Flush() error {
+	if s.reopen.Swap(false) {
+		s.closeAll()
+	}
 	var errs []error
 	for _, k := range s.list() {
 		k.mu.Lock()

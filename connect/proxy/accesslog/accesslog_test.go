@@ -142,6 +142,38 @@ func TestSinksWriteWithinASecondAndAtTheEnd(t *testing.T) {
 	})
 }
 
+func TestReopenLetsGoOfAFileUnderLoad(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		opened := 0
+		s := NewSinks(nil, nil, func(string) (io.WriteCloser, error) {
+			opened++
+			return file{new(bytes.Buffer)}, nil
+		})
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- s.Run(ctx) }()
+		w := s.Writer(&model.AccessLog{Sink: model.SinkFile, Path: "/log"})
+		for range 3 {
+			io.WriteString(w, strings.Repeat("x", flushSize))
+			synctest.Wait()
+		}
+		if opened != 1 {
+			t.Errorf("under load the file was opened %d times, want once", opened)
+		}
+		s.Reopen()
+		synctest.Wait()
+		io.WriteString(w, strings.Repeat("x", flushSize))
+		synctest.Wait()
+		if opened != 2 {
+			t.Errorf("after reopening the file was opened %d times, want 2", opened)
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 func FuzzParseFormat(f *testing.F) {
 	f.Add(DefaultFormat)
 	f.Add("%START_TIME(%s.%3f)% %REQ(A?B):3% %%")

@@ -21,7 +21,6 @@ import (
 	"net/http/pprof"
 	"net/netip"
 	"os"
-	"regexp"
 	"runtime"
 	"slices"
 	"strconv"
@@ -31,7 +30,6 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/sarnmesh/sarn/connect/proxy"
-	"github.com/sarnmesh/sarn/connect/proxy/decode"
 	"github.com/sarnmesh/sarn/connect/proxy/model"
 	"github.com/sarnmesh/sarn/connect/proxy/tlscontext"
 	"github.com/sarnmesh/sarn/connect/proxy/upstream"
@@ -254,13 +252,27 @@ func (s *Server) clusters(w http.ResponseWriter, r *http.Request) {
 	for _, c := range list {
 		n := c.Conf.Name
 		fmt.Fprintf(&b, "%s::observability_name::%s\n", n, cmp.Or(c.Conf.AltStatName, n))
-		fmt.Fprintf(&b, "%s::default_priority::max_connections::%d\n", n, c.Conf.Breakers[0].MaxConnections)
+		for i, priority := range [...]string{"default", "high"} {
+			l := c.Breaker[i].Limits()
+			fmt.Fprintf(&b, "%s::%s_priority::max_connections::%d\n", n, priority, l.MaxConnections)
+			fmt.Fprintf(&b, "%s::%s_priority::max_pending_requests::%d\n", n, priority, l.MaxPending)
+			fmt.Fprintf(&b, "%s::%s_priority::max_requests::%d\n", n, priority, l.MaxRequests)
+			fmt.Fprintf(&b, "%s::%s_priority::max_retries::%d\n", n, priority, l.MaxRetries)
+			for _, r := range breakerNames {
+				fmt.Fprintf(&b, "%s::%s_priority::%s::%s, %d in use\n", n, priority, r.name, c.Breaker[i].State(r.resource), c.Breaker[i].Used(r.resource))
+			}
+		}
 		fmt.Fprintf(&b, "%s::added_via_api::%v\n", n, !c.Static)
 		for _, h := range c.Hosts {
 			p := n + "::" + h.Endpoint.Address.String()
 			fmt.Fprintf(&b, "%s::cx_active::%d\n", p, h.Stats.CxActive.Value())
 			fmt.Fprintf(&b, "%s::cx_connect_fail::%d\n", p, h.Stats.CxConnectFail.Value())
 			fmt.Fprintf(&b, "%s::cx_total::%d\n", p, h.Stats.CxTotal.Value())
+			fmt.Fprintf(&b, "%s::rq_active::%d\n", p, h.Stats.RqActive.Value())
+			fmt.Fprintf(&b, "%s::rq_error::%d\n", p, h.Stats.RqError.Value())
+			fmt.Fprintf(&b, "%s::rq_success::%d\n", p, h.Stats.RqSuccess.Value())
+			fmt.Fprintf(&b, "%s::rq_timeout::%d\n", p, h.Stats.RqTimeout.Value())
+			fmt.Fprintf(&b, "%s::rq_total::%d\n", p, h.Stats.RqTotal.Value())
 			fmt.Fprintf(&b, "%s::hostname::%s\n", p, h.Endpoint.Hostname)
 			fmt.Fprintf(&b, "%s::health_flags::%s\n", p, healthFlags(h))
 			fmt.Fprintf(&b, "%s::weight::%d\n", p, h.Endpoint.Weight)
@@ -269,23 +281,39 @@ func (s *Server) clusters(w http.ResponseWriter, r *http.Request) {
 			fmt.Fprintf(&b, "%s::sub_zone::%s\n", p, h.Locality.SubZone)
 			fmt.Fprintf(&b, "%s::canary::false\n", p)
 			fmt.Fprintf(&b, "%s::priority::%d\n", p, h.Endpoint.Priority)
-			fmt.Fprintf(&b, "%s::success_rate::-1\n", p)
-			fmt.Fprintf(&b, "%s::local_origin_success_rate::-1\n", p)
+			fmt.Fprintf(&b, "%s::success_rate::%s\n", p, rate(h.SuccessRate))
+			fmt.Fprintf(&b, "%s::local_origin_success_rate::%s\n", p, rate(h.LocalSuccessRate))
 		}
 	}
 	w.Write(b.Bytes())
 }
 
+// breakerNames are the resources that circuit breakers guard.
+var breakerNames = []struct {
+	resource upstream.Resource
+	name     string
+}{{upstream.Connections, "connections"}, {upstream.Pending, "pending_requests"}, {upstream.Requests, "requests"}, {upstream.Retries, "retries"}}
+
+func rate(percent float64) string { return strconv.FormatFloat(percent, 'f', -1, 64) }
+
+// healthFlags tells what speaks against a host, by Envoy's names.
 func healthFlags(h upstream.HostInfo) string {
 	var flags []string
-	switch h.Endpoint.Health {
-	case model.Unhealthy:
-		flags = append(flags, "/failed_eds_health")
-	case model.Degraded:
-		flags = append(flags, "/degraded_eds_health")
-	}
-	if h.Ejected {
-		flags = append(flags, "/failed_outlier_check")
+	for _, f := range []struct {
+		set  bool
+		name string
+	}{
+		{h.FailedCheck, "/failed_active_hc"},
+		{h.Ejected, "/failed_outlier_check"},
+		{h.Endpoint.Health == model.Unhealthy, "/failed_eds_health"},
+		{h.DegradedCheck, "/degraded_active_hc"},
+		{h.Endpoint.Health == model.Degraded, "/degraded_eds_health"},
+		{h.Leaving, "/pending_dynamic_removal"},
+		{h.Waits, "/pending_active_hc"},
+	} {
+		if f.set {
+			flags = append(flags, f.name)
+		}
 	}
 	if flags == nil {
 		return "healthy"
@@ -307,24 +335,58 @@ func clustersJSON(list []upstream.Info) []any {
 		for _, h := range c.Hosts {
 			eds := map[model.Health]string{model.Healthy: "HEALTHY", model.Degraded: "DEGRADED", model.Unhealthy: "UNHEALTHY"}[h.Endpoint.Health]
 			health := map[string]any{"eds_health_status": eds}
-			if h.Ejected {
-				health["failed_outlier_check"] = true
+			for name, set := range map[string]bool{
+				"failed_outlier_check": h.Ejected, "failed_active_health_check": h.FailedCheck, "failed_active_degraded_check": h.DegradedCheck,
+				"pending_dynamic_removal": h.Leaving, "pending_active_hc": h.Waits,
+			} {
+				if set {
+					health[name] = true
+				}
 			}
-			hosts = append(hosts, map[string]any{
+			host := map[string]any{
 				"address": address(h.Endpoint.Address), "hostname": h.Endpoint.Hostname, "health_status": health,
 				"weight": h.Endpoint.Weight, "priority": h.Endpoint.Priority,
 				"locality": map[string]string{"region": h.Locality.Region, "zone": h.Locality.Zone, "sub_zone": h.Locality.SubZone},
 				"stats": []any{
 					map[string]any{"name": "cx_connect_fail", "value": strconv.FormatUint(h.Stats.CxConnectFail.Value(), 10)},
 					map[string]any{"name": "cx_total", "value": strconv.FormatUint(h.Stats.CxTotal.Value(), 10)},
+					map[string]any{"name": "rq_error", "value": strconv.FormatUint(h.Stats.RqError.Value(), 10)},
+					map[string]any{"name": "rq_success", "value": strconv.FormatUint(h.Stats.RqSuccess.Value(), 10)},
+					map[string]any{"name": "rq_timeout", "value": strconv.FormatUint(h.Stats.RqTimeout.Value(), 10)},
+					map[string]any{"name": "rq_total", "value": strconv.FormatUint(h.Stats.RqTotal.Value(), 10)},
 					map[string]any{"name": "cx_active", "value": strconv.FormatInt(h.Stats.CxActive.Value(), 10), "type": "GAUGE"},
+					map[string]any{"name": "rq_active", "value": strconv.FormatInt(h.Stats.RqActive.Value(), 10), "type": "GAUGE"},
 				},
-			})
+			}
+			for name, r := range map[string]float64{"success_rate": h.SuccessRate, "local_origin_success_rate": h.LocalSuccessRate} {
+				if r >= 0 {
+					host[name] = map[string]float64{"value": r}
+				}
+			}
+			hosts = append(hosts, host)
 		}
 		out = append(out, map[string]any{
 			"name": c.Conf.Name, "observability_name": cmp.Or(c.Conf.AltStatName, c.Conf.Name), "added_via_api": !c.Static, "host_statuses": hosts,
-			"circuit_breakers": map[string]any{"thresholds": []any{map[string]any{"max_connections": c.Conf.Breakers[0].MaxConnections}}},
+			"circuit_breakers": map[string]any{"thresholds": breakersJSON(c, false)}, "sarn_breakers": breakersJSON(c, true),
 		})
+	}
+	return out
+}
+
+// breakersJSON shows the limits of circuit breakers, or their states.
+func breakersJSON(c upstream.Info, states bool) []any {
+	var out []any
+	for i, priority := range [...]string{"DEFAULT", "HIGH"} {
+		one := map[string]any{"priority": priority}
+		if !states {
+			l := c.Breaker[i].Limits()
+			one["max_connections"], one["max_pending_requests"], one["max_requests"], one["max_retries"] = l.MaxConnections, l.MaxPending, l.MaxRequests, l.MaxRetries
+		} else {
+			for _, r := range breakerNames {
+				one[r.name] = map[string]any{"state": c.Breaker[i].State(r.resource).String(), "used": c.Breaker[i].Used(r.resource)}
+			}
+		}
+		out = append(out, one)
 	}
 	return out
 }
@@ -430,91 +492,6 @@ func (s *Server) certs(w http.ResponseWriter, _ *http.Request) {
 	s.json(w, map[string]any{"certificates": out})
 }
 
-func (s *Server) configDump(w http.ResponseWriter, r *http.Request) {
-	v := r.URL.Query()
-	var name *regexp.Regexp
-	if x := v.Get("name_regex"); x != "" {
-		var err error
-		if name, err = regexp.Compile(x); err != nil {
-			http.Error(w, "Invalid regex: "+err.Error(), http.StatusBadRequest)
-			return
-		}
-	}
-	const admin = "type.googleapis.com/envoy.admin.v3."
-	configs := []any{}
-	add := func(typeURL, kind, static, dynamic, warming string, wrap func(proxy.Dumped, json.RawMessage) any) {
-		lists := map[string][]any{}
-		for _, d := range s.p.Resources(typeURL) {
-			if name != nil && !name.MatchString(d.Name) {
-				continue
-			}
-			j, err := decode.JSON(d.Any)
-			if err != nil {
-				j, _ = json.Marshal(map[string]string{"error": err.Error()})
-			}
-			key := dynamic
-			switch {
-			case d.Static:
-				key = static
-			case d.Warming && warming != "":
-				key = warming
-			}
-			lists[key] = append(lists[key], wrap(d, j))
-		}
-		out := map[string]any{"@type": admin + kind}
-		for k, l := range lists {
-			out[k] = l
-		}
-		if mask := v.Get("resource"); mask != "" {
-			if l := lists[mask]; l != nil {
-				configs = append(configs, l...)
-			}
-			return
-		}
-		configs = append(configs, out)
-	}
-	entry := func(field string) func(proxy.Dumped, json.RawMessage) any {
-		return func(d proxy.Dumped, j json.RawMessage) any {
-			e := map[string]any{field: j, "last_updated": d.Updated.UTC().Format(time.RFC3339Nano)}
-			if d.Version != "" {
-				e["version_info"] = d.Version
-			}
-			if d.Failure != "" {
-				e["error_state"] = map[string]string{"details": d.Failure}
-			}
-			return e
-		}
-	}
-	add(decode.TypeCluster, "ClustersConfigDump", "static_clusters", "dynamic_active_clusters", "dynamic_warming_clusters", entry("cluster"))
-	add(decode.TypeListener, "ListenersConfigDump", "static_listeners", "dynamic_listeners", "", func(d proxy.Dumped, j json.RawMessage) any {
-		e := entry("listener")(d, j)
-		if d.Static {
-			return e
-		}
-		m := e.(map[string]any)
-		state := "active_state"
-		if d.Warming {
-			state = "warming_state"
-		}
-		out := map[string]any{"name": d.Name}
-		if x := m["error_state"]; x != nil {
-			out["error_state"] = x
-			delete(m, "error_state")
-		}
-		out[state] = m
-		return out
-	})
-	add(decode.TypeSecret, "SecretsConfigDump", "static_secrets", "dynamic_active_secrets", "", func(d proxy.Dumped, j json.RawMessage) any {
-		m := entry("secret")(d, j).(map[string]any)
-		m["name"] = d.Name
-		return m
-	})
-	if v.Has("include_eds") || v.Get("resource") == "dynamic_endpoint_configs" {
-		add(decode.TypeEndpoints, "EndpointsConfigDump", "static_endpoint_configs", "dynamic_endpoint_configs", "", entry("endpoint_config"))
-	}
-	s.json(w, map[string]any{"configs": configs})
-}
-
 func (s *Server) initDump(w http.ResponseWriter, _ *http.Request) {
 	listeners, clusters := s.p.Warming()
 	s.json(w, map[string]any{"unready_targets_dumps": []any{
@@ -592,8 +569,10 @@ func (s *Server) reset(w http.ResponseWriter, _ *http.Request) {
 	ok(w)
 }
 
-// reopen has nothing to do: logs are let go of after each batch of lines.
-func (s *Server) reopen(w http.ResponseWriter, _ *http.Request) { ok(w) }
+func (s *Server) reopen(w http.ResponseWriter, _ *http.Request) {
+	s.p.ReopenLogs()
+	ok(w)
+}
 
 // SocketFolder makes the folder that an admin socket lies in, or checks that it
 // is the user's own and closed to others.

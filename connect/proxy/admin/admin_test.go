@@ -25,7 +25,10 @@ const document = `{"node":{"id":"edge","cluster":"edges"},"static_resources":{
  "listeners":[{"name":"in","traffic_direction":"INBOUND","address":{"socket_address":{"address":"127.0.0.1","port_value":0}},"filter_chains":[{
    "transport_socket":{"name":"tls","typed_config":{"@type":"type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
      "common_tls_context":{"tls_certificates":[{"certificate_chain":{"filename":"LEAF"},"private_key":{"inline_string":"KEY"}}]}}},
-   "filters":[{"name":"t","typed_config":{"@type":"type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy","stat_prefix":"x","cluster":"app"}}]}]}],
+   "filters":[{"name":"t","typed_config":{"@type":"type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy","stat_prefix":"x","cluster":"app"}}]}]},
+  {"name":"web","address":{"socket_address":{"address":"127.0.0.1","port_value":0}},"filter_chains":[{"filters":[{"name":"h","typed_config":{
+   "@type":"type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager","stat_prefix":"w","route_config":{"name":"inline"},
+   "http_filters":[{"name":"r","typed_config":{"@type":"type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"}}]}}]}]}],
  "clusters":[{"name":"app","type":"STATIC","connect_timeout":"1s","load_assignment":{"cluster_name":"app","endpoints":[{"lb_endpoints":[
    {"endpoint":{"address":{"socket_address":{"address":"127.0.0.1","port_value":1}}}},{"health_status":"UNHEALTHY","endpoint":{"address":{"pipe":{"path":"/s"}}}}]}]}}]}}`
 
@@ -94,6 +97,18 @@ func TestPages(t *testing.T) {
 		{"/config_dump", `"static_listeners"`},
 		{"/config_dump", `[redacted]`},
 		{"/config_dump?resource=static_clusters", `"name":"app"`},
+		{"/config_dump", `"@type": "type.googleapis.com/envoy.admin.v3.BootstrapConfigDump"`},
+		{"/config_dump?resource=static_clusters&mask=cluster.name", "{\n \"configs\": [\n  {\n   \"cluster\": {\n    \"@type\": \"type.googleapis.com/envoy.config.cluster.v3.Cluster\",\n    \"name\":\"app\"\n   }\n  }\n ]\n}\n"},
+		{"/config_dump?resource=static_clusters&name_regex=^b", `"configs": []`},
+		{"/config_dump?resource=static_route_configs", `"name": "inline"`},
+		{"/stats?format=json&filter=upstream_cx_length_ms", `"computed_quantiles"`},
+		{"/stats?format=json&filter=upstream_cx_length_ms&histogram_buckets=disjoint", `{"cumulative":0,"interval":null,"upper_bound":0.5}`},
+		{"/stats?format=html&filter=^server.live$", "<pre>server.live: 1\n</pre>"},
+		{"/stats/prometheus?histogram_buckets=summary&filter=upstream_cx_length_ms", `quantile="0.99"} NaN`},
+		{"/clusters", "app::default_priority::max_requests::1024\n"},
+		{"/clusters", "app::high_priority::requests::closed, 0 in use\n"},
+		{"/clusters", "app::127.0.0.1:1::success_rate::-1\n"},
+		{"/clusters?format=json", `"state": "closed"`},
 		{"/init_dump", `"unready_targets_dumps"`},
 		{"/memory", `"allocated"`},
 		{"/debug/pprof/goroutine?debug=1", "goroutine profile"},
@@ -111,7 +126,7 @@ func TestPages(t *testing.T) {
 			t.Errorf("%s may be sniffed", tt.target)
 		}
 	}
-	for target, want := range map[string]int{"/nope": 404, "/stats?filter=(": 400, "/config_dump?name_regex=(": 400, "/logging": 405, "/quitquitquit": 405, "/drain_listeners": 405} {
+	for target, want := range map[string]int{"/nope": 404, "/stats?filter=(": 400, "/stats?format=yaml": 400, "/stats?type=Some": 400, "/stats?histogram_buckets=all": 400, "/config_dump?resource=nope": 404, "/config_dump?name_regex=(": 400, "/logging": 405, "/quitquitquit": 405, "/drain_listeners": 405} {
 		if w := ask(s, "GET", target); w.Code != want {
 			t.Errorf("%s: %d, want %d", target, w.Code, want)
 		}
