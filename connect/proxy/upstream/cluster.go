@@ -182,8 +182,7 @@ func (c *Cluster) merge(old []*Host, la *model.LoadAssignment) (gone []*Host) {
 	} else {
 		c.stats.UpdateNoRebuild.Inc()
 	}
-	c.hosts.Store(&hostSet{hosts: hosts})
-	c.rebuild()
+	c.rebuildWith(hosts)
 	return gone
 }
 
@@ -195,8 +194,10 @@ func (c *Cluster) lingers(h *Host) bool {
 }
 
 // rebuild works out afresh who may be chosen. The caller holds c.mu.
-func (c *Cluster) rebuild() {
-	hosts := c.hosts.Load().hosts
+func (c *Cluster) rebuild() { c.rebuildWith(c.hosts.Load().hosts) }
+
+// rebuildWith makes these the hosts. Until all is worked out, choices are made from those before. The caller holds c.mu.
+func (c *Cluster) rebuildWith(hosts []*Host) {
 	in := make([]balance.Host, len(hosts))
 	healthy, degraded, excluded, ejected, checked := 0, 0, 0, 0, 0
 	heaviest := uint32(0)
