@@ -282,8 +282,11 @@ func (s *Server) build(r resolved, check *validator) *tls.Config {
 		if r.validation == nil && !require {
 			return nil
 		}
-		_, err := check.check(cs.PeerCertificates)
-		return err
+		if _, err := check.check(cs.PeerCertificates); err != nil {
+			return err
+		}
+		check.share(cs.PeerCertificates) // the elements are the connection's own, also of a resumed session
+		return nil
 	}
 	if len(r.certs) == 0 {
 		cfg.GetCertificate = func(*tls.ClientHelloInfo) (*tls.Certificate, error) {

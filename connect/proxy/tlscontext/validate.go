@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -57,6 +58,7 @@ type validator struct {
 
 type verdict struct {
 	peer  *Peer
+	chain []*x509.Certificate
 	until time.Time
 }
 
@@ -84,6 +86,24 @@ func pool(certs []*x509.Certificate) *x509.CertPool {
 		p.AddCert(c)
 	}
 	return p
+}
+
+// share replaces what was parsed of a chain by what was parsed of the same bytes
+// before, so that the connections of one peer hold its certificates once. The
+// elements of the chain change, which nobody else may look at meanwhile.
+func (vd *validator) share(chain []*x509.Certificate) {
+	if len(chain) == 0 {
+		return
+	}
+	key := sha256.Sum256(chain[0].Raw)
+	vd.mu.Lock()
+	known := vd.good[key].chain
+	vd.mu.Unlock()
+	for i := range min(len(chain), len(known)) {
+		if bytes.Equal(chain[i].Raw, known[i].Raw) {
+			chain[i] = known[i]
+		}
+	}
 }
 
 // check returns the identity of a peer that showed the chain, leaf first.
@@ -117,7 +137,7 @@ func (vd *validator) check(chain []*x509.Certificate) (*Peer, error) {
 			break
 		}
 	}
-	vd.good[key] = verdict{peer, until}
+	vd.good[key] = verdict{peer, slices.Clone(chain), until}
 	return peer, nil
 }
 
