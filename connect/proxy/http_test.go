@@ -297,7 +297,7 @@ func TestLocalAnswers(t *testing.T) {
 		s.want("GET /moved HTTP/1.1\r\nhost: web\r\n\r\n", "301")
 		s.want("GET /nowhere HTTP/1.1\r\nhost: web\r\n\r\n", "503")
 		s.want("GET /other HTTP/1.1\r\nhost: web\r\n\r\n", "404")
-		s.want("GET /app HTTP/1.1\r\n\r\n", "400 Bad Request")
+		s.want("GET /app HTTP/1.1\r\n\r\n", "400")
 		s.wantLog("418 - direct_response", "301 - direct_response", "503 NC cluster_not_found", "404 NR route_not_found", "400 - missing_host_header")
 	})
 }
@@ -316,7 +316,7 @@ func TestUnreachableHost(t *testing.T) {
 			return false
 		}))
 		s.want(get, "502 upstream connect error or disconnect/reset before headers. reset reason: protocol error")
-		s.wantLog("503 UC upstream_reset_before_response_started{connection_termination}", "200 UC upstream_reset_after_response_started{connection_termination}",
+		s.wantLog("503 UC upstream_reset_before_response_started{connection_termination}", "200 UPE upstream_reset_after_response_started{protocol_error}",
 			"502 UPE upstream_reset_before_response_started{protocol_error}")
 	})
 }

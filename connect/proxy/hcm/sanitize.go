@@ -27,9 +27,9 @@ func (m *Manager) canonical(x *filter.Exchange) *filter.Reply {
 		return filter.Deny(400, "", "missing_host_header", 0)
 	}
 	if r.Method != "CONNECT" || r.Upgrade != "" {
-		if r.Path == "" || r.Path[0] != '/' && !(r.Path == "*" && r.Method == "OPTIONS") {
+		if r.Path == "" || r.Path[0] != '/' {
 			m.stats.NonRelativePath.Inc()
-			return filter.Deny(404, "", "absolute_path_rejected", accesslog.NoRouteFound)
+			return filter.Deny(404, "", "absolute_path_rejected", 0)
 		}
 		if strings.IndexByte(r.Path, '#') >= 0 {
 			return filter.Deny(400, "", "path_normalization_failed", 0)

@@ -108,13 +108,13 @@ func TestResponseHeads(t *testing.T) {
 		{name: "status below 100", in: "HTTP/1.1 099 OK\r\n\r\n", want: "protocol error http1.codec_error"},
 		{name: "empty line before", in: "\r\nHTTP/1.1 200 OK\r\n\r\n", want: "protocol error http1.codec_error"},
 		{name: "large", in: "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nA: " + long[:70<<10] + "\r\n\r\n", want: "200 [content-length: 0] [a: " + long[:70<<10] + "] end  again"},
-		{name: "too large", in: "HTTP/1.1 200 OK\r\nA: " + long + "\r\n\r\n", want: "protocol error request_headers_too_large"},
+		{name: "too large", in: "HTTP/1.1 200 OK\r\nA: " + long + "\r\n\r\n", want: "protocol error http1.headers_too_large"},
 		{name: "too many fields", in: "HTTP/1.1 200 OK\r\n" + strings.Repeat("a: b\r\n", 101) + "\r\n", want: "protocol error http1.too_many_headers"},
 
 		{name: "nothing", in: "", want: "connection termination"},
-		{name: "half a head", in: "HTTP/1.1 200 OK\r\nA", want: "connection termination"},
-		{name: "half a body", in: "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nab", want: "200 [content-length: 5] ab connection termination"},
-		{name: "half a chunk", in: "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab", want: "200 ab connection termination"},
+		{name: "half a head", in: "HTTP/1.1 200 OK\r\nA", want: "protocol error"},
+		{name: "half a body", in: "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nab", want: "200 [content-length: 5] ab protocol error"},
+		{name: "half a chunk", in: "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab", want: "200 ab protocol error"},
 		{name: "bad chunk", in: "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\nabcde\r\n0\r\n\r\n", want: "200  protocol error http1.invalid_chunk"},
 	}
 	for _, tt := range tests {

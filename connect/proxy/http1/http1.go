@@ -19,9 +19,9 @@ type Case uint8
 
 // The cases.
 const (
-	LowerCase    Case = iota
-	ProperCase        // "Content-Type"
-	PreserveCase      // as the other side wrote them, if it was asked to keep that; else in lower case
+	LowerCase    Case = iota // unless the other side was asked to keep spellings
+	ProperCase               // "Content-Type"
+	PreserveCase             // as the other side wrote them, if it was asked to keep that; else in lower case
 )
 
 // An Underscores says what becomes of fields with an underscore in their name, which some servers take for a hyphen.
@@ -51,8 +51,8 @@ var (
 	errURL           = &BadRequest{400, "http1.invalid_url", "Bad Request"}
 	errScheme        = &BadRequest{400, "http1.invalid_scheme", "Bad Request"}
 	errHost          = &BadRequest{400, "http1.invalid_host", "Bad Request"}
-	errMissingHost   = &BadRequest{400, "missing_host_header", "Bad Request"}
-	errEncoding      = &BadRequest{400, "http1.invalid_transfer_encoding", "Bad Request"}
+	errMissingHost   = &BadRequest{400, "missing_host_header", ""}
+	errEncoding      = &BadRequest{501, "http1.invalid_transfer_encoding", "Not Implemented"}
 	errNoEncoding    = &BadRequest{400, "http1.transfer_encoding_not_allowed", "Bad Request"}
 	errLength        = &BadRequest{400, "http1.invalid_content_length", "Bad Request"}
 	errLengthTwice   = &BadRequest{400, "http1.content_length_and_chunked_not_allowed", "Bad Request"}
@@ -61,10 +61,9 @@ var (
 	errUnderscore    = &BadRequest{400, "http1.unexpected_underscore", "Bad Request"}
 	errChunk         = &BadRequest{400, "http1.invalid_chunk", "Bad Request"}
 	errLineTooLong   = &BadRequest{400, "http1.request_line_too_long", "Bad Request"}
-	errRelative      = &BadRequest{404, "absolute_path_rejected", ""}
 	errHeaderTimeout = &BadRequest{408, "request_header_timeout", "request header timeout"}
 	errVersion       = &BadRequest{426, "low_version", "Upgrade Required"}
-	errTooLarge      = &BadRequest{431, "request_headers_too_large", "Request Header Fields Too Large"}
+	errTooLarge      = &BadRequest{431, "http1.headers_too_large", "Request Header Fields Too Large"}
 	errTooMany       = &BadRequest{431, "http1.too_many_headers", "Request Header Fields Too Large"}
 )
 

@@ -146,9 +146,7 @@ func (o *output) field(b []byte, h *message.Header, name, value string) []byte {
 
 func (o *output) name(b []byte, h *message.Header, name string) []byte {
 	switch o.names {
-	case LowerCase:
-		return append(b, name...)
-	case PreserveCase:
+	case LowerCase, PreserveCase:
 		return append(b, h.Spelling(name)...)
 	}
 	start := true

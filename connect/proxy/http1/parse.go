@@ -275,12 +275,10 @@ func (p *parser) field(name, value string) *BadRequest {
 		p.host = value
 	case "content-length":
 		n, ok := decimal(value)
-		if !ok || p.length >= 0 && p.length != n {
+		if !ok || p.length >= 0 {
 			return errLength
 		}
-		if p.length < 0 {
-			p.header.Add(name, value)
-		}
+		p.header.Add(name, value)
 		p.length = n
 	case "transfer-encoding":
 		p.encodings++

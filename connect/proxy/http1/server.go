@@ -30,7 +30,7 @@ type ServerConfig struct {
 	Secure bool
 
 	AllowChunkedLength bool   // "content-length" beside "transfer-encoding" is ignored, not refused
-	RefuseAbsoluteURL  bool   // a target may not name scheme and host
+	RefuseAbsoluteURL  bool   // a target that names scheme and host is not split, but stands in the path, where it is none
 	AcceptHTTP10       bool   // HTTP/1.0 is not refused
 	DefaultHost        string // of HTTP/1.0 requests that name none; empty refuses those
 	Trailers           bool   // trailers are passed on, both ways
@@ -89,6 +89,9 @@ const (
 	maxDiscard = 64 << 10
 	drainTime  = time.Second
 )
+
+// maxEmpty bounds the empty lines before a request, in bytes.
+const maxEmpty = 64
 
 // errUnfinished reports that a stream was left without a complete response.
 var errUnfinished = errors.New("the response is not complete")
@@ -164,15 +167,15 @@ func (c *ServerConn) head() error {
 	p.reset(&r.Header, &r.Arena, -1)
 	for {
 		b := in.buf[:in.w]
-		if p.pos < 0 && start == 0 && len(b) >= 2 && b[0] == '\r' && b[1] == '\n' {
-			start = 2 // RFC 9112 section 2.2 asks to overlook it
+		for p.pos < 0 && len(b)-start >= 2 && b[start] == '\r' && b[start+1] == '\n' && start < maxEmpty {
+			start += 2 // RFC 9112 section 2.2 asks to overlook empty lines
 		}
 		complete := bytes.IndexByte(b[checked:], '\n') >= 0
 		if complete && p.spell {
 			complete = bytes.Contains(b, []byte("\r\n\r\n"))
 		}
 		if complete {
-			if p.pos < 0 && len(b) > start {
+			if p.pos < 0 && len(b) > start && string(b[start:]) != "\r" {
 				n, bad := c.requestLine(b[start:])
 				if bad != nil {
 					return bad
@@ -271,20 +274,28 @@ func (c *ServerConn) requestLine(b []byte) (int, *BadRequest) {
 	}
 	t := i + 1
 	j := t
-	for j < len(b) && b[j] > ' ' && b[j] < 0x7f && b[j] != '#' {
+	for j < len(b) && b[j] > ' ' && b[j] < 0x7f {
 		j++
 	}
 	if j == len(b) {
 		return 0, nil
 	}
 	if b[j] != ' ' {
-		if b[j] == '#' || b[j] >= 0x7f {
+		switch {
+		case b[j] >= 0x7f:
 			return 0, errURL
+		case b[j] == '\r' && j+1 == len(b):
+			return 0, nil
+		case b[j] == '\r' && b[j+1] == '\n' && j > t:
+			return 0, errVersion // 0.9
 		}
 		return 0, errCodec
 	}
 	if j == t {
 		return 0, errURL
+	}
+	if string(b[:i]) == "PRI" {
+		return 0, errCodec // HTTP/2 begins so (RFC 9113 section 11.6)
 	}
 	const version = " HTTP/1.1\r\n"
 	if len(b)-j < len(version) {
@@ -299,11 +310,16 @@ func (c *ServerConn) requestLine(b []byte) (int, *BadRequest) {
 	case " HTTP/1.0\r\n":
 		r.Version = message.HTTP10
 	default:
+		if v := b[j:]; string(v[:6]) == " HTTP/" && isDigit(v[6]) && v[7] == '.' && isDigit(v[8]) && v[9] == '\r' && v[10] == '\n' {
+			return 0, errVersion
+		}
 		return 0, errCodec
 	}
 	r.Method, r.Path = text(b[:i]), text(b[t:j])
 	return j + len(version), nil
 }
+
+func isDigit(c byte) bool { return '0' <= c && c <= '9' }
 
 // accept makes what was parsed a request.
 func (c *ServerConn) accept() error {
@@ -334,10 +350,10 @@ func (c *ServerConn) accept() error {
 		switch {
 		case old:
 			return errNoEncoding
-		case p.encodings > 1 || !p.chunked:
-			return errEncoding
 		case p.length >= 0 && !c.cfg.AllowChunkedLength:
 			return errLengthTwice
+		case p.encodings > 1 || !p.chunked:
+			return errEncoding
 		}
 		r.Header.Del("content-length")
 		p.length, f = -1, byChunks
@@ -367,7 +383,7 @@ func (c *ServerConn) accept() error {
 	return nil
 }
 
-// target splits the target of a request.
+// target splits the target of a request. One that names neither host nor path is left to whoever routes.
 func (c *ServerConn) target() error {
 	r := &c.stream.req
 	t := r.Path
@@ -378,12 +394,15 @@ func (c *ServerConn) target() error {
 		}
 		r.Authority, r.Path = t, ""
 		return nil
-	case t[0] == '/':
+	case t[0] == '/', t == "*" && r.Method == "OPTIONS":
 		return nil
 	}
 	i := strings.Index(t, "://")
-	if i < 0 || c.cfg.RefuseAbsoluteURL {
-		return errRelative
+	switch {
+	case i < 0:
+		return errURL
+	case c.cfg.RefuseAbsoluteURL:
+		return nil
 	}
 	switch scheme := t[:i]; {
 	case equal(scheme, "http"):
@@ -397,7 +416,7 @@ func (c *ServerConn) target() error {
 		return errScheme
 	}
 	t = t[i+len("://"):]
-	i = strings.IndexAny(t, "/?")
+	i = strings.IndexAny(t, "/?#")
 	if i < 0 {
 		i = len(t)
 	}
@@ -408,7 +427,7 @@ func (c *ServerConn) target() error {
 	switch {
 	case r.Path == "":
 		r.Path = "/"
-	case r.Path[0] == '?':
+	case r.Path[0] != '/':
 		r.Path = r.Arena.Concat("/", r.Path)
 	}
 	return nil
@@ -442,9 +461,7 @@ func (c *ServerConn) Refuse(r *message.Response, body []byte) error {
 	s := &c.stream
 	s.head, s.connect = false, false
 	s.closing.Store(true)
-	if s.req.Version == 0 {
-		s.req.Version = message.HTTP11
-	}
+	s.req.Version = message.HTTP11
 	s.state = open
 	r.ContentLength = int64(len(body))
 	if err := s.Respond(r, len(body) == 0); err != nil || len(body) == 0 {

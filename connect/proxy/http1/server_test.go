@@ -71,21 +71,24 @@ func TestRequestHeads(t *testing.T) {
 		{name: "plain", in: "GET /a?b HTTP/1.1\r\nHost: x:80\r\nA-B: c\r\n\r\n", want: "GET x:80 /a?b [a-b: c]"},
 		{name: "white space around values", in: "GET / HTTP/1.1\r\nHost:\t x \t\r\nA: \t b\tc \r\nE:\r\n\r\n", want: "GET x / [a: b\tc] [e: ]"},
 		{name: "one empty line before", in: "\r\nGET / HTTP/1.1\r\nHost: x\r\n\r\n", want: "GET x /"},
-		{name: "two empty lines before", in: "\r\n\r\nGET / HTTP/1.1\r\nHost: x\r\n\r\n", want: "400 http1.codec_error"},
+		{name: "two empty lines before", in: "\r\n\r\nGET / HTTP/1.1\r\nHost: x\r\n\r\n", want: "GET x /"},
+		{name: "endless empty lines before", in: strings.Repeat("\r\n", 100) + "GET / HTTP/1.1\r\nHost: x\r\n\r\n", want: "400 http1.codec_error"},
 		{name: "bytes above ASCII in a value", in: "GET / HTTP/1.1\r\nHost: x\r\na: \xc3\xbc\r\n\r\n", want: "GET x / [a: \xc3\xbc]"},
 		{name: "absolute form", in: "GET HTTP://y:1/p?q HTTP/1.1\r\nHost: x\r\n\r\n", want: "GET y:1 /p?q scheme=http"},
 		{name: "absolute form without path", in: "GET http://y HTTP/1.1\r\nHost: x\r\n\r\n", want: "GET y / scheme=http"},
 		{name: "absolute form with a query alone", in: "GET http://y?q HTTP/1.1\r\nHost: x\r\n\r\n", want: "GET y /?q scheme=http"},
-		{name: "absolute form, not allowed", in: "GET http://y/ HTTP/1.1\r\nHost: x\r\n\r\n", cfg: http1.ServerConfig{RefuseAbsoluteURL: true}, want: "404 absolute_path_rejected"},
+		{name: "absolute form, not allowed", in: "GET http://y/ HTTP/1.1\r\nHost: x\r\n\r\n", cfg: http1.ServerConfig{RefuseAbsoluteURL: true}, want: "GET x http://y/"},
 		{name: "absolute form with https in plaintext", in: "GET https://y/ HTTP/1.1\r\nHost: x\r\n\r\n", want: "400 http1.invalid_scheme"},
 		{name: "absolute form with https", in: "GET https://y/ HTTP/1.1\r\nHost: x\r\n\r\n", cfg: http1.ServerConfig{Secure: true}, want: "GET y / scheme=https"},
 		{name: "absolute form with a user", in: "GET http://u@y/ HTTP/1.1\r\nHost: x\r\n\r\n", want: "400 http1.invalid_url"},
 		{name: "absolute form without Host", in: "GET http://y/ HTTP/1.1\r\n\r\n", want: "400 missing_host_header"},
 		{name: "absolute form with another scheme", in: "GET ftp://y/ HTTP/1.1\r\nHost: x\r\n\r\n", want: "400 http1.invalid_scheme"},
 		{name: "absolute form without host", in: "GET http:///p HTTP/1.1\r\nHost: x\r\n\r\n", want: "400 http1.invalid_url"},
-		{name: "relative", in: "GET a HTTP/1.1\r\nHost: x\r\n\r\n", want: "404 absolute_path_rejected"},
-		{name: "asterisk", in: "OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n", want: "404 absolute_path_rejected"},
-		{name: "fragment", in: "GET /a#b HTTP/1.1\r\nHost: x\r\n\r\n", want: "400 http1.invalid_url"},
+		{name: "relative", in: "GET a HTTP/1.1\r\nHost: x\r\n\r\n", want: "400 http1.invalid_url"},
+		{name: "asterisk", in: "OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n", want: "OPTIONS x *"},
+		{name: "asterisk for GET", in: "GET * HTTP/1.1\r\nHost: x\r\n\r\n", want: "400 http1.invalid_url"},
+		{name: "fragment", in: "GET /a#b HTTP/1.1\r\nHost: x\r\n\r\n", want: "GET x /a#b"},
+		{name: "fragment without a path", in: "GET http://y#b HTTP/1.1\r\nHost: x\r\n\r\n", want: "GET y /#b scheme=http"},
 		{name: "bytes above ASCII in the target", in: "GET /\xc3\xbc HTTP/1.1\r\nHost: x\r\n\r\n", want: "400 http1.invalid_url"},
 		{name: "CONNECT", in: "CONNECT y:443 HTTP/1.1\r\nHost: x\r\n\r\n", want: "CONNECT y:443 "},
 		{name: "CONNECT with a path", in: "CONNECT /y HTTP/1.1\r\nHost: x\r\n\r\n", want: "400 http1.invalid_url"},
@@ -108,7 +111,8 @@ func TestRequestHeads(t *testing.T) {
 		{name: "HTTP/1.0 without Host", in: "GET / HTTP/1.0\r\n\r\n", cfg: http1.ServerConfig{AcceptHTTP10: true, DefaultHost: "d"}, want: "GET d /"},
 		{name: "HTTP/1.0 without Host and default", in: "GET / HTTP/1.0\r\n\r\n", cfg: http1.ServerConfig{AcceptHTTP10: true}, want: "400 missing_host_header"},
 		{name: "HTTP/1.0 with chunks", in: "POST / HTTP/1.0\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", cfg: http1.ServerConfig{AcceptHTTP10: true}, want: "400 http1.transfer_encoding_not_allowed"},
-		{name: "HTTP/0.9", in: "GET /\r\n\r\n", want: "400 http1.codec_error"},
+		{name: "HTTP/0.9", in: "GET /\r\n\r\n", want: "426 low_version"},
+		{name: "HTTP/1.2", in: "GET / HTTP/1.2\r\nHost: x\r\n\r\n", want: "426 low_version"},
 		{name: "HTTP/2", in: "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", want: "400 http1.codec_error"},
 		{name: "HTTP/1.10", in: "GET / HTTP/1.10\r\nHost: x\r\n\r\n", want: "400 http1.codec_error"},
 		{name: "http/1.1", in: "GET / http/1.1\r\nHost: x\r\n\r\n", want: "400 http1.codec_error"},
@@ -139,7 +143,7 @@ func TestRequestHeads(t *testing.T) {
 		{name: "length and chunks", in: "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", want: "400 http1.content_length_and_chunked_not_allowed"},
 		{name: "chunks and length", in: "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nContent-Length: 0\r\n\r\n0\r\n\r\n", want: "400 http1.content_length_and_chunked_not_allowed"},
 		{name: "length and chunks allowed", in: "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n\r\n", cfg: http1.ServerConfig{AllowChunkedLength: true}, want: "POST x / length=-1 body=a"},
-		{name: "two equal lengths", in: "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nContent-Length: 2\r\n\r\nab", want: "POST x / length=2 [content-length: 2] body=ab"},
+		{name: "two equal lengths", in: "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nContent-Length: 2\r\n\r\nab", want: "400 http1.invalid_content_length"},
 		{name: "two lengths", in: "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nabc", want: "400 http1.invalid_content_length"},
 		{name: "length with a sign", in: "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: +2\r\n\r\nab", want: "400 http1.invalid_content_length"},
 		{name: "negative length", in: "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: -2\r\n\r\nab", want: "400 http1.invalid_content_length"},
@@ -147,13 +151,13 @@ func TestRequestHeads(t *testing.T) {
 		{name: "empty length", in: "POST / HTTP/1.1\r\nHost: x\r\nContent-Length:\r\n\r\nab", want: "400 http1.invalid_content_length"},
 		{name: "hexadecimal length", in: "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 0x2\r\n\r\nab", want: "400 http1.invalid_content_length"},
 		{name: "length that overflows", in: "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 18446744073709551618\r\n\r\nab", want: "400 http1.invalid_content_length"},
-		{name: "encoding that is not chunked", in: "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n", want: "400 http1.invalid_transfer_encoding"},
-		{name: "encoding identity", in: "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: identity\r\n\r\n", want: "400 http1.invalid_transfer_encoding"},
-		{name: "two encodings", in: "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", want: "400 http1.invalid_transfer_encoding"},
-		{name: "chunked twice", in: "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", want: "400 http1.invalid_transfer_encoding"},
-		{name: "chunked and identity", in: "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n0\r\n\r\n", want: "400 http1.invalid_transfer_encoding"},
-		{name: "quoted chunked", in: "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: \"chunked\"\r\n\r\n0\r\n\r\n", want: "400 http1.invalid_transfer_encoding"},
-		{name: "empty encoding", in: "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding:\r\n\r\n0\r\n\r\n", want: "400 http1.invalid_transfer_encoding"},
+		{name: "encoding that is not chunked", in: "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n", want: "501 http1.invalid_transfer_encoding"},
+		{name: "encoding identity", in: "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: identity\r\n\r\n", want: "501 http1.invalid_transfer_encoding"},
+		{name: "two encodings", in: "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", want: "501 http1.invalid_transfer_encoding"},
+		{name: "chunked twice", in: "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", want: "501 http1.invalid_transfer_encoding"},
+		{name: "chunked and identity", in: "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n0\r\n\r\n", want: "501 http1.invalid_transfer_encoding"},
+		{name: "quoted chunked", in: "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: \"chunked\"\r\n\r\n0\r\n\r\n", want: "501 http1.invalid_transfer_encoding"},
+		{name: "empty encoding", in: "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding:\r\n\r\n0\r\n\r\n", want: "501 http1.invalid_transfer_encoding"},
 		{name: "vertical tab before chunked", in: "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: \x0bchunked\r\n\r\n0\r\n\r\n", want: "400 http1.invalid_characters"},
 		{name: "Chunked", in: "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: Chunked\r\n\r\n1\r\na\r\n0\r\n\r\n", want: "POST x / length=-1 body=a"},
 
@@ -171,7 +175,7 @@ func TestRequestHeads(t *testing.T) {
 		{name: "underscore rejected", in: "GET / HTTP/1.1\r\nHost: x\r\nX_A: b\r\n\r\n", cfg: http1.ServerConfig{Underscores: http1.RejectUnderscores}, want: "400 http1.unexpected_underscore"},
 		{name: "underscore dropped", in: "GET / HTTP/1.1\r\nHost: x\r\nX_A: b\r\nb: c\r\n\r\n", cfg: http1.ServerConfig{Underscores: http1.DropUnderscores}, want: "GET x / [b: c]"},
 
-		{name: "head too large", in: "GET / HTTP/1.1\r\nHost: x\r\nA: " + long + "\r\n\r\n", want: "431 request_headers_too_large"},
+		{name: "head too large", in: "GET / HTTP/1.1\r\nHost: x\r\nA: " + long + "\r\n\r\n", want: "431 http1.headers_too_large"},
 		{name: "large head", in: "GET / HTTP/1.1\r\nHost: x\r\nA: " + long[:40<<10] + "\r\n\r\n", want: "GET x / [a: " + long[:40<<10] + "]"},
 		{name: "request line too large", in: "GET /" + long + " HTTP/1.1\r\nHost: x\r\n\r\n", want: "400 http1.request_line_too_long"},
 		{name: "too many fields", in: "GET / HTTP/1.1\r\nHost: x\r\n" + strings.Repeat("a: b\r\n", 100) + "\r\n", want: "431 http1.too_many_headers"},
@@ -379,7 +383,7 @@ func TestRefusal(t *testing.T) {
 	if err := c.Refuse(&r, []byte(bad.Body)); err != nil {
 		t.Fatal(err)
 	}
-	if got, want := f.out.String(), "HTTP/1.1 400 Bad Request\r\ncontent-length: 11\r\nconnection: close\r\n\r\nBad Request"; got != want {
+	if got, want := f.out.String(), "HTTP/1.1 426 Upgrade Required\r\ncontent-length: 16\r\nconnection: close\r\n\r\nUpgrade Required"; got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
 	if _, err := c.Next(); err == nil {
@@ -413,7 +417,7 @@ func TestSpellings(t *testing.T) {
 			t.Fatal(err)
 		}
 		for mode, want := range map[http1.Case]string{
-			http1.LowerCase:    "GET / HTTP/1.1\r\nhost: x\r\nx-mixed: 1\r\nlower: 2\r\n\r\n",
+			http1.LowerCase:    "GET / HTTP/1.1\r\nHOST: x\r\nX-MiXed: 1\r\nlower: 2\r\n\r\n",
 			http1.ProperCase:   "GET / HTTP/1.1\r\nHost: x\r\nX-Mixed: 1\r\nLower: 2\r\n\r\n",
 			http1.PreserveCase: "GET / HTTP/1.1\r\nHOST: x\r\nX-MiXed: 1\r\nlower: 2\r\n\r\n",
 		} {
