@@ -189,10 +189,10 @@ func (c *Cluster) checked(h *Host, r healthcheck.Report) {
 		changed = true
 	}
 	left := !r.Healthy && h.health.load()&leaving != 0
-	if left {
+	switch {
+	case left:
 		c.discard(h)
-	}
-	if changed || left {
+	case changed:
 		c.rebuild()
 	}
 	warm := waited && !c.unchecked()
@@ -208,7 +208,7 @@ func (c *Cluster) checked(h *Host, r healthcheck.Report) {
 	}
 }
 
-// discard takes a host out of the list. The caller holds c.mu, and rebuilds.
+// discard takes a host out of the list. The caller holds c.mu.
 func (c *Cluster) discard(h *Host) {
 	c.stopCheck(h)
 	var hosts []*Host
@@ -217,7 +217,7 @@ func (c *Cluster) discard(h *Host) {
 			hosts = append(hosts, x)
 		}
 	}
-	c.hosts.Store(&hostSet{hosts: hosts})
+	c.rebuildWith(hosts)
 	c.stats.MembershipChange.Inc()
 }
 
