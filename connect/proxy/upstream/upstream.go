@@ -49,6 +49,7 @@ type Manager struct {
 	later       []func()   // to do once mu is free
 	warming     map[string]*Cluster
 	assignments map[string]*model.LoadAssignment // by the name that clusters ask for
+	asking      map[string]map[string]bool       // by that name, the names of the clusters that do
 
 	run struct {
 		mu      sync.Mutex              // taken last
@@ -84,7 +85,7 @@ func NewManager(cfg Config) *Manager {
 	if cfg.Warm == nil {
 		cfg.Warm = func(string) {}
 	}
-	m := &Manager{cfg: cfg, warming: map[string]*Cluster{}, assignments: map[string]*model.LoadAssignment{}}
+	m := &Manager{cfg: cfg, warming: map[string]*Cluster{}, assignments: map[string]*model.LoadAssignment{}, asking: map[string]map[string]bool{}}
 	m.scope = cfg.Stats.Scope(stats.Text("cluster_manager"))
 	m.stats = stats.Struct[managerStats](m.scope)
 	return m
@@ -157,6 +158,7 @@ func (m *Manager) set(conf *model.Cluster, static bool) (warmed bool) {
 		}
 		w.close()
 		delete(m.warming, conf.Name)
+		m.leaves(w.conf)
 	} else if old != nil && reflect.DeepEqual(old.conf, conf) {
 		return false
 	}
@@ -183,6 +185,7 @@ func (m *Manager) set(conf *model.Cluster, static bool) (warmed bool) {
 		c.tlsMatches = append(c.tlsMatches, m.client(t.TLS, clients))
 	}
 	m.warming[conf.Name] = c
+	m.asks(conf)
 	switch conf.Type {
 	case model.Static:
 		return m.adopt(c, conf.Endpoints)
@@ -251,6 +254,7 @@ func (m *Manager) promote(c *Cluster) bool {
 	m.gen.Add(1)
 	if old != nil {
 		old.close()
+		m.leaves(old.conf)
 	}
 	m.later = append(m.later, c.takeOver(old))
 	m.count()
@@ -282,9 +286,11 @@ func (m *Manager) Remove(name string) {
 	if w := m.warming[name]; w != nil {
 		w.close()
 		delete(m.warming, name)
+		m.leaves(w.conf)
 	}
 	if c := m.Get(name); c != nil {
 		m.active.Delete(name)
+		m.leaves(c.conf)
 		m.gen.Add(1)
 		m.later = append(m.later, c.remove)
 		m.stats.Removed.Inc()
@@ -297,22 +303,52 @@ func (m *Manager) SetEndpoints(la *model.LoadAssignment) {
 	var warmed []string
 	m.mu.Lock()
 	m.assignments[la.Cluster] = la
-	m.active.Range(func(_, x any) bool {
-		if c := x.(*Cluster); c.conf.Type == model.EDS && c.conf.EDSName == la.Cluster {
+	for name := range m.asking[la.Cluster] {
+		if c := m.Get(name); c != nil && c.asksFor(la.Cluster) {
 			m.later = append(m.later, c.setAssignment(la))
 		}
-		return true
-	})
-	for name, c := range m.warming {
-		if c.conf.Type == model.EDS && c.conf.EDSName == la.Cluster {
-			if m.adopt(c, la) {
-				warmed = append(warmed, name)
-			}
+		if c := m.warming[name]; c != nil && c.asksFor(la.Cluster) && m.adopt(c, la) {
+			warmed = append(warmed, name)
 		}
 	}
 	m.unlock()
 	for _, name := range warmed {
 		m.cfg.Warm(name)
+	}
+}
+
+// asksFor reports whether the cluster asks for the assignment of a name.
+func (c *Cluster) asksFor(assignment string) bool {
+	return c.conf.Type == model.EDS && c.conf.EDSName == assignment
+}
+
+// asks notes that a version of a cluster asks for its assignment. The caller holds m.mu.
+func (m *Manager) asks(conf *model.Cluster) {
+	if conf.Type != model.EDS {
+		return
+	}
+	names := m.asking[conf.EDSName]
+	if names == nil {
+		names = map[string]bool{}
+		m.asking[conf.EDSName] = names
+	}
+	names[conf.Name] = true
+}
+
+// leaves undoes asks for a version that is no longer there, unless another version of the cluster asks for the same. The
+// caller holds m.mu.
+func (m *Manager) leaves(conf *model.Cluster) {
+	if conf.Type != model.EDS {
+		return
+	}
+	for _, c := range []*Cluster{m.Get(conf.Name), m.warming[conf.Name]} {
+		if c != nil && c.asksFor(conf.EDSName) {
+			return
+		}
+	}
+	delete(m.asking[conf.EDSName], conf.Name)
+	if len(m.asking[conf.EDSName]) == 0 {
+		delete(m.asking, conf.EDSName)
 	}
 }
 
