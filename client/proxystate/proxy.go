@@ -292,4 +292,6 @@ func (s *subscription) Current() (*xds.Resources, <-chan struct{}, error) {
 	return s.p.resources(s.flavour)
 }
 
+func (s *subscription) Movable() bool { return s.p.key.node != "" }
+
 func (s *subscription) Close() { s.once.Do(func() { s.p.s.release(s.p) }) }

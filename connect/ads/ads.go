@@ -46,6 +46,8 @@ type Subscription interface {
 	// Current returns the present resources, nil while there are none, and a channel that is closed when that may have
 	// changed. An error tells why none can be made.
 	Current() (*xds.Resources, <-chan struct{}, error)
+	// Movable reports whether any other server could serve the proxy as well.
+	Movable() bool
 	// Close ends the subscription.
 	Close()
 }
@@ -77,6 +79,8 @@ type Server struct {
 	mu         sync.Mutex
 	streams    map[*stream]struct{}
 	identities int // streams whose client said who it is
+	share      int // how many may be in movable, 0 for any number
+	movable    map[*stream]struct{}
 }
 
 // New returns a server of what source has.
@@ -99,7 +103,7 @@ func New(source Source, cfg Config) *Server {
 	if cfg.Logger == nil {
 		cfg.Logger = hclog.NewNullLogger()
 	}
-	return &Server{source: source, cfg: cfg, streams: map[*stream]struct{}{}}
+	return &Server{source: source, cfg: cfg, streams: map[*stream]struct{}{}, movable: map[*stream]struct{}{}}
 }
 
 // Register adds the service to a gRPC server.
@@ -149,7 +153,7 @@ var errNames = status.Error(codes.ResourceExhausted, "too many resource names on
 
 // serve runs one stream. It returns only with a gRPC status.
 func serve[Req request, Resp any](s *Server, ctx context.Context, g conn[Req, Resp], sess session[Req, Resp]) error {
-	st := &stream{since: time.Now(), token: tokenOf(ctx), progress: sess.progress}
+	st := &stream{since: time.Now(), token: tokenOf(ctx), progress: sess.progress, drained: make(chan struct{})}
 	if err := s.enter(st); err != nil {
 		return err
 	}
@@ -214,6 +218,11 @@ func serve[Req request, Resp any](s *Server, ctx context.Context, g conn[Req, Re
 					return status.Errorf(codes.Internal, "failed to watch proxy: %s", err)
 				}
 				s.identified(st, node)
+				if sub.Movable() {
+					if err := s.admit(st); err != nil {
+						return err
+					}
+				}
 			}
 			t, known := xds.TypeOf(req.GetTypeUrl())
 			if !known {
@@ -228,6 +237,8 @@ func serve[Req request, Resp any](s *Server, ctx context.Context, g conn[Req, Re
 			if rejection != "" {
 				s.cfg.Logger.Warn("configuration rejected by proxy", "proxy", st.node.ID, "type", t.String(), "error", rejection)
 			}
+		case <-st.drained:
+			return errTooMany
 		case <-changed:
 		case <-recheck.C:
 		case <-patience.C:
@@ -384,7 +395,8 @@ type stream struct {
 	since time.Time
 	node  Node // changed under Server.mu
 
-	served bool // something was sent
+	served  bool          // something was sent
+	drained chan struct{} // closed when the client is to go to another server
 
 	mu       sync.Mutex // held by that goroutine while it changes the session
 	progress func() []TypeStatus
@@ -430,7 +442,7 @@ func (s *Server) enter(st *stream) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(s.streams) >= s.cfg.MaxStreams {
-		return status.Error(codes.ResourceExhausted, "this server has too many xDS streams open, please try another")
+		return errTooMany
 	}
 	s.streams[st] = struct{}{}
 	s.reportLocked()
@@ -443,6 +455,7 @@ func (s *Server) leave(st *stream) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.streams, st)
+	delete(s.movable, st)
 	if st.node.ID != "" {
 		s.identities--
 	}

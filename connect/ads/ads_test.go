@@ -58,16 +58,21 @@ func (s *source) Follow(n ads.Node) (ads.Subscription, error) {
 	}
 	s.nodes = append(s.nodes, n)
 	s.open++
-	return subscription{s}, nil
+	return subscription{s, n.Name != ""}, nil
 }
 
-type subscription struct{ s *source }
+type subscription struct {
+	s       *source
+	movable bool
+}
 
 func (x subscription) Current() (*xds.Resources, <-chan struct{}, error) {
 	x.s.mu.Lock()
 	defer x.s.mu.Unlock()
 	return x.s.now, x.s.changed, x.s.err
 }
+
+func (x subscription) Movable() bool { return x.movable }
 
 func (x subscription) Close() {
 	x.s.mu.Lock()
