@@ -201,6 +201,7 @@ func New(cfg Config) (*Proxy, error) {
 		Failing: func() bool { return p.failHealth.Load() || p.state.Load() == StateDraining },
 		NodeID:  b.Node.ID, NodeCluster: b.Node.Cluster, Memory: cfg.Memory,
 	})
+	p.sinks.Collect(accesslog.Collect{Send: p.http.SendLogs, NodeID: b.Node.ID, NodeCluster: b.Node.Cluster, Zone: b.Node.Zone, Logger: cfg.Logger.Named("accesslog")})
 	p.listeners = listener.NewManager(listener.Config{
 		Listen: cfg.Listen, OriginalDst: cfg.OriginalDst, Upstreams: p.upstreams, HTTP: p.http, Secrets: p.secrets, Stats: p.stats,
 		Logs: p.sinks, Logger: cfg.Logger.Named("listener"), Rand: cfg.Rand,
@@ -288,6 +289,9 @@ func (p *Proxy) Run(ctx context.Context) error {
 	release()
 	p.drain(ctx)
 	p.http.Close()
+	deliver, cancelDelivery := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+	p.sinks.Deliver(deliver)
+	cancelDelivery()
 	if err := p.pool.Close(); err != nil {
 		p.log.Debug("closing connections to hosts", "error", err)
 	}
