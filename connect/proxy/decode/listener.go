@@ -13,6 +13,7 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	fileaccessv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/file/v3"
+	otellogv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/open_telemetry/v3"
 	streamaccessv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/stream/v3"
 	connlimitv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/connection_limit/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
@@ -332,6 +333,12 @@ func (r *run) accessLogs(path string, list []*accesslogv3.AccessLog) []model.Acc
 			}
 			l.Sink = model.SinkStderr
 			r.logFormat(join(p, "log_format"), s.GetLogFormat(), &l)
+		case "envoy.extensions.access_loggers.open_telemetry.v3.OpenTelemetryAccessLogConfig":
+			var o otellogv3.OpenTelemetryAccessLogConfig
+			if !r.extension(p, a, &o) {
+				continue
+			}
+			l.Sink, l.Collector = model.SinkCollector, r.logCollector(p, &o)
 		default:
 			r.errorf(p, "access logger %q of type %q is not supported", m.GetName(), a.GetTypeUrl())
 			continue
