@@ -22,6 +22,7 @@ type Log struct {
 	passes func(*Entry) bool // nil lets all through
 	text   *Format
 	json   *JSON
+	record *record // of a collector
 	out    io.Writer
 }
 
@@ -34,6 +35,14 @@ func Compile(m *model.AccessLog, out io.Writer) (*Log, error) {
 		if l.passes, err = CompileFilter(m.Filter); err != nil {
 			return nil, err
 		}
+	}
+	if m.Collector != nil {
+		r, err := compileRecord(m.Collector)
+		if err != nil {
+			return nil, err
+		}
+		l.record = r
+		return l, nil
 	}
 	if m.JSON != nil {
 		j, err := CompileJSON(m.JSON, m.OmitEmpty)
@@ -198,7 +207,9 @@ func (l *Log) Write(e *Entry) {
 	}
 	p := lines.Get().(*[]byte)
 	b := (*p)[:0]
-	if l.json != nil {
+	if l.record != nil {
+		b = l.record.append(b, e)
+	} else if l.json != nil {
 		b = append(l.json.Append(b, e), '\n')
 	} else {
 		b = l.text.Append(b, e)
@@ -225,8 +236,11 @@ type Sinks struct {
 	reopen  atomic.Bool
 	kick    chan struct{}
 
-	mu    sync.Mutex
-	sinks map[string]*sink
+	collect Collect
+
+	mu         sync.Mutex
+	sinks      map[string]*sink
+	collectors []*collector
 }
 
 type sink struct {
@@ -252,6 +266,9 @@ func NewSinks(stdout, stderr io.Writer, open func(path string) (io.WriteCloser, 
 
 // Writer returns the writer for a log. Logs of one file share it.
 func (s *Sinks) Writer(m *model.AccessLog) io.Writer {
+	if m.Sink == model.SinkCollector {
+		return s.collector(m.Collector)
+	}
 	key, std := "file:"+m.Path, io.Writer(nil)
 	if m.Sink != model.SinkFile {
 		key, std = fmt.Sprint("std:", m.Sink), s.std[m.Sink]
@@ -299,6 +316,8 @@ func (s *Sinks) Run(ctx context.Context) error {
 	t := time.NewTicker(flushInterval)
 	defer t.Stop()
 	defer s.closeAll()
+	var calls sync.WaitGroup
+	defer calls.Wait()
 	for {
 		select {
 		case <-ctx.Done():
@@ -308,6 +327,7 @@ func (s *Sinks) Run(ctx context.Context) error {
 		}
 		// An error shows again with every line; there is nobody to tell.
 		_ = s.Flush()
+		s.send(ctx, false, &calls)
 	}
 }
 

@@ -96,7 +96,7 @@ var foreign = []string{
 }
 
 // awaited are extensions that the proxy does not have yet.
-var awaited = []string{"open_telemetry.v3.OpenTelemetryAccessLogConfig"}
+var awaited = []string{}
 
 // onlyForeign reports whether the problems are that such extensions are not supported.
 func onlyForeign(err error) bool {

@@ -1,5 +1,7 @@
 package model
 
+import "time"
+
 // An AccessLog writes a line for each connection or request that its filter lets through.
 type AccessLog struct {
 	Name string
@@ -9,8 +11,36 @@ type AccessLog struct {
 	Text string // format of a text log; used if JSON is nil
 	JSON any    // map[string]any, []any, string, float64, bool or nil, with format strings at the leaves
 
+	Collector *LogCollector // of SinkCollector; it takes neither Text nor JSON
+
 	OmitEmpty bool
 	Filter    *LogFilter // nil logs everything
+}
+
+// A LogCollector takes lines over gRPC, by the protocol of OpenTelemetry.
+type LogCollector struct {
+	Cluster   string
+	Authority string        // empty takes the cluster
+	Timeout   time.Duration // of a call; 0 takes 5 s
+	Headers   []LogHeader   // sent with each call
+
+	Name       string         // of the log
+	Labels     bool           // tell the name of the log and who the proxy is
+	Resource   []LogAttribute // whose values are text as it stands
+	Body       any            // as JSON of an AccessLog; nil has none
+	Attributes []LogAttribute
+
+	FlushInterval time.Duration // until a line is sent; whole seconds, at least one
+	FlushSize     int           // bytes after which lines are sent at once
+}
+
+// A LogHeader goes with a call.
+type LogHeader struct{ Name, Value string }
+
+// A LogAttribute is a value of the form of JSON with format strings at the leaves.
+type LogAttribute struct {
+	Key   string
+	Value any
 }
 
 // A Sink is where log lines go.
@@ -21,6 +51,7 @@ const (
 	SinkStdout Sink = iota + 1
 	SinkStderr
 	SinkFile
+	SinkCollector
 )
 
 // A LogFilter selects what is logged. Exactly one field is set.
