@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -152,7 +153,7 @@ func text(a net.Addr) string {
 func (c *conn) serve() {
 	defer c.end()
 	conf := c.l.conf.Load()
-	conn, ok := c.inspect(conf.model)
+	conn, ok := c.inspect(conf)
 	if !ok {
 		return
 	}
@@ -237,7 +238,8 @@ func (c *conn) changed(conf *config) {
 }
 
 // inspect runs the inspectors. It returns the connection to read from.
-func (c *conn) inspect(conf *model.Listener) (net.Conn, bool) {
+func (c *conn) inspect(at *config) (net.Conn, bool) {
+	conf := at.model
 	if len(conf.Inspectors) == 0 {
 		return c.raw, true
 	}
@@ -250,7 +252,10 @@ func (c *conn) inspect(conf *model.Listener) (net.Conn, bool) {
 	}
 	var seen []byte
 	var err error
-	for _, i := range conf.Inspectors {
+	for n, i := range conf.Inspectors {
+		if i != model.InspectOriginalDst && !slices.Contains(conf.Inspectors[n:], model.InspectOriginalDst) && !at.match.peeks(&c.facts) {
+			continue
+		}
 		switch i {
 		case model.InspectOriginalDst:
 			if a, ok := c.l.m.cfg.OriginalDst(c.raw); ok {

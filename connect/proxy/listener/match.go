@@ -43,6 +43,46 @@ func (m *matcher) match(f *facts) *chain {
 	return m.def
 }
 
+// peeks reports whether what a client sends first can matter, as far as a connection is known by its addresses: to the
+// choice of the chain, or to what the chain does. Where it cannot, nobody waits for a client whose server speaks first.
+func (m *matcher) peeks(f *facts) bool {
+	for n := m.root; ; {
+		switch x := n.(type) {
+		case nil:
+			return m.def.peeks()
+		case leaf:
+			return x.c.peeks()
+		case *byServer:
+			if len(x.branch) > 0 {
+				return true
+			}
+		case *byTransport:
+			if len(x.branch) > 0 {
+				return true
+			}
+		case *byProtocol:
+			if len(x.branch) > 0 {
+				return true
+			}
+		}
+		n = n.next(f)
+	}
+}
+
+// peeks reports whether the chain does more than to carry bytes for whoever connects. C may be nil.
+func (c *chain) peeks() bool {
+	if c == nil || c.model.TLS != nil {
+		return true
+	}
+	if _, ok := c.model.Terminal.(*model.TCPProxy); !ok {
+		return true
+	}
+	return slices.ContainsFunc(c.model.Filters, func(f model.NetworkFilter) bool {
+		_, ok := f.(*model.ConnectionLimit)
+		return !ok
+	})
+}
+
 // A node is one level of the tree. Next returns nil if no branch fits.
 type node interface{ next(*facts) node }
 

@@ -199,3 +199,29 @@ func TestHTTPIsToldFromOthers(t *testing.T) {
 		b.Close()
 	}
 }
+
+func TestClientsAreInspectedWhereItMatters(t *testing.T) {
+	tcp := func(m model.ChainMatch, filters ...model.NetworkFilter) *chain {
+		return &chain{model: &model.FilterChain{Match: m, Filters: filters, Terminal: &model.TCPProxy{}}}
+	}
+	database := model.ChainMatch{DestinationPrefixes: prefixes("10.0.0.1/32")}
+	named := model.ChainMatch{DestinationPrefixes: prefixes("10.0.0.2/32"), ServerNames: []string{"a.test"}}
+	mixed := newMatcher([]*chain{
+		tcp(database), tcp(named),
+		tcp(model.ChainMatch{DestinationPrefixes: prefixes("10.0.0.3/32")}, &model.SNICluster{}),
+		tcp(model.ChainMatch{DestinationPrefixes: prefixes("10.0.0.4/32")}, &model.NetworkRBAC{}),
+		tcp(model.ChainMatch{DestinationPrefixes: prefixes("10.0.0.5/32")}, &model.ConnectionLimit{}),
+		tcp(model.ChainMatch{DestinationPrefixes: prefixes("10.0.0.6/32"), TransportProtocol: "tls"}),
+		tcp(model.ChainMatch{DestinationPrefixes: prefixes("10.0.0.7/32"), ApplicationProtocols: []string{"h2"}}),
+		{model: &model.FilterChain{Match: model.ChainMatch{DestinationPrefixes: prefixes("10.0.0.8/32")}, Terminal: &model.HTTPManager{}}},
+		{model: &model.FilterChain{Match: model.ChainMatch{DestinationPrefixes: prefixes("10.0.0.9/32")}, Terminal: &model.TCPProxy{}, TLS: &model.DownstreamTLS{}}},
+	}, tcp(model.ChainMatch{}))
+	for to, want := range map[string]bool{
+		"10.0.0.1": false, "10.0.0.2": true, "10.0.0.3": true, "10.0.0.4": true, "10.0.0.5": false, "10.0.0.6": true, "10.0.0.7": true, "10.0.0.8": true, "10.0.0.9": true,
+		"10.1.1.1": false, // the default chain
+	} {
+		if got := mixed.peeks(&facts{local: netip.AddrPortFrom(netip.MustParseAddr(to), 5432)}); got != want {
+			t.Errorf("%s: %v", to, got)
+		}
+	}
+}
