@@ -110,7 +110,10 @@ func (p *Proxy) apply(typeURL string, r adsclient.Resource) error {
 		if err := named(c.Name); err != nil {
 			return err
 		}
-		return p.http.SetRoutes(c)
+		if err := p.http.SetRoutes(c); err != nil {
+			return err
+		}
+		p.routeClusters[c.Name] = clustersOf(c)
 	default:
 		return fmt.Errorf("type %q is not supported", typeURL)
 	}
@@ -217,7 +220,14 @@ func (p *Proxy) warm(l *model.Listener) bool {
 			return false
 		}
 	}
-	for _, name := range l.Clusters() {
+	clusters := l.Clusters()
+	if p.active[l.Name] == nil {
+		// A request is not worth less than a connection, but a listener that serves already goes on.
+		for _, name := range l.RouteNames() {
+			clusters = append(clusters, p.routeClusters[name]...)
+		}
+	}
+	for _, name := range clusters {
 		if p.upstreams.Warming(name) {
 			return false
 		}
@@ -231,6 +241,24 @@ func (p *Proxy) warm(l *model.Listener) bool {
 		}
 	}
 	return true
+}
+
+// clustersOf returns the names of the clusters that routes lead to.
+func clustersOf(c *model.RouteConfig) []string {
+	names := map[string]bool{}
+	for i := range c.VirtualHosts {
+		for _, r := range c.VirtualHosts[i].Routes {
+			if r.Forward == nil {
+				continue
+			}
+			names[r.Forward.Cluster] = true
+			for _, w := range r.Forward.Weighted {
+				names[w.Cluster] = true
+			}
+		}
+	}
+	delete(names, "") // a header has the name
+	return slices.Collect(maps.Keys(names))
 }
 
 func (p *Proxy) anyMemberReady(c *model.Cluster) bool {
@@ -277,6 +305,7 @@ func (p *Proxy) subscribe() {
 		p.client.Want(decode.TypeRoute, slices.Collect(maps.Keys(routes)))
 	}
 	p.http.ForgetRoutes(func(name string) bool { return routes[name] })
+	maps.DeleteFunc(p.routeClusters, func(name string, _ []string) bool { return !routes[name] })
 	maps.DeleteFunc(p.store[decode.TypeRoute], func(name string, _ *resource) bool { return !routes[name] })
 	p.upstreams.ForgetEndpoints(func(name string) bool { return endpoints[name] })
 	maps.DeleteFunc(p.store[decode.TypeEndpoints], func(name string, _ *resource) bool { return !endpoints[name] })
@@ -328,7 +357,8 @@ func (p *Proxy) restore() {
 		p.log.Warn("saved configuration not used", "file", p.cfg.StateFile, "error", err)
 		return
 	}
-	for _, t := range []string{decode.TypeSecret, decode.TypeCluster, decode.TypeEndpoints, decode.TypeListener, decode.TypeRoute} {
+	// Nothing is forgotten again if what refers to a thing comes before it.
+	for _, t := range []string{decode.TypeCluster, decode.TypeEndpoints, decode.TypeListener, decode.TypeRoute, decode.TypeSecret} {
 		if t == decode.TypeListener && len(saved[t]) == 0 {
 			break // not worth being ready for
 		}

@@ -85,8 +85,16 @@ func (p *Proxy) drainLoop(ctx context.Context) error {
 func (p *Proxy) Live() <-chan struct{} { return p.live }
 
 // Sockets returns the listening sockets by the addresses that the configuration
-// has for them, to be passed to a process that takes them over.
-func (p *Proxy) Sockets() map[string]net.Listener { return p.listeners.Sockets() }
+// has for them, to be passed to a process that takes them over. That one finds
+// the configuration as it is now in the state file.
+func (p *Proxy) Sockets() map[string]net.Listener {
+	if p.cfg.StateFile != "" {
+		if err := p.writeState(); err != nil {
+			p.log.Warn("configuration not saved", "file", p.cfg.StateFile, "error", err)
+		}
+	}
+	return p.listeners.Sockets()
+}
 
 // HandOver stops accepting, since another process does so on the same sockets,
 // and makes Run drain for the handover time.

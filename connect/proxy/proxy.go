@@ -116,10 +116,12 @@ type Proxy struct {
 	store    map[string]map[string]*resource // by type URL and name
 	static   map[string]map[string]bool      // names of the bootstrap's resources
 	clusters map[string]*model.Cluster
-	active   map[string]*model.Listener // in force
-	pending  map[string]*waiting        // newest versions that are not in force yet
-	doomed   map[string]bool            // removed, but their address is wanted by a pending one
-	answered bool                       // the control plane or the state file told the listeners
+	// routeClusters are the clusters that route configurations lead to, by the names of those.
+	routeClusters map[string][]string
+	active        map[string]*model.Listener // in force
+	pending       map[string]*waiting        // newest versions that are not in force yet
+	doomed        map[string]bool            // removed, but their address is wanted by a pending one
+	answered      bool                       // the control plane or the state file told the listeners
 }
 
 // A resource is what came last under a name.
@@ -179,10 +181,10 @@ func New(cfg Config) (*Proxy, error) {
 		drains:   make(chan drain, 1),
 		store:    map[string]map[string]*resource{},
 		static:   map[string]map[string]bool{},
-		clusters: map[string]*model.Cluster{},
-		active:   map[string]*model.Listener{},
-		pending:  map[string]*waiting{},
-		doomed:   map[string]bool{},
+		clusters: map[string]*model.Cluster{}, routeClusters: map[string][]string{},
+		active:  map[string]*model.Listener{},
+		pending: map[string]*waiting{},
+		doomed:  map[string]bool{},
 	}
 	p.stats.Keep(b.Keep)
 	p.stats.Buckets(b.Buckets)
@@ -205,7 +207,7 @@ func New(cfg Config) (*Proxy, error) {
 	p.listeners = listener.NewManager(listener.Config{
 		Listen: cfg.Listen, OriginalDst: cfg.OriginalDst, Upstreams: p.upstreams, HTTP: p.http, Secrets: p.secrets, Stats: p.stats,
 		Logs: p.sinks, Logger: cfg.Logger.Named("listener"), Rand: cfg.Rand,
-		DrainTime: cfg.DrainTime, MaxConnections: cfg.MaxConnections, Share: cfg.Connections,
+		DrainTime: cfg.DrainTime, MaxConnections: cfg.MaxConnections, Share: cfg.Connections, Failing: p.failHealth.Load,
 	})
 	p.serverStats()
 	if b.ADS == nil && len(cfg.Targets) == 0 {

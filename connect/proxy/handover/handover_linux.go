@@ -33,7 +33,7 @@ func Serve(ctx context.Context, ln *net.UnixListener, cfg Config) error {
 	defer context.AfterFunc(ctx, func() { ln.Close() })()
 	var running sync.WaitGroup
 	defer running.Wait()
-	var busy atomic.Bool
+	var busy atomic.Bool // one is at it
 	for {
 		conn, err := ln.AcceptUnix()
 		switch {
@@ -41,7 +41,9 @@ func Serve(ctx context.Context, ln *net.UnixListener, cfg Config) error {
 			if conn != nil {
 				conn.Close()
 			}
-			cancel()
+			return nil
+		case errors.Is(err, net.ErrClosed): // a successor is ready
+			running.Wait()
 			return nil
 		case err != nil:
 			cfg.Logger.Warn("successor not accepted", "error", err)
