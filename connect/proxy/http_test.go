@@ -316,7 +316,7 @@ func TestUnreachableHost(t *testing.T) {
 			return false
 		}))
 		s.want(get, "502 upstream connect error or disconnect/reset before headers. reset reason: protocol error")
-		s.wantLog("503 UC upstream_reset_before_response_started{connection_termination}", "200 UPE upstream_reset_after_response_started{protocol_error}",
+		s.wantLog("503 UC upstream_reset_before_response_started{connection_termination}", "200 UC upstream_reset_after_response_started{connection_termination}",
 			"502 UPE upstream_reset_before_response_started{protocol_error}")
 	})
 }

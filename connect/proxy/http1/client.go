@@ -207,9 +207,7 @@ func (s *clientStream) Send(r *message.Request, end bool) error {
 }
 
 // expectsBody reports whether requests with the method usually have a body, so that one without says so.
-func expectsBody(method string) bool {
-	return method != "GET" && method != "HEAD" && method != "DELETE" && method != "TRACE"
-}
+func expectsBody(method string) bool { return method == "POST" || method == "PUT" || method == "PATCH" }
 
 func (s *clientStream) Write(p []byte, end bool) error {
 	if s.raw.Load() && s.out.framing != tunnel {
@@ -465,11 +463,8 @@ func (s *clientStream) lost(err error) error {
 	}
 	s.bad, s.c.ending.Lost = true, true
 	reason := message.ConnectionTermination
-	switch {
-	case errors.Is(err, syscall.ECONNRESET):
+	if errors.Is(err, syscall.ECONNRESET) {
 		reason = message.RemoteReset
-	case errors.Is(err, io.ErrUnexpectedEOF):
-		reason = message.ProtocolError // half a message
 	}
 	return &message.StreamError{Reason: reason, Sent: true, Err: err}
 }

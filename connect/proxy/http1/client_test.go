@@ -112,9 +112,9 @@ func TestResponseHeads(t *testing.T) {
 		{name: "too many fields", in: "HTTP/1.1 200 OK\r\n" + strings.Repeat("a: b\r\n", 101) + "\r\n", want: "protocol error http1.too_many_headers"},
 
 		{name: "nothing", in: "", want: "connection termination"},
-		{name: "half a head", in: "HTTP/1.1 200 OK\r\nA", want: "protocol error"},
-		{name: "half a body", in: "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nab", want: "200 [content-length: 5] ab protocol error"},
-		{name: "half a chunk", in: "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab", want: "200 ab protocol error"},
+		{name: "half a head", in: "HTTP/1.1 200 OK\r\nA", want: "connection termination"},
+		{name: "half a body", in: "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nab", want: "200 [content-length: 5] ab connection termination"},
+		{name: "half a chunk", in: "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab", want: "200 ab connection termination"},
 		{name: "bad chunk", in: "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\nabcde\r\n0\r\n\r\n", want: "200  protocol error http1.invalid_chunk"},
 	}
 	for _, tt := range tests {

@@ -692,6 +692,9 @@ const (
 	cutOff            = "a connection that ends within a message is a termination (UC), not a protocol error"
 	oneMore           = "a connection whose time is over serves the next request and says that it is the last"
 	lastResort        = "a host that is out for failed connections is tried when nobody else is left"
+	anyMethod         = "methods are whatever clients and servers agree on: those that nobody knows are passed on (RFC 9110 section 9.1)"
+	halfClosed        = "a client that has closed its own side is still answered"
+	noLineForNothing  = "a connection on which no request has begun has no line in the log of requests"
 	namedByConnection = "fields that Connection names go no further, in responses, too (RFC 9110 section 7.6.1)"
 )
 
