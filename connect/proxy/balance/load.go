@@ -11,6 +11,8 @@ type Count struct {
 type Loads struct {
 	Healthy, Degraded []int  // percent that goes to healthy and to degraded hosts
 	Panic             []bool // health is ignored
+
+	fit, fitDegraded []int // percent that each could carry if it had to
 }
 
 // NewLoads works out the shares. A priority gets all that is left to it as long
@@ -18,7 +20,7 @@ type Loads struct {
 // reaches 100.
 func NewLoads(count []Count, overprovisioning int, panicThreshold float64) Loads {
 	n := len(count)
-	l := Loads{make([]int, n), make([]int, n), make([]bool, n)}
+	l := Loads{Healthy: make([]int, n), Degraded: make([]int, n), Panic: make([]bool, n)}
 	healthy, degraded := make([]int, n), make([]int, n)
 	sum := 0
 	for p, c := range count {
@@ -29,6 +31,7 @@ func NewLoads(count []Count, overprovisioning int, panicThreshold float64) Loads
 		degraded[p] = min(100, overprovisioning*c.Degraded/c.Total)
 		sum += healthy[p] + degraded[p]
 	}
+	l.fit, l.fitDegraded = healthy, degraded
 	normal := min(100, sum)
 	// Nobody panics while all priorities together can carry the load.
 	if normal < 100 && panicThreshold > 0 {
@@ -102,13 +105,43 @@ func (l *Loads) Draw(random uint64, avoid Levels) (p int, degraded bool) {
 		return -1, false
 	}
 	if avoid != (Levels{}) {
-		if p, degraded := l.draw(random, avoid); p >= 0 {
+		if p, degraded := l.drawOthers(random, avoid); p >= 0 {
 			return p, degraded
 		}
 	} else if l.Healthy[0] == 100 {
 		return 0, false
 	}
 	return l.draw(random, Levels{})
+}
+
+// drawOthers draws among the priorities that are not to be avoided, as if there were no others: each gets what is left
+// to it and it can carry.
+func (l *Loads) drawOthers(random uint64, avoid Levels) (int, bool) {
+	sum := 0
+	for p := range l.fit {
+		if !avoid.Has(p) {
+			sum += l.fit[p] + l.fitDegraded[p]
+		}
+	}
+	if sum == 0 {
+		return l.draw(random, avoid)
+	}
+	normal, n, left := min(100, sum), int(random%100), 100
+	last, lastDegraded := -1, false
+	for i, fit := range [...][]int{l.fit, l.fitDegraded} {
+		for p := range fit {
+			if avoid.Has(p) || fit[p] == 0 {
+				continue
+			}
+			load := min(left, fit[p]*100/normal)
+			if n < load {
+				return p, i == 1
+			}
+			n, left = n-load, left-load
+			last, lastDegraded = p, i == 1
+		}
+	}
+	return last, lastDegraded // what rounding left over
 }
 
 func (l *Loads) draw(random uint64, avoid Levels) (int, bool) {

@@ -289,9 +289,9 @@ func TestPrioritiesToAvoid(t *testing.T) {
 	_, first, _ := m.Get("c").Choose(&upstream.Choice{})
 	ch := upstream.Choice{Avoid: []*upstream.Host{first}, AvoidPriorities: true}
 	for range 50 {
-		if _, h, err := m.Get("c").Choose(&ch); err != nil || h.Endpoint().Priority != 0 {
-			// Priority 1 has no load while 0 is well: there is nothing to turn to.
-			t.Fatalf("host %v of priority %d, %v", h, h.Endpoint().Priority, err)
+		// Priority 1 has no load while 0 is well, but what it could carry counts once 0 is to be avoided.
+		if _, h, err := m.Get("c").Choose(&ch); err != nil || h.Endpoint().Priority != 1 {
+			t.Fatalf("host %v of priority %d, %v; want priority 1", h, h.Endpoint().Priority, err)
 		}
 	}
 	sick := static(addresses(4)...)
