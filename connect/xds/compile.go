@@ -234,6 +234,13 @@ func (c *Compiler) reassign(old *part, s *mesh.Snapshot, n mesh.Need) *part {
 		old.upstream.Kind != mesh.ToChain || s.Transparent() || len(old.problems) > 0 {
 		return nil
 	}
+	for _, r := range old.resources[Cluster] {
+		for _, x := range old.memo[ref{Cluster, r.Name}].from {
+			if dns, ok := x.(dnsHost); ok && dns != (dnsHost{}) {
+				return nil // the cluster has a host in line
+			}
+		}
+	}
 	b := &build{s: s, flavour: c.Flavour, shared: c.Shared}
 	p := *old
 	p.from = slices.Clone(old.from)
@@ -256,7 +263,7 @@ func (c *Compiler) reassign(old *part, s *mesh.Snapshot, n mesh.Need) *part {
 		key.instances = now
 		to := key.reach()
 		if b.dnsHost(to) != (dnsHost{}) {
-			return nil // the cluster has a host in line
+			return nil // the cluster is to have one
 		}
 		key.node = b.socketNode(to)
 		made, err := b.sharedAssignment(key, to)
