@@ -62,7 +62,8 @@ func (v *View) Entries(kind entry.Kind) (uint64, []entry.Entry) {
 	for a := range entries.Prefix(v.tx, "id", mvcc.String(nil, string(kind))) {
 		out = append(out, a.Entry)
 	}
-	return v.marked(entryMark(kind)), out
+	// The mark changes with the entries, and waiting for one that is not there would be waiting for any.
+	return v.peeked(entryMark(kind)), out
 }
 
 // SetEntry adds or replaces an entry, which is normalized and valid, and keeps it. Content equal to what is there
