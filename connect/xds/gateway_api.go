@@ -309,7 +309,7 @@ func (b *build) apiRoute(x rule, usable map[string]fronted) (*routev3.Route, []r
 		action.IdleTimeout = timeout(f.IdleTimeout, action.IdleTimeout)
 	}
 	if f := filters.RetryFilter; f != nil {
-		action.RetryPolicy = retryPolicy(&entry.ServiceRouteDestination{
+		action.RetryPolicy = b.retryPolicy(&entry.ServiceRouteDestination{
 			NumRetries: f.NumRetries, RetryOn: f.RetryOn, RetryOnStatusCodes: f.RetryOnStatusCodes, RetryOnConnectFailure: f.RetryOnConnectFailure,
 		})
 	}

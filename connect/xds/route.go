@@ -9,6 +9,7 @@ import (
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	previoushostsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/retry/host/previous_hosts/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
@@ -87,7 +88,7 @@ func (r *chainRouter) start() ([]*routev3.Route, error) {
 			}
 			action.Timeout = timeout(time.Duration(d.RequestTimeout), action.Timeout)
 			action.IdleTimeout = timeout(time.Duration(d.IdleTimeout), action.IdleTimeout)
-			action.RetryPolicy = retryPolicy(d)
+			action.RetryPolicy = r.b.retryPolicy(d)
 			route.RequestHeadersToAdd, route.RequestHeadersToRemove = headerEdits(d.RequestHeaders)
 			route.ResponseHeadersToAdd, route.ResponseHeadersToRemove = headerEdits(d.ResponseHeaders)
 		}
@@ -202,7 +203,9 @@ func routeMatch(def *entry.ServiceRoute) *routev3.RouteMatch {
 	return m
 }
 
-func retryPolicy(d *entry.ServiceRouteDestination) *routev3.RetryPolicy {
+// retryPolicy says when a request is sent again. In flavour Own it then goes to an instance that did not fail it, if there
+// is another.
+func (b *build) retryPolicy(d *entry.ServiceRouteDestination) *routev3.RetryPolicy {
 	if d.NumRetries == 0 && !d.RetryOnConnectFailure && len(d.RetryOn) == 0 && len(d.RetryOnStatusCodes) == 0 {
 		return nil
 	}
@@ -224,6 +227,15 @@ func retryPolicy(d *entry.ServiceRouteDestination) *routev3.RetryPolicy {
 		p.RetriableStatusCodes = d.RetryOnStatusCodes
 	}
 	p.RetryOn = strings.Join(on, ",")
+	if b.flavour == Own {
+		p.RetryHostPredicate = []*routev3.RetryPolicy_RetryHostPredicate{{
+			Name: "envoy.retry_host_predicates.previous_hosts",
+			ConfigType: &routev3.RetryPolicy_RetryHostPredicate_TypedConfig{
+				TypedConfig: mustPack(&previoushostsv3.PreviousHostsPredicate{}),
+			},
+		}}
+		p.HostSelectionRetryMaxAttempts = 5
+	}
 	return p
 }
 
