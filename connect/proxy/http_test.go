@@ -434,7 +434,7 @@ func TestRetries(t *testing.T) {
 			s.handle(81, func(c net.Conn) { c.Close() })
 			s.handle(82, func(c net.Conn) { c.Close() })
 			s.want(get, "503 upstream connect error or disconnect/reset before headers. retried and the latest reset reason: connection termination")
-			s.wantLog("503 UC,URX upstream_reset_before_response_started{connection_termination}")
+			s.wantLog("503 URX,UC upstream_reset_before_response_started{connection_termination}")
 			if v := s.p.Stats().Value("cluster.two.upstream_rq_total"); v != 4 {
 				t.Errorf("%v requests were sent, want 4", v)
 			}

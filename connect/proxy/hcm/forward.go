@@ -61,6 +61,7 @@ type forward struct {
 	complete bool  // body and trailer have all of it
 	tooLong  bool  // the body was not kept
 	charged  int64 // bytes of the body that the proxy's share of memory is charged with
+	mirrored bool // copies of the request were sent
 	pumping  bool
 	done     chan struct{}
 
@@ -79,7 +80,7 @@ func (f *forward) reset() {
 	f.choice = upstream.Choice{Avoid: avoid[:0]}
 	f.timeout, f.perTry, f.tryIdle, f.attempt, f.started, f.failed, f.retrying, f.waiting, f.bounded, f.alternative, f.again = 0, 0, 0, 0, 0, false, false, false, false, false, nil
 	f.on, f.policy, f.left, f.status, f.cookie, f.mirrors = 0, nil, 0, nil, "", nil
-	f.keep, f.body, f.trailer, f.complete, f.tooLong, f.pumping, f.done = false, body, nil, false, false, false, nil
+	f.keep, f.body, f.trailer, f.complete, f.tooLong, f.pumping, f.done, f.mirrored = false, body, nil, false, false, false, nil, false
 	f.charged = 0
 	f.sentAt.Store(0)
 	f.progress.Store(0)
@@ -97,6 +98,9 @@ func (e *exchange) forward(conf *model.Forward) {
 		return
 	}
 	f.breaker = cluster.Breaker(conf.Priority)
+	if e.noBody() && x.Request.Method != "CONNECT" {
+		f.sentAt.Store(int64(time.Since(x.Start)) + 1) // complete, from when its time counts
+	}
 	e.timeouts()
 	if d := cluster.Model().HTTP.MaxStream; d > 0 && (e.deadline.IsZero() || x.Start.Add(d).Before(e.deadline)) {
 		e.deadline, f.bounded = x.Start.Add(d), true
@@ -204,12 +208,17 @@ func (e *exchange) timeouts() {
 	if c.IdleTimeout != nil {
 		e.idle = *c.IdleTimeout
 	}
-	expected := f.timeout
-	if f.perTry > 0 {
-		expected = f.perTry
+	e.tellTimeout(f.timeout)
+}
+
+// tellTimeout tells the host how long it has, of what is left of the whole.
+func (e *exchange) tellTimeout(left time.Duration) {
+	r := e.x.Request
+	if p := e.fwd.perTry; p > 0 && (left <= 0 || p < left) {
+		left = p
 	}
-	if expected > 0 && !e.m.router.SuppressHeaders {
-		h.Set("x-envoy-expected-rq-timeout-ms", integer(&x.Request.Arena, expected.Milliseconds()))
+	if left > 0 && !e.m.router.SuppressHeaders {
+		r.Header.Set("x-envoy-expected-rq-timeout-ms", integer(&r.Arena, max(left.Milliseconds(), 1)))
 	}
 }
 
@@ -345,6 +354,9 @@ func (e *exchange) try(cluster *upstream.Cluster) (*filter.Reply, outcome) {
 		}
 	} else {
 		x.Match.AutoHost(r, host.Hostname())
+		if sent := time.Duration(f.sentAt.Load()); f.timeout > 0 && sent > 0 {
+			e.tellTimeout(f.timeout - (time.Since(x.Start) - sent))
+		}
 	}
 	if x.Match.VirtualHost.AttemptCount {
 		r.Header.Set("x-envoy-attempt-count", integer(&r.Arena, int64(f.attempt)))
@@ -354,7 +366,7 @@ func (e *exchange) try(cluster *upstream.Cluster) (*filter.Reply, outcome) {
 		f.span.Inject(r)
 	}
 	host.Begin()
-	o := pool.Options{Priority: f.conf.Priority, Downstream: r.Version, Upgrade: r.Upgrade, Deadline: e.deadline}
+	o := pool.Options{Priority: f.conf.Priority, Downstream: r.Version, Upgrade: r.Upgrade, Deadline: e.connectLimit()}
 	if h := owner.Model().HTTP; h.AutoSNI {
 		name := r.Authority
 		if h.SNIHeader != "" && r.Header.Has(h.SNIHeader) {
@@ -388,6 +400,17 @@ func (e *exchange) try(cluster *upstream.Cluster) (*filter.Reply, outcome) {
 	}
 	e.sent = true
 	return e.awaitHead()
+}
+
+// connectLimit bounds waiting for a connection: by the time of the whole, not by that of an attempt.
+func (e *exchange) connectLimit() time.Time {
+	f, limit := &e.fwd, e.deadline
+	if sent := time.Duration(f.sentAt.Load()); sent > 0 && f.timeout > 0 {
+		if t := e.x.Start.Add(sent + f.timeout); limit.IsZero() || t.Before(limit) {
+			limit = t
+		}
+	}
+	return limit
 }
 
 // errBody reports that the request could not be read.
@@ -514,7 +537,8 @@ func (e *exchange) attemptFailed(err error, out outcome) (*filter.Reply, outcome
 	se, _ := errors.AsType[*message.StreamError](err)
 	reason := message.ReasonOf(err)
 	if se == nil && errors.Is(err, os.ErrDeadlineExceeded) && out.connect {
-		return e.timedOut(lateStream)
+		_, why := e.limit(time.Now())
+		return e.timedOut(why)
 	}
 	out.reason = reason
 	if se != nil && !se.Sent && !out.connect {
@@ -931,11 +955,14 @@ func (e *exchange) requestSent() {
 		e.http.Received = d
 	}
 	e.http.UpstreamSent = d
-	if e.fwd.sentAt.Load() == 0 {
+	if !e.fwd.mirrored {
+		e.fwd.mirrored = true
 		if e.m.conf.RequestTimeout > 0 {
 			e.st.SetReadDeadline(time.Time{})
 		}
 		e.mirror()
+	}
+	if e.fwd.sentAt.Load() == 0 {
 		e.fwd.sentAt.Store(int64(d) + 1)
 	}
 }

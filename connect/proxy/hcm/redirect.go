@@ -63,6 +63,7 @@ func (e *exchange) follow(to *url.URL) {
 	f.choice = upstream.Choice{}
 	f.attempt = 0
 	f.sentAt.Store(0)
+	f.mirrored = false
 	e.match()
 	if rt := x.Match.Route; rt == nil || rt.Forward == nil {
 		e.route()

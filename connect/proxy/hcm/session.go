@@ -189,19 +189,26 @@ func (s *Session) choose(m *Manager) (net.Conn, bool, error) {
 	return stream.Ahead(s.conn, seen), len(seen) == len(preface), nil
 }
 
-func (s *Session) serveHTTP1(m *Manager, conn net.Conn) string {
+// http1Conn makes the codec. It is apart from serveHTTP1 so that the stack of an idle connection stays small.
+//
+//go:noinline
+func (s *Session) http1Conn(m *Manager, conn net.Conn) *http1.ServerConn {
 	c := m.conf
 	linger := c.DelayedClose
 	if linger == 0 {
 		linger = -1 // the codec's zero is its default
 	}
-	sc := http1.NewServerConn(conn, http1.ServerConfig{
+	return http1.NewServerConn(conn, http1.ServerConfig{
 		MaxHeadBytes: c.MaxHeaderBytes, MaxFields: c.MaxHeaders, IdleTimeout: c.IdleTimeout, HeaderTimeout: c.HeadersTimeout,
 		DelayedClose: linger, MaxRequests: int(c.MaxRequests), Secure: s.info.TLS != nil,
 		AllowChunkedLength: c.HTTP1.AllowChunkedLength, RefuseAbsoluteURL: c.HTTP1.DenyAbsoluteURL,
 		AcceptHTTP10: c.HTTP1.AcceptHTTP10, DefaultHost: c.HTTP1.DefaultHost, Trailers: c.HTTP1.EnableTrailers,
 		Underscores: http1.Underscores(c.Underscores), Case: headerCase(c.HTTP1),
 	})
+}
+
+func (s *Session) serveHTTP1(m *Manager, conn net.Conn) string {
+	sc := s.http1Conn(m, conn)
 	defer sc.Close()
 	for {
 		st, err := sc.Next()
@@ -314,7 +321,10 @@ func (m *Manager) refused(s *Session, detail string) {
 	e.recycle()
 }
 
-func (s *Session) serveHTTP2(m *Manager, conn net.Conn) string {
+// http2Conn makes the codec. It is apart from serveHTTP2 so that the stack of an idle connection stays small.
+//
+//go:noinline
+func (s *Session) http2Conn(m *Manager, conn net.Conn) *http2.ServerConn {
 	c := m.conf
 	cfg := http2ServerConfig(c, m.f.http2)
 	cfg.Refused = func(detail string) { s.current().refused(s, detail) }
@@ -326,6 +336,11 @@ func (s *Session) serveHTTP2(m *Manager, conn net.Conn) string {
 	if s.leaving.Load() {
 		sc.Shutdown(c.DrainTimeout)
 	}
+	return sc
+}
+
+func (s *Session) serveHTTP2(m *Manager, conn net.Conn) string {
+	sc := s.http2Conn(m, conn)
 	defer sc.Close()
 	err := sc.Serve(func(st message.ServerStream) { s.current().serve(s, st) })
 	switch {
