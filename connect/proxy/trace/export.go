@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"strconv"
+	"strings"
 
 	commonv1 "go.opentelemetry.io/proto/otlp/common/v1"
 	resourcev1 "go.opentelemetry.io/proto/otlp/resource/v1"
@@ -29,7 +30,11 @@ type otlp struct {
 	resource *resourcev1.Resource
 }
 
+// valid is the text as collectors take it: one that is no UTF-8 would make them refuse the whole batch.
+func valid(s string) string { return strings.ToValidUTF8(s, "\uFFFD") }
+
 func text(key, value string) *commonv1.KeyValue {
+	value = valid(value)
 	return &commonv1.KeyValue{Key: key, Value: &commonv1.AnyValue{Value: &commonv1.AnyValue_StringValue{StringValue: value}}}
 }
 
@@ -45,7 +50,7 @@ func (o *otlp) send(ctx context.Context, spans []*Span) error {
 	out := make([]*tracev1.Span, len(spans))
 	for i, s := range spans {
 		p := &tracev1.Span{
-			TraceId: s.trace[:], SpanId: s.id[:], TraceState: s.state, Name: s.name,
+			TraceId: s.trace[:], SpanId: s.id[:], TraceState: valid(s.state), Name: valid(s.name),
 			StartTimeUnixNano: uint64(s.start.UnixNano()), EndTimeUnixNano: uint64(s.end.UnixNano()),
 			Kind: tracev1.Span_SPAN_KIND_SERVER,
 		}

@@ -174,30 +174,34 @@ func (t *Tracer) decide(x *filter.Exchange) bool {
 		client, random, overall = r.Tracing.Client, r.Tracing.Random, r.Tracing.Overall
 	}
 	id := h.Get("x-request-id")
+	// One number from the id for all draws, so that all proxies on the way of a request draw alike.
+	draw := x.Random
+	packed := len(id) == 36
 	reason := byte('4')
-	if len(id) == 36 {
-		switch r := id[reasonAt]; r {
-		case '9', 'a', 'b':
-			t.count(r)
-			return true
+	if packed {
+		if n, err := strconv.ParseUint(id[:8], 16, 64); err == nil {
+			draw = n
+		}
+		if r := id[reasonAt]; r == '9' || r == 'a' || r == 'b' {
+			reason = r
 		}
 	}
-	hit := func(percent float64, salt uint) bool {
-		return percent >= 100 || float64((x.Random>>salt)%10000) < percent*100
+	hit := func(percent float64, n uint64) bool { return percent >= 100 || float64(n%10000) < percent*100 }
+	if reason == '4' {
+		switch {
+		case h.Has("x-client-trace-id") && hit(client, x.Random>>16):
+			reason = 'b'
+		case h.Has("x-envoy-force-trace"):
+			reason = 'a'
+		case hit(random, draw):
+			reason = '9'
+		}
 	}
-	switch {
-	case h.Has("x-client-trace-id") && hit(client, 3):
-		reason = 'b'
-	case h.Has("x-envoy-force-trace"):
-		reason = 'a'
-	case hit(random, 7):
-		reason = '9'
-	}
-	if reason != '4' && !hit(overall, 11) {
+	if reason != '4' && !hit(overall, draw) {
 		reason = '4'
 	}
 	t.count(reason)
-	if len(id) == 36 && reason != '4' {
+	if packed && id[reasonAt] != reason && (reason != '4' || id[reasonAt] == '9' || id[reasonAt] == 'a' || id[reasonAt] == 'b') {
 		h.Set("x-request-id", x.Request.Arena.Concat(id[:reasonAt], string(rune(reason)), id[reasonAt+1:]))
 	}
 	return reason != '4'
@@ -418,7 +422,16 @@ func (s *Span) custom(x *filter.Exchange, c *model.CustomTag) {
 	case c.RequestHeader != "":
 		v = x.Request.Header.Get(strings.ToLower(c.RequestHeader))
 	case c.Metadata != nil:
-		var from any = map[string]any(x.Entry.HTTP.Metadata[c.Metadata.Namespace])
+		md := x.Entry.HTTP.Metadata
+		switch c.MetadataOf {
+		case model.MetadataOfRoute:
+			md = x.Entry.HTTP.RouteMetadata
+		case model.MetadataOfCluster:
+			md = x.Entry.HTTP.ClusterMetadata
+		case model.MetadataOfHost:
+			md = x.Entry.HTTP.HostMetadata
+		}
+		var from any = md[c.Metadata.Namespace]
 		for _, key := range c.Metadata.Path {
 			m, _ := from.(map[string]any)
 			from = m[key]
