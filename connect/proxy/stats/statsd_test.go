@@ -6,17 +6,33 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 )
 
 // datagrams is a server that keeps what it gets.
-type datagrams struct{ got []string }
+type datagrams struct {
+	mu  sync.Mutex
+	got []string
+}
 
 func (d *datagrams) Write(b []byte) (int, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	d.got = append(d.got, string(b))
 	return len(b), nil
+}
+
+// take returns what came since it was last called.
+func (d *datagrams) take() []string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	got := d.got
+	d.got = nil
+	return got
 }
 
 func (d *datagrams) Close() error { return nil }
@@ -26,9 +42,9 @@ func TestStatsDReportsWhatIsNew(t *testing.T) {
 		st := NewStore(nil)
 		s := Struct[clusterStats](st.Scope(Text("cluster"), Label("envoy_cluster_name", "d:b")))
 		var server datagrams
-		down := false
+		var down atomic.Bool
 		d := NewStatsD(st, func(context.Context) (io.WriteCloser, error) {
-			if down {
+			if down.Load() {
 				return nil, errors.New("down")
 			}
 			return &server, nil
@@ -39,10 +55,9 @@ func TestStatsDReportsWhatIsNew(t *testing.T) {
 		check := func(want ...string) {
 			t.Helper()
 			synctest.Wait()
-			if !slices.Equal(server.got, want) {
-				t.Errorf("reported %q, want %q", server.got, want)
+			if got := server.take(); !slices.Equal(got, want) {
+				t.Errorf("reported %q, want %q", got, want)
 			}
-			server.got = nil
 		}
 		s.Total.Add(3)
 		s.Active.Set(-1)
@@ -54,11 +69,11 @@ func TestStatsDReportsWhatIsNew(t *testing.T) {
 		s.Total.Inc()
 		time.Sleep(5 * time.Second)
 		check("envoy.cluster.d_b.upstream_cx_active:-1|g", "envoy.cluster.d_b.upstream_cx_total:1|c")
-		down = true
+		down.Store(true)
 		s.Total.Inc()
 		time.Sleep(5 * time.Second)
 		check()
-		down = false
+		down.Store(false)
 		st.Reset()
 		s.Total.Add(2)
 		cancel()
@@ -83,10 +98,11 @@ func TestDogStatsDHasTagsAndFullDatagrams(t *testing.T) {
 			t.Fatal(err)
 		}
 		want := []string{"p.cluster.x:1|c|#envoy_cluster_name:a\np.cluster.x:1|c|#envoy_cluster_name:b", "p.cluster.x:1|c|#envoy_cluster_name:c"}
-		if !slices.Equal(server.got, want) {
-			t.Errorf("datagrams %q, want %q", server.got, want)
+		got := server.take()
+		if !slices.Equal(got, want) {
+			t.Errorf("datagrams %q, want %q", got, want)
 		}
-		for _, g := range server.got {
+		for _, g := range got {
 			if len(g) > 90 || strings.HasSuffix(g, "\n") {
 				t.Errorf("datagram %q", g)
 			}
