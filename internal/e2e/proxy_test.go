@@ -46,7 +46,11 @@ type bootstrap struct{ listeners, clusters, more string }
 
 // accessLog is how all listeners of these tests log.
 const accessLog = `access_log: [{name: envoy.access_loggers.file, typed_config: {"@type": type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog,
-  path: "{{log}}", log_format: {text_format_source: {inline_string: "%RESPONSE_CODE% %RESPONSE_FLAGS% %RESPONSE_CODE_DETAILS% %UPSTREAM_HOST% %UPSTREAM_TRANSPORT_FAILURE_REASON%\n"}}}}]`
+  path: "{{log}}", log_format: {text_format_source: {inline_string: "%RESPONSE_CODE% %RESPONSE_FLAGS% %RESPONSE_CODE_DETAILS% %UPSTREAM_HOST% %UPSTREAM_TRANSPORT_FAILURE_REASON% %REQ(:PATH)%\n"}}}}]`
+
+// connectionLog is how listeners log, too: connections that never get to speak are found there.
+const connectionLog = `access_log: [{name: envoy.access_loggers.file, typed_config: {"@type": type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog,
+  path: "{{log}}.connections", log_format: {text_format_source: {inline_string: "%CONNECTION_TERMINATION_DETAILS% %DOWNSTREAM_TRANSPORT_FAILURE_REASON%\n"}}}}]`
 
 // startProxy runs a proxy until it is ready. "T/" in the file stands for the type URLs of Envoy's extensions.
 func startProxy(t testing.TB, name string, b bootstrap) *proxy {
@@ -87,6 +91,27 @@ func (p *proxy) accesses() string {
 	return string(data)
 }
 
+// connections returns the log of connections.
+func (p *proxy) connections() string {
+	data, _ := os.ReadFile(p.log + ".connections")
+	return string(data)
+}
+
+// logged waits for the line that the access log has about a path. Lines are written up to a second late.
+func (p *proxy) logged(path string) (line string) {
+	p.t.Helper()
+	eventually(p.t, 5*time.Second, "the access log has "+path, func() bool {
+		for l := range strings.Lines(p.accesses()) {
+			if l = strings.TrimSpace(l); strings.HasSuffix(l, " "+path) {
+				line = l
+				return true
+			}
+		}
+		return false
+	})
+	return line
+}
+
 // usage returns the processor time that the process has used, and its resident memory in bytes.
 func (p *proxy) usage() (cpu time.Duration, resident int) {
 	p.t.Helper()
@@ -120,12 +145,12 @@ func (l httpListener) String() string {
 	if l.routes == "" {
 		l.routes = `{match: {prefix: /}, route: {cluster: up, timeout: 0s}}`
 	}
-	return fmt.Sprintf(`{name: in%d, address: %s, filter_chains: [{%s filters: [{name: envoy.filters.network.http_connection_manager, typed_config: {
+	return fmt.Sprintf(`{name: in%d, address: %s, %s, filter_chains: [{%s filters: [{name: envoy.filters.network.http_connection_manager, typed_config: {
   "@type": T/filters.network.http_connection_manager.v3.HttpConnectionManager, stat_prefix: in, %s
   %s,
   http_filters: [%s {name: envoy.filters.http.router, typed_config: {"@type": T/filters.http.router.v3.Router}}],
   route_config: {name: r, virtual_hosts: [{name: all, domains: ["*"], %s routes: [%s]}]}}}]}]}`,
-		l.port, socketAddress(l.port), comma(l.socket), comma(l.hcm), accessLog, comma(l.filters), comma(l.vhost), l.routes)
+		l.port, socketAddress(l.port), connectionLog, comma(l.socket), comma(l.hcm), accessLog, comma(l.filters), comma(l.vhost), l.routes)
 }
 
 func comma(s string) string {
@@ -152,7 +177,8 @@ func clusterOf(name, more string, ports ...int) string {
 // An authority signs for the ends of a mesh.
 type authority struct {
 	*testkit.CA
-	dir string
+	dir  string
+	ends map[string]time.Time // when the certificates of some services expire
 }
 
 func newAuthority(t testing.TB) *authority {
@@ -162,7 +188,11 @@ func newAuthority(t testing.TB) *authority {
 // common is the common part of a TLS context: the identity of a service, and the one of its peer.
 func (a *authority) common(t *testing.T, own, peer string) string {
 	t.Helper()
-	cert := a.Issue(spiffe(own))
+	end, ok := a.ends[own]
+	if !ok {
+		end = time.Now().Add(time.Hour)
+	}
+	cert := a.IssueUntil(end, spiffe(own))
 	der, err := x509.MarshalPKCS8PrivateKey(cert.PrivateKey)
 	if err != nil {
 		t.Fatal(err)

@@ -131,9 +131,13 @@ func (x extendedConnect) RoundTrip(r *http.Request) (*http.Response, error) {
 	return resp, nil
 }
 
-// TestMain makes the test binary a WebSocket server over HTTP/2 when told so: x/net takes extended CONNECT only in
-// processes that were started with GODEBUG=http2xconnect=1.
+// TestMain makes the test binary a server when told so: of WebSockets over HTTP/2, as x/net takes extended CONNECT only
+// in processes that were started with GODEBUG=http2xconnect=1, or of a zone, which has a network namespace of its own.
 func TestMain(m *testing.M) {
+	if addr := os.Getenv("SARN_TEST_HTTP"); addr != "" {
+		fmt.Println(serveZone(addr))
+		os.Exit(1)
+	}
 	if port := os.Getenv("SARN_TEST_WEBSOCKETS"); port != "" {
 		srv := &http.Server{Addr: "127.0.0.1:" + port, Handler: h2c.NewHandler(http.HandlerFunc(serveWebSockets), &http2.Server{})}
 		fmt.Println(srv.ListenAndServe())

@@ -60,13 +60,19 @@ func (ca *CA) Certificate() *x509.Certificate { return ca.cert }
 // which contain "://".
 func (ca *CA) Issue(names ...string) *tls.Certificate {
 	ca.t.Helper()
+	return ca.IssueUntil(time.Now().AddDate(10, 0, 0), names...)
+}
+
+// IssueUntil signs one that expires then.
+func (ca *CA) IssueUntil(end time.Time, names ...string) *tls.Certificate {
+	ca.t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		ca.t.Fatal(err)
 	}
 	ca.next++
 	tmpl := &x509.Certificate{
-		SerialNumber: big.NewInt(ca.next), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().AddDate(10, 0, 0),
+		SerialNumber: big.NewInt(ca.next), NotBefore: time.Now().Add(-time.Hour), NotAfter: end,
 		KeyUsage:    x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
 	}
