@@ -14,8 +14,12 @@ import (
 	aggregatev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/clusters/aggregate/v3"
 	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	leastrequestv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/load_balancing_policies/least_request/v3"
+	roundrobinv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/load_balancing_policies/round_robin/v3"
+	wrrlocalityv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/load_balancing_policies/wrr_locality/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
@@ -195,10 +199,29 @@ func proxylessBalance(c *clusterv3.Cluster, lb *entry.LoadBalancer) {
 	case clusterv3.Cluster_MAGLEV:
 		c.LbPolicy = clusterv3.Cluster_RING_HASH
 	case clusterv3.Cluster_LEAST_REQUEST:
-		if cfg := c.GetLeastRequestLbConfig(); cfg.GetChoiceCount().GetValue() == 1 {
-			cfg.ChoiceCount = wrapperspb.UInt32(2) // the least that gRPC takes
+		choices := c.GetLeastRequestLbConfig().GetChoiceCount()
+		if choices.GetValue() == 1 {
+			choices = wrapperspb.UInt32(2) // the least that gRPC takes
 		}
+		// A client takes the first one it has.
+		c.LbPolicy, c.LbConfig = clusterv3.Cluster_ROUND_ROBIN, nil
+		c.LoadBalancingPolicy = policies(
+			"envoy.load_balancing_policies.least_request", &leastrequestv3.LeastRequest{ChoiceCount: choices},
+			"envoy.load_balancing_policies.wrr_locality", &wrrlocalityv3.WrrLocality{
+				EndpointPickingPolicy: policies("envoy.load_balancing_policies.round_robin", &roundrobinv3.RoundRobin{}),
+			})
 	}
+}
+
+// policies lists ways to choose instances, the preferred first: names and settings by turns.
+func policies(namesAndSettings ...any) *clusterv3.LoadBalancingPolicy {
+	out := &clusterv3.LoadBalancingPolicy{}
+	for p := range slices.Chunk(namesAndSettings, 2) {
+		out.Policies = append(out.Policies, &clusterv3.LoadBalancingPolicy_Policy{TypedExtensionConfig: &corev3.TypedExtensionConfig{
+			Name: p[0].(string), TypedConfig: mustPack(p[1].(proto.Message)),
+		}})
+	}
+	return out
 }
 
 // proxylessAggregate makes the cluster that stands for several, the first that works. Instances are chosen as it says.

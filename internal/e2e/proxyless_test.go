@@ -118,8 +118,9 @@ func TestGRPCWithoutProxy(t *testing.T) {
 			{"Weight": %d, "ServiceSubset": "v1"}, {"Weight": %d, "ServiceSubset": "v2"}]}`, v1, v2))
 	}
 	config(`{"Kind": "service-defaults", "Name": "web", "Protocol": "grpc"}`)
-	config(`{"Kind": "service-resolver", "Name": "web", "Subsets": {
-		"v1": {"Filter": "Service.Meta.version == v1"}, "v2": {"Filter": "Service.Meta.version == v2"}}}`)
+	config(`{"Kind": "service-resolver", "Name": "web", "LoadBalancer": {"Policy": "least_request"}, "Subsets": {
+		"v1": {"Filter": "Service.Meta.version == v1"}, "v2": {"Filter": "Service.Meta.version == v2"}},
+		"Failover": {"v2": {"ServiceSubset": "v1"}}}`)
 	split(50, 50)
 	config(`{"Kind": "service-router", "Name": "web", "Routes": [{
 		"Match": {"HTTP": {"PathExact": "/grpc.testing.TestService/EmptyCall"}},
@@ -154,6 +155,14 @@ func TestGRPCWithoutProxy(t *testing.T) {
 			if o := c.call(30, "retried"); o.failed() > 0 {
 				t.Errorf("calls that fail twice and are retried twice: %v", o)
 			}
+
+			maintenance := func(on bool) {
+				a.must(t, "PUT", fmt.Sprintf("/v1/agent/service/maintenance/web-v2-sidecar-proxy?enable=%t", on), "")
+			}
+			maintenance(true)
+			eventually(t, 10*time.Second, "calls for v2 go to v1 while v2 is out of use", func() bool { return c.call(20, "who").Answers["v1"] == 20 })
+			maintenance(false)
+			eventually(t, 10*time.Second, "calls for v2 go to v2 again", func() bool { return c.call(20, "who").Answers["v2"] == 20 })
 
 			if out, code := a.cli(t, "intention", "create", "-replace", "-deny", "shop", "web"); code != 0 {
 				t.Fatal(out)
