@@ -17,7 +17,7 @@ import (
 type Signals struct {
 	Total   stats.Counter   `stat:"total"`
 	Failed  stats.Counter   `stat:"failed"`     // no answer, or a status of 5xx, or a status of gRPC that blames the server
-	Refused stats.Counter   `stat:"refused"`    // by the proxy itself
+	Refused stats.Counter   `stat:"refused"`    // by the proxy itself, and not failed
 	Latency stats.Histogram `stat:"latency_ms"` // until the end of the response
 }
 
@@ -116,10 +116,10 @@ func (e *exchange) count(d time.Duration) {
 	g.Total.Inc()
 	status := e.http.Status
 	switch {
-	case !e.sent && status >= 400:
-		g.Refused.Inc()
 	case status == 0 || status >= 500, e.grpc && grpcFailed(e):
 		g.Failed.Inc()
+	case !e.sent && (status >= 400 || e.http.Rule != ""):
+		g.Refused.Inc()
 	}
 	g.Latency.Record(d)
 }
