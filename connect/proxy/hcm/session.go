@@ -48,6 +48,8 @@ type Session struct {
 	service     string // who is called; empty: the cluster of the request
 	bufferLimit int
 	current     func() *Manager
+	start       time.Time
+	limit       *time.Timer // ends the connection's life; nil if that is not bounded
 	leaving     atomic.Bool
 	asked       func() bool  // nil: never
 	turn        atomic.Int32 // on an HTTP/1 connection
@@ -108,44 +110,52 @@ func (s *Session) draining() bool { return s.leaving.Load() || s.asked != nil &&
 // Serve serves requests until the connection ends, and tells why it ended.
 func (s *Session) Serve() string {
 	m := s.current()
+	s.begin(m)
+	defer s.end(m)
+	conn, two, err := s.choose(m)
+	switch {
+	case err != nil:
+		return "http_inspect_error"
+	case two:
+		return s.serveHTTP2(m, conn)
+	}
+	return s.serveHTTP1(m, conn)
+}
+
+// begin counts the connection and bounds its life. It is apart from Serve so that the stack of an idle connection stays
+// small.
+//
+//go:noinline
+func (s *Session) begin(m *Manager) {
 	st := m.stats
-	start := time.Now()
+	s.start = time.Now()
 	st.CxTotal.Inc()
 	st.CxActive.Inc()
 	if s.info.TLS != nil {
 		st.CxSSL.Inc()
 		st.CxSSLActive.Inc()
 	}
-	defer func() {
-		st.CxActive.Dec()
-		st.CxDestroy.Inc()
-		st.CxLength.Record(time.Since(start))
-		if s.info.TLS != nil {
-			st.CxSSLActive.Dec()
-		}
-	}()
-	defer s.turn.Store(noTurn)
-	conn, two, err := s.choose(m)
-	if err != nil {
-		return "http_inspect_error"
-	}
 	if d := m.conf.MaxDuration; d > 0 {
-		stop := time.AfterFunc(d, func() {
+		s.limit = time.AfterFunc(d, func() {
 			st.CxMaxDuration.Inc()
 			s.Drain()
 		})
-		defer stop.Stop()
 	}
-	if two {
-		st.CxHTTP2.Inc()
-		st.CxHTTP2Active.Inc()
-		defer st.CxHTTP2Active.Dec()
-		return s.serveHTTP2(m, conn)
+}
+
+// end is the other end of begin.
+func (s *Session) end(m *Manager) {
+	st := m.stats
+	s.turn.Store(noTurn)
+	if s.limit != nil {
+		s.limit.Stop()
 	}
-	st.CxHTTP1.Inc()
-	st.CxHTTP1Active.Inc()
-	defer st.CxHTTP1Active.Dec()
-	return s.serveHTTP1(m, conn)
+	st.CxActive.Dec()
+	st.CxDestroy.Inc()
+	st.CxLength.Record(time.Since(s.start))
+	if s.info.TLS != nil {
+		st.CxSSLActive.Dec()
+	}
 }
 
 const preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -194,6 +204,8 @@ func (s *Session) choose(m *Manager) (net.Conn, bool, error) {
 //go:noinline
 func (s *Session) http1Conn(m *Manager, conn net.Conn) *http1.ServerConn {
 	c := m.conf
+	m.stats.CxHTTP1.Inc()
+	m.stats.CxHTTP1Active.Inc()
 	linger := c.DelayedClose
 	if linger == 0 {
 		linger = -1 // the codec's zero is its default
@@ -209,7 +221,10 @@ func (s *Session) http1Conn(m *Manager, conn net.Conn) *http1.ServerConn {
 
 func (s *Session) serveHTTP1(m *Manager, conn net.Conn) string {
 	sc := s.http1Conn(m, conn)
-	defer sc.Close()
+	defer func() {
+		sc.Close()
+		m.stats.CxHTTP1Active.Dec()
+	}()
 	for {
 		st, err := sc.Next()
 		if err != nil {
@@ -326,6 +341,8 @@ func (m *Manager) refused(s *Session, detail string) {
 //go:noinline
 func (s *Session) http2Conn(m *Manager, conn net.Conn) *http2.ServerConn {
 	c := m.conf
+	m.stats.CxHTTP2.Inc()
+	m.stats.CxHTTP2Active.Inc()
 	cfg := http2ServerConfig(c, m.f.http2)
 	cfg.Refused = func(detail string) { s.current().refused(s, detail) }
 	sc := http2.NewServerConn(conn, cfg)
@@ -341,7 +358,10 @@ func (s *Session) http2Conn(m *Manager, conn net.Conn) *http2.ServerConn {
 
 func (s *Session) serveHTTP2(m *Manager, conn net.Conn) string {
 	sc := s.http2Conn(m, conn)
-	defer sc.Close()
+	defer func() {
+		sc.Close()
+		m.stats.CxHTTP2Active.Dec()
+	}()
 	err := sc.Serve(func(st message.ServerStream) { s.current().serve(s, st) })
 	switch {
 	case err == nil, errors.Is(err, io.EOF):

@@ -52,7 +52,7 @@ type input struct {
 	attempt  func(fd uintptr) bool // reads from the socket
 	n        int                   // what attempt has read
 	err      error
-	one      [1]byte
+	first    stream.First  // in TLS
 	count    atomic.Uint64 // bytes received
 
 	// buf[r:w] is what was received and not yet used. What is before low must stay as it is. Without a buffer all are
@@ -70,6 +70,7 @@ func (in *input) init(conn net.Conn) {
 	in.deadline.set = conn.SetReadDeadline
 	if t, ok := conn.(*tls.Conn); ok {
 		in.secure = t
+		in.first.Init(t)
 	} else if canReadSockets {
 		if in.socket = stream.Socket(conn); in.socket != nil {
 			in.attempt = in.readSocket
@@ -151,12 +152,12 @@ func (in *input) read() (int, error) {
 		return in.fromSocket()
 	case in.secure != nil && in.w == 0:
 		in.release()
-		n, err := in.secure.Read(in.one[:])
-		if n == 0 {
+		one, err := in.first.Read()
+		if err != nil {
 			return 0, err
 		}
 		in.buf = getBuffer(in.want)
-		in.buf[0] = in.one[0]
+		in.buf[0] = one
 		// An error comes again when there is nothing else.
 		m, _ := stream.ReadDecrypted(in.secure, in.buf[1:])
 		return 1 + m, nil

@@ -28,7 +28,12 @@ func (m *Manager) compileHTTP(conf *model.HTTPManager, ch, old *chain) error {
 	return nil
 }
 
-func (t *httpTerminal) serve(c *conn) {
+func (t *httpTerminal) serve(c *conn) { c.stop(t.session(c).Serve()) }
+
+// session makes the session of a connection. It is apart from serve so that the stack of an idle connection stays small.
+//
+//go:noinline
+func (t *httpTerminal) session(c *conn) *hcm.Session {
 	c.fillEntry()
 	l := &hcm.Link{
 		Conn: c.stream,
@@ -57,5 +62,5 @@ func (t *httpTerminal) serve(c *conn) {
 	if c.draining.Load() || c.l.departing.Load() {
 		s.Drain()
 	}
-	c.stop(s.Serve())
+	return s
 }

@@ -14,7 +14,7 @@ type Reader struct {
 	put   func()
 	wait  func() ([]byte, error)
 	below *below
-	one   [1]byte
+	first First // if below is not nil
 }
 
 // NewReader returns a reader of src. It calls get for the buffer to read into, which must not be empty, and put when
@@ -25,7 +25,9 @@ func NewReader(src net.Conn, get func() []byte, put func()) *Reader {
 		r.ahead, r.src = a, a.Conn
 	}
 	if t, ok := r.src.(*tls.Conn); ok {
-		r.below, _ = t.NetConn().(*below)
+		if r.below, _ = t.NetConn().(*below); r.below != nil {
+			r.first.Init(t)
+		}
 	} else {
 		r.wait = readWhenReady(r.src, get, put)
 	}
@@ -34,6 +36,22 @@ func NewReader(src net.Conn, get func() []byte, put func()) *Reader {
 
 // Read waits for bytes and returns how many it put into the buffer that it got last.
 func (r *Reader) Read() (int, error) {
+	if r.below == nil || r.ahead != nil {
+		return r.plain()
+	}
+	r.put()
+	one, err := r.first.Read()
+	if err != nil {
+		return 0, err
+	}
+	return r.rest(one)
+}
+
+// plain reads without TLS, or what comes before it. It is apart from Read so that the stack of an idle connection stays
+// small.
+//
+//go:noinline
+func (r *Reader) plain() (int, error) {
 	if r.ahead != nil {
 		if b := r.ahead.rest(); len(b) > 0 {
 			n := copy(r.get(), b)
@@ -49,13 +67,16 @@ func (r *Reader) Read() (int, error) {
 	if r.below == nil {
 		return r.src.Read(r.get())
 	}
-	r.put()
-	n, err := r.src.Read(r.one[:])
-	if n == 0 {
-		return 0, err
-	}
+	return r.Read()
+}
+
+// rest reads what TLS can give at once behind its first byte.
+//
+//go:noinline
+func (r *Reader) rest(one byte) (n int, err error) {
 	buf := r.get()
-	buf[0] = r.one[0]
+	buf[0] = one
+	n = 1
 	r.below.eager = true
 	for err == nil && n < len(buf) {
 		var m int

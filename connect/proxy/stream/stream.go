@@ -205,14 +205,16 @@ type reader struct {
 	src   net.Conn
 	wait  func() ([]byte, error) // reads once there is something; nil: not known how
 	below *below                 // under src, if src is TLS over one
+	first First                  // if below is not nil
 	buf   *[copySize]byte
-	one   [1]byte
 }
 
 func newReader(src net.Conn) *reader {
 	r := &reader{src: src}
 	if t, ok := src.(*tls.Conn); ok {
-		r.below, _ = t.NetConn().(*below)
+		if r.below, _ = t.NetConn().(*below); r.below != nil {
+			r.first.Init(t)
+		}
 		return r
 	}
 	r.wait = readWhenReady(src, r.take, r.done)
@@ -245,12 +247,13 @@ func (r *reader) next() ([]byte, error) {
 	}
 	// The first byte is waited for with a buffer of one. What else TLS has
 	// decrypted, or can without waiting, goes along.
-	n, err := r.src.Read(r.one[:])
-	if n == 0 {
+	one, err := r.first.Read()
+	if err != nil {
 		return nil, err
 	}
 	buf := r.take()
-	buf[0] = r.one[0]
+	buf[0] = one
+	n := 1
 	r.below.eager = true
 	defer func() { r.below.eager = false }()
 	for err == nil && n < len(buf) {
