@@ -61,7 +61,7 @@ type forward struct {
 	complete bool  // body and trailer have all of it
 	tooLong  bool  // the body was not kept
 	charged  int64 // bytes of the body that the proxy's share of memory is charged with
-	mirrored bool // copies of the request were sent
+	mirrored bool  // copies of the request were sent
 	pumping  bool
 	done     chan struct{}
 
@@ -429,9 +429,17 @@ func (e *exchange) receive() (outcome, bool) {
 	return outcome{got: true, end: end, sent: true}, true
 }
 
+// A waker wakes who waits for a host when the client leaves. Streams that are none are looked at from time to time.
+type waker interface {
+	WakeWhenGone(up message.ClientStream)
+}
+
 // awaitHead waits for the head of the response.
 func (e *exchange) awaitHead() (*filter.Reply, outcome) {
 	x, f, m := &e.x, &e.fwd, e.m
+	if w, ok := e.st.(waker); ok {
+		w.WakeWhenGone(f.up)
+	}
 	for {
 		quiet := x.Start.Add(max(e.http.UpstreamStart, time.Duration(f.progress.Load())))
 		sent := f.sentAt.Load()
@@ -830,6 +838,9 @@ func (e *exchange) release() {
 		f.span = nil
 	}
 	if f.up != nil {
+		if w, ok := e.st.(waker); ok {
+			w.WakeWhenGone(nil)
+		}
 		f.up.Close()
 		f.up = nil
 	}

@@ -137,6 +137,9 @@ func (s *exchange) broken(err error) {
 	}
 	s.rcond.Signal()
 	s.wcond.Signal()
+	if s.server != nil && s.server.wake != nil {
+		s.server.wake.SetReadDeadline(time.Unix(1, 0))
+	}
 }
 
 // wasSent reports whether the request may have reached the peer. The lock is held.

@@ -361,8 +361,9 @@ type ServerStream struct {
 	req message.Request
 
 	opened    time.Time
-	continued bool // "100 Continue" was sent
-	responded bool // the head of the response was sent
+	wake      message.ClientStream // whose reader is woken when the client leaves; nil is nobody's
+	continued bool                 // "100 Continue" was sent
+	responded bool                 // the head of the response was sent
 
 	live  bool // it has a goroutine
 	work  sync.Cond
@@ -408,6 +409,7 @@ func (s *ServerStream) done() {
 		c.notify()
 	}
 	s.uncount()
+	s.wake = nil
 	c.give(s)
 	if c.running--; c.running > 0 {
 		return
@@ -508,6 +510,14 @@ func (s *ServerStream) Gone() bool {
 	s.c.mu.Lock()
 	defer s.c.mu.Unlock()
 	return s.sendErr != nil
+}
+
+// WakeWhenGone makes reading from up run into its deadline once the client has left, so that who waits there looks up.
+// Nil makes that end. What it is given must not use this connection.
+func (s *ServerStream) WakeWhenGone(up message.ClientStream) {
+	s.c.mu.Lock()
+	defer s.c.mu.Unlock()
+	s.wake = up
 }
 
 // CloseAfter makes the connection drain.
