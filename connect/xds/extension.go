@@ -95,7 +95,7 @@ var extensionTypes = map[string]func(e *catalog.EnvoyExtension, x *extensions) (
 }
 
 // foreign are the extensions that the built-in proxy does not know.
-var foreign = map[string]bool{"builtin/lua": true, "builtin/wasm": true, "builtin/otel-access-logging": true}
+var foreign = map[string]bool{"builtin/lua": true, "builtin/wasm": true}
 
 // lambdaExtension concerns terminating gateways only.
 const lambdaExtension = "builtin/aws/lambda"
