@@ -16,9 +16,10 @@ type First struct {
 	one    [1]byte
 }
 
-// Init makes f read from c. What f is part of must not be copied afterwards.
+// Init makes f read from c, whose handshake is done or not begun. What f is part of must not be copied afterwards.
 func (f *First) Init(c *tls.Conn) {
 	f.conn = c
+	releaseHandshake(c)
 	var ok bool
 	if f.below, ok = c.NetConn().(*below); ok && canLook {
 		if f.socket = Socket(f.below); f.socket != nil {
