@@ -26,17 +26,20 @@ import (
 
 // The classes of vulnerabilities that concern a proxy or its control plane, and the tests that stand for each:
 //
+//	certificates for others                           connect/ca TestParseCSRRefuses, FuzzParseCSR
 //	client certificate reaches what is the servers'   TestClusterWithTLSKeepsOthersOut
-//	certificate checks silently left out              connect/proxy/tlscontext TestPeersAreCheckedAgainstTheValidationContext, connect/proxy/decode TestInvalid…
-//	malformed configuration ends the process          connect/proxy/decode FuzzResource…, connect/xds fuzz targets
+//	certificate checks silently left out              connect/proxy/tlscontext TestPeersAreCheckedAgainstTheValidationContext, connect/proxy/decode TestBadListeners, TestBadClusters,
+//	                                                  TestCertificateExpiresWhileNothingRenewsIt
+//	malformed configuration ends the process          connect/proxy/decode FuzzListener, FuzzRouteConfig, FuzzCluster, FuzzSecret, connect/xds FuzzExtensionArguments, connect/mesh FuzzGatewayConfig
 //	streams and resources without a bound             TestFloodsCostLittle, TestSlowClientsCostLittle, TestHugeHeadsCostLittle, connect/ads TestLimits
 //	path and header confusion                         TestDeniedPathsAreNotReachedByOtherSpellings, TestRepeatedHeadersDoNotDeceiveRules
-//	negative match fails open                         TestRulesHoldForAnyBytes, connect/proxy/rbac TestEvaluate
+//	negative match fails open                         TestRulesHoldForAnyBytes, connect/proxy/rbac TestEvaluate, connect/intention TestDecisionsAgreeWithTheNaiveModel
 //	request smuggling                                 TestAmbiguousRequestsReachNobody, connect/proxy/http1 TestRequestHeads, connect/proxy/http2 TestServerRefusesWhatIsNoRequest
 //	HTTP/2 exhaustion                                 TestFloodsCostLittle, connect/proxy/http2 TestAttacksEndTheConnection, TestHeaderBombIsCutOff, TestManyCookiesAreJoinedOnce
 //	names in certificates                             connect/proxy/tlscontext TestNamesAreTheBytesOfTheCertificate, FuzzNames
-//	one service's settings reach another's proxy      connect/ads TestPermission, connect/xds extension tests
-//	open administration                               connect/proxy/admin TestForeignNamesAndOtherPathsAreRefused, TestSocketFolderMustBeClosedToOthers
+//	one service's settings reach another's proxy      connect/ads TestPermission, connect/xds FuzzExtensionArguments
+//	open administration                               connect/proxy/admin TestForeignNamesAndOtherPathsAreRefused, TestSocketFolderMustBeClosedToOthers,
+//	                                                  connect/proxy/decode TestDumpHidesSecrets
 
 // costs runs an attack and fails if the proxy used more than that much processor time for it, or grew by more bytes.
 func costs(t *testing.T, p *proxy, most time.Duration, bytes int, attack func()) {
@@ -265,8 +268,9 @@ func TestFloodsCostLittle(t *testing.T) {
 				}
 				wg.Wait()
 			})
-			// The connections of the cluster are bounded by what all clients may have open.
-			if n := most.Load(); n > 4*4*100 {
+			// A request that was reset is noticed within a second. Until then it counts, and a connection has no more
+			// than twice its streams.
+			if n := most.Load(); n > 4*4*2*100 {
 				t.Errorf("the upstream had %d requests at a time", n)
 			}
 			eventually(t, 10*time.Second, "all requests are over", func() bool { return p.stat("http.in.downstream_rq_active") == 0 && running.Load() == 0 })
@@ -549,7 +553,7 @@ func TestAmbiguousRequestsReachNobody(t *testing.T) {
 			if n := strings.Count(string(answer), "HTTP/1.1 "); n > 1 {
 				t.Errorf("%d answers: %q", n, answer)
 			}
-			if tt.want == "" && !strings.HasPrefix(string(answer), "HTTP/1.1 4") && !strings.HasPrefix(string(answer), "HTTP/1.0 4") {
+			if status := string(answer[min(9, len(answer)):min(12, len(answer))]); tt.want == "" && (status < "400" || status > "501") {
 				t.Errorf("answered with %q", answer)
 			}
 			time.Sleep(20 * time.Millisecond)
