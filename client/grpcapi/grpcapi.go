@@ -127,9 +127,8 @@ func (s *Server) server(t *tls.Config) *grpc.Server {
 	options := []grpc.ServerOption{
 		grpc.MaxRecvMsgSize(s.cfg.MaxRequest),
 		grpc.MaxConcurrentStreams(s.cfg.MaxConcurrent),
-		// There are many clients and each says little: what they may send ahead need not be found out by pings, and a connection
-		// that is idle needs no buffer for writing.
-		grpc.StaticConnWindowSize(window), grpc.StaticStreamWindowSize(window), grpc.SharedWriteBuffer(true),
+		// There are many clients and each says little: what they may send ahead need not be found out by pings.
+		grpc.StaticConnWindowSize(window), grpc.StaticStreamWindowSize(window),
 		grpc.ConnectionTimeout(20 * time.Second), // for a client to say hello
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 15 * time.Second, PermitWithoutStream: true}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: s.cfg.KeepAlive, Timeout: 20 * time.Second}),

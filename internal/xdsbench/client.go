@@ -54,7 +54,7 @@ var _ encoding.CodecV2 = raw{}
 // connect opens the stream of a proxy and asks for everything.
 func connect(ctx context.Context, address string, n int, accepted chan<- acceptance) (*proxy, error) {
 	conn, err := grpc.NewClient(address, grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithReadBufferSize(4<<10), grpc.WithWriteBufferSize(4<<10), grpc.WithSharedWriteBuffer(true),
+		grpc.WithReadBufferSize(4<<10), grpc.WithWriteBufferSize(4<<10),
 		grpc.WithStaticConnWindowSize(window), grpc.WithStaticStreamWindowSize(window)) // lest it pings after each response
 	if err != nil {
 		return nil, err
@@ -71,14 +71,14 @@ func connect(ctx context.Context, address string, n int, accepted chan<- accepta
 	}
 	go func() {
 		defer close(p.done)
-		if err := p.serve(n, accepted); err != nil && ctx.Err() == nil {
+		if err := p.serve(n, accepted); ctx.Err() == nil {
 			fmt.Printf("proxy %d: %v\n", n, err)
 		}
 	}()
 	return p, nil
 }
 
-// serve accepts what comes. It asks for the endpoints of the clusters that came first, and then for listeners.
+// serve accepts what comes, until the stream ends. It asks for the endpoints of the clusters that came first, and then for listeners.
 func (p *proxy) serve(n int, accepted chan<- acceptance) error {
 	asked := map[string]bool{}
 	listening := false
