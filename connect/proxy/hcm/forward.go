@@ -458,8 +458,9 @@ func (e *exchange) awaitHead() (*filter.Reply, outcome) {
 				if s != 103 && (s != 100 || !m.conf.Proxy100Continue) {
 					continue
 				}
-				if err := e.st.Respond(&e.resp, false); err == nil {
-					err = e.st.Flush()
+				// A client that can't be told this can't be told the rest either, which shows then.
+				if e.st.Respond(&e.resp, false) == nil {
+					_ = e.st.Flush()
 				}
 				continue
 			}

@@ -109,7 +109,7 @@ func (e *exchange) terminate(cluster *upstream.Cluster) {
 	e.finishHead(false)
 	e.responded = true
 	e.http.Response, e.http.Status = &e.resp, 200
-	if err := e.st.Respond(&e.resp, false); err == nil {
+	if err = e.st.Respond(&e.resp, false); err == nil {
 		err = e.st.Flush()
 	}
 	if err != nil {

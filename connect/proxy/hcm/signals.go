@@ -96,13 +96,13 @@ func source(l *Link, node string) string {
 
 // service shortens the name of a service in a certificate.
 func service(uris []string) string {
-	for _, u := range uris {
-		if id, err := connect.ParseID(u); err == nil {
-			return cmp.Or(id.Name(), id.Kind().String())
-		}
-		return u
+	if len(uris) == 0 {
+		return "unknown"
 	}
-	return "unknown"
+	if id, err := connect.ParseID(uris[0]); err == nil {
+		return cmp.Or(id.Name(), id.Kind().String())
+	}
+	return uris[0]
 }
 
 // count counts a request that has ended.
