@@ -223,8 +223,14 @@ func (p *Proxy) warm(l *model.Listener) bool {
 	clusters := l.Clusters()
 	if p.active[l.Name] == nil {
 		// A request is not worth less than a connection, but a listener that serves already goes on.
-		for _, name := range l.RouteNames() {
-			clusters = append(clusters, p.routeClusters[name]...)
+		for _, c := range l.AllChains() {
+			switch h, _ := c.Terminal.(*model.HTTPManager); {
+			case h == nil:
+			case h.Routes != nil:
+				clusters = append(clusters, clustersOf(h.Routes)...)
+			default:
+				clusters = append(clusters, p.routeClusters[h.RouteName]...)
+			}
 		}
 	}
 	for _, name := range clusters {
