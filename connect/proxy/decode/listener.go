@@ -13,6 +13,7 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	fileaccessv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/file/v3"
+	grpclogv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/grpc/v3"
 	otellogv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/open_telemetry/v3"
 	streamaccessv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/stream/v3"
 	connlimitv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/connection_limit/v3"
@@ -333,6 +334,21 @@ func (r *run) accessLogs(path string, list []*accesslogv3.AccessLog) []model.Acc
 			}
 			l.Sink = model.SinkStderr
 			r.logFormat(join(p, "log_format"), s.GetLogFormat(), &l)
+		case "envoy.extensions.access_loggers.grpc.v3.HttpGrpcAccessLogConfig":
+			var g grpclogv3.HttpGrpcAccessLogConfig
+			if !r.extension(p, a, &g) {
+				continue
+			}
+			l.Sink, l.Collector = model.SinkCollector, r.accessLogService(join(p, "common_config"), model.EnvoyHTTPLogs, g.GetCommonConfig())
+			l.Collector.RequestHeaders = lowered(g.GetAdditionalRequestHeadersToLog())
+			l.Collector.ResponseHeaders = lowered(g.GetAdditionalResponseHeadersToLog())
+			l.Collector.ResponseTrailers = lowered(g.GetAdditionalResponseTrailersToLog())
+		case "envoy.extensions.access_loggers.grpc.v3.TcpGrpcAccessLogConfig":
+			var g grpclogv3.TcpGrpcAccessLogConfig
+			if !r.extension(p, a, &g) {
+				continue
+			}
+			l.Sink, l.Collector = model.SinkCollector, r.accessLogService(join(p, "common_config"), model.EnvoyTCPLogs, g.GetCommonConfig())
 		case "envoy.extensions.access_loggers.open_telemetry.v3.OpenTelemetryAccessLogConfig":
 			var o otellogv3.OpenTelemetryAccessLogConfig
 			if !r.extension(p, a, &o) {
