@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	datav3 "github.com/envoyproxy/go-control-plane/envoy/data/accesslog/v3"
+	alsv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
 	logsv1 "go.opentelemetry.io/proto/otlp/logs/v1"
 	tracev1 "go.opentelemetry.io/proto/otlp/trace/v1"
 	"google.golang.org/grpc"
@@ -30,12 +32,31 @@ type otelCollector struct {
 	logs  []*logsv1.LogRecord
 	res   []string // attributes of the resources of lines
 	token []string
+
+	alsv3.UnimplementedAccessLogServiceServer
+	id      *alsv3.StreamAccessLogsMessage_Identifier
+	entries []*datav3.HTTPAccessLogEntry
+}
+
+// StreamAccessLogs takes lines as many a server does: without an answer at the end.
+func (c *otelCollector) StreamAccessLogs(st alsv3.AccessLogService_StreamAccessLogsServer) error {
+	for {
+		m, err := st.Recv()
+		if err != nil {
+			return nil
+		}
+		c.mu.Lock()
+		c.id = m.GetIdentifier()
+		c.entries = append(c.entries, m.GetHttpLogs().GetLogEntry()...)
+		c.mu.Unlock()
+	}
 }
 
 // serve answers on a port of this machine and returns it.
 func (c *otelCollector) serve(t *testing.T) int {
 	t.Helper()
 	s := grpc.NewServer()
+	alsv3.RegisterAccessLogServiceServer(s, c)
 	add := func(service string, take func(context.Context, func(any) error) error) {
 		s.RegisterService(&grpc.ServiceDesc{ServiceName: service, HandlerType: (*any)(nil), Methods: []grpc.MethodDesc{{
 			MethodName: "Export",
@@ -128,6 +149,11 @@ static_resources:
               attributes: {values: [
                 {key: attempts, value: {string_value: "%%UPSTREAM_REQUEST_ATTEMPT_COUNT%%"}},
                 {key: agent, value: {kvlist_value: {values: [{key: name, value: {string_value: "%%REQ(USER-AGENT)%%"}}, {key: known, value: {bool_value: true}}]}}}]}
+          - name: envoy.access_loggers.http_grpc
+            typed_config:
+              "@type": type.googleapis.com/envoy.extensions.access_loggers.grpc.v3.HttpGrpcAccessLogConfig
+              common_config: {log_name: als, transport_api_version: V3, grpc_service: {envoy_grpc: {cluster_name: collector}}}
+              additional_request_headers_to_log: [X-Tenant]
           http_filters:
           - name: envoy.filters.http.router
             typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}
@@ -194,6 +220,7 @@ func TestSpansAndLinesReachACollector(t *testing.T) {
 		}
 		req.Header.Set("traceparent", "00-"+trace+"-"+caller+"-01")
 		req.Header.Set("tracestate", "vendor=1")
+		req.Header.Set("x-tenant", "blue")
 		req.Header.Set("user-agent", "test\xff")
 		resp, err := http.DefaultClient.Do(req)
 		if err != nil {
@@ -285,6 +312,16 @@ func TestSpansAndLinesReachACollector(t *testing.T) {
 	want := "log_name=requests zone_name= cluster_name=edge node_name=edge-1 env=test"
 	if got := strings.Join(c.res[:min(5, len(c.res))], " "); got != want {
 		t.Errorf("resource %q, want %q", got, want)
+	}
+	if c.id.GetLogName() != "als" || c.id.GetNode().GetId() != "edge-1" || len(c.entries) != 3 {
+		t.Fatalf("the access log service got %d entries of %v, want 3", len(c.entries), c.id)
+	}
+	e := c.entries[0]
+	if e.GetRequest().GetPath() != "/retried" || e.GetRequest().GetRequestHeaders()["x-tenant"] != "blue" || e.GetRequest().GetRequestMethod().String() != "GET" ||
+		e.GetResponse().GetResponseCode().GetValue() != 200 || e.GetCommonProperties().GetUpstreamRequestAttemptCount() != 2 ||
+		e.GetCommonProperties().GetUpstreamCluster() != "app" || e.GetProtocolVersion() != datav3.HTTPAccessLogEntry_HTTP11 ||
+		e.GetCommonProperties().GetAccessLogType() != datav3.AccessLogType_DownstreamEnd {
+		t.Errorf("entry %v", e)
 	}
 	if !slices.Equal(c.token, []string{"t"}) {
 		t.Errorf("metadata %q", c.token)

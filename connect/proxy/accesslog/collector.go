@@ -21,7 +21,7 @@ import (
 
 // Collect is how lines get to collectors.
 type Collect struct {
-	// Send calls a collector with a request, an ExportLogsServiceRequest of OpenTelemetry.
+	// Send calls a collector with a request: an ExportLogsServiceRequest of OpenTelemetry, or a StreamAccessLogsMessage.
 	Send func(ctx context.Context, c *model.LogCollector, request []byte) error
 
 	NodeID, NodeCluster, Zone string       // who the proxy is
@@ -46,10 +46,10 @@ const (
 type collector struct {
 	s    *Sinks
 	conf *model.LogCollector
-	head []byte // the resource, as a field of ResourceLogs
+	head []byte // who sends: the resource, as a field of ResourceLogs, or the identifier of a StreamAccessLogsMessage
 
 	mu   sync.Mutex
-	buf  []byte // records, as fields of ScopeLogs
+	buf  []byte // records, as fields of ScopeLogs or of a list of entries
 	n    uint64
 	last time.Time     // when a batch was taken
 	call chan struct{} // closed when the call that is on its way has ended; nil: there is none
@@ -63,6 +63,12 @@ func (s *Sinks) collector(conf *model.LogCollector) *collector {
 		if reflect.DeepEqual(c.conf, conf) {
 			return c
 		}
+	}
+	if conf.Service != model.OpenTelemetryLogs {
+		node := appendString(appendString(nil, 1, s.collect.NodeID), 2, s.collect.NodeCluster)
+		c := &collector{s: s, conf: conf, head: appendField(nil, 1, appendString(appendField(nil, 1, node), 2, conf.Name)), last: time.Now()}
+		s.collectors = append(s.collectors, c)
+		return c
 	}
 	var labels []model.LogAttribute
 	if conf.Labels {
@@ -96,7 +102,11 @@ func (c *collector) Write(record []byte) (int, error) {
 		c.s.dropped.Add(1)
 		return len(record), nil
 	}
-	c.buf = appendField(c.buf, 2, record)
+	field := protowire.Number(2)
+	if c.conf.Service != model.OpenTelemetryLogs {
+		field = 1
+	}
+	c.buf = appendField(c.buf, field, record)
 	c.n++
 	full := len(c.buf) >= cmp.Or(c.conf.FlushSize, batchSize) && c.call == nil
 	c.mu.Unlock()
@@ -117,13 +127,21 @@ func (c *collector) take(all bool) ([]byte, uint64) {
 	if c.call != nil || c.n == 0 || !due {
 		return nil, 0
 	}
-	logs := appendField(slices.Clone(c.head), 2, c.buf)
+	var request []byte
+	switch c.conf.Service {
+	case model.EnvoyHTTPLogs:
+		request = appendField(slices.Clone(c.head), 2, c.buf)
+	case model.EnvoyTCPLogs:
+		request = appendField(slices.Clone(c.head), 3, c.buf)
+	default:
+		request = appendField(nil, 1, appendField(slices.Clone(c.head), 2, c.buf))
+	}
 	n := c.n
 	c.buf, c.n, c.call, c.last = c.buf[:0], 0, make(chan struct{}), time.Now()
 	if cap(c.buf) > 1<<20 {
 		c.buf = nil
 	}
-	return appendField(nil, 1, logs), n
+	return request, n
 }
 
 // send sends what is due, or all, each batch in a goroutine of its own.
@@ -180,9 +198,10 @@ func (s *Sinks) Deliver(ctx context.Context) {
 	work.Wait()
 }
 
-// A record renders entries as a LogRecord of OpenTelemetry.
+// A record renders entries as a LogRecord of OpenTelemetry, or as Envoy's access log service wants them.
 type record struct {
-	body       value // nil: none
+	als        *model.LogCollector // of Envoy's access log service; nil: not of it
+	body       value               // nil: none
 	attributes []attribute
 }
 
@@ -196,6 +215,10 @@ type value func(b []byte, e *Entry) []byte
 
 func compileRecord(c *model.LogCollector) (*record, error) {
 	r := &record{}
+	if c.Service != model.OpenTelemetryLogs {
+		r.als = c
+		return r, nil
+	}
 	if c.Body != nil {
 		v, err := compileValue(c.Body, 0)
 		if err != nil {
@@ -305,6 +328,9 @@ func valid(b []byte, from int) []byte {
 }
 
 func (r *record) append(b []byte, e *Entry) []byte {
+	if r.als != nil {
+		return appendALS(b, r.als, e)
+	}
 	b = protowire.AppendFixed64(protowire.AppendTag(b, 1, protowire.Fixed64Type), uint64(e.Start.UnixNano()))
 	if r.body != nil {
 		b = sized(b, 5, func(b []byte) []byte { return r.body(b, e) })

@@ -3,8 +3,12 @@ package decode
 import (
 	"time"
 
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	grpclogv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/grpc/v3"
 	otellogv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/open_telemetry/v3"
 	commonv1 "go.opentelemetry.io/proto/otlp/common/v1"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/sarnmesh/sarn/connect/proxy/model"
 )
@@ -16,14 +20,14 @@ const maxLogBatch = 1 << 20
 func (r *run) logCollector(path string, m *otellogv3.OpenTelemetryAccessLogConfig) *model.LogCollector {
 	r.only(path, m, `common_config grpc_service log_name resource_attributes body attributes disable_builtin_labels
 		buffer_flush_interval buffer_size_bytes`, "stat_prefix filter_state_objects_to_log")
-	g, where := m.GetGrpcService(), join(path, "grpc_service")
+	g, where := m.GetGrpcService(), path
 	c := &model.LogCollector{Name: m.GetLogName(), Labels: !m.GetDisableBuiltinLabels()}
 	size, interval := m.GetBufferSizeBytes(), m.GetBufferFlushInterval()
 	if old := m.GetCommonConfig(); old != nil {
 		p := join(path, "common_config")
 		r.only(p, old, "log_name grpc_service transport_api_version buffer_flush_interval buffer_size_bytes", "filter_state_objects_to_log grpc_stream_retry_policy")
 		if g == nil {
-			g, where = old.GetGrpcService(), join(p, "grpc_service")
+			g, where = old.GetGrpcService(), p
 		}
 		if c.Name == "" {
 			c.Name = old.GetLogName()
@@ -35,22 +39,7 @@ func (r *run) logCollector(path string, m *otellogv3.OpenTelemetryAccessLogConfi
 			interval = old.GetBufferFlushInterval()
 		}
 	}
-	if g == nil {
-		r.errorf(where, "missing")
-		return c
-	}
-	retry := g.GetRetryPolicy()
-	g.RetryPolicy = nil // lines are sent once
-	s := r.grpcService(where, g)
-	g.RetryPolicy = retry
-	c.Cluster, c.Authority, c.Timeout = s.Cluster, s.Authority, s.Timeout
-	for _, h := range s.Metadata {
-		c.Headers = append(c.Headers, model.LogHeader{Name: h.Name, Value: h.Value})
-	}
-	c.FlushInterval = max(r.duration(join(path, "buffer_flush_interval"), interval, time.Second), time.Second)
-	if size != nil {
-		c.FlushSize = max(int(min(size.GetValue(), maxLogBatch)), 1)
-	}
+	r.logDelivery(where, g, size, interval, c)
 	for _, kv := range m.GetResourceAttributes().GetValues() {
 		v, ok := kv.GetValue().GetValue().(*commonv1.AnyValue_StringValue)
 		if !ok {
@@ -66,6 +55,44 @@ func (r *run) logCollector(path string, m *otellogv3.OpenTelemetryAccessLogConfi
 		c.Attributes = append(c.Attributes, model.LogAttribute{Key: kv.GetKey(), Value: r.anyValue(join(path, "attributes"), kv.GetValue(), 0)})
 	}
 	return c
+}
+
+// accessLogService decodes where lines go to Envoy's access log service.
+func (r *run) accessLogService(path string, service model.LogService, m *grpclogv3.CommonGrpcAccessLogConfig) *model.LogCollector {
+	r.only(path, m, "log_name grpc_service transport_api_version buffer_flush_interval buffer_size_bytes", "filter_state_objects_to_log grpc_stream_retry_policy")
+	c := &model.LogCollector{Service: service, Name: m.GetLogName()}
+	r.logDelivery(path, m.GetGrpcService(), m.GetBufferSizeBytes(), m.GetBufferFlushInterval(), c)
+	return c
+}
+
+// logDelivery decodes what all collectors have in common.
+func (r *run) logDelivery(path string, g *corev3.GrpcService, size *wrapperspb.UInt32Value, interval *durationpb.Duration, c *model.LogCollector) {
+	where := join(path, "grpc_service")
+	if g == nil {
+		r.errorf(where, "missing")
+		return
+	}
+	retry := g.GetRetryPolicy()
+	g.RetryPolicy = nil // lines are sent once
+	s := r.grpcService(where, g)
+	g.RetryPolicy = retry
+	c.Cluster, c.Authority, c.Timeout = s.Cluster, s.Authority, s.Timeout
+	for _, h := range s.Metadata {
+		c.Headers = append(c.Headers, model.LogHeader{Name: h.Name, Value: h.Value})
+	}
+	c.FlushInterval = max(r.duration(join(path, "buffer_flush_interval"), interval, time.Second), time.Second)
+	if size != nil {
+		c.FlushSize = max(int(min(size.GetValue(), maxLogBatch)), 1)
+	}
+}
+
+// lowered returns names of headers in lower case.
+func lowered(names []string) []string {
+	var out []string
+	for _, n := range names {
+		out = append(out, model.LowerASCII(n))
+	}
+	return out
 }
 
 // anyValue returns a value of OpenTelemetry in the form of JSON.

@@ -17,14 +17,28 @@ type AccessLog struct {
 	Filter    *LogFilter // nil logs everything
 }
 
-// A LogCollector takes lines over gRPC, by the protocol of OpenTelemetry.
+// A LogService is the protocol of a collector.
+type LogService uint8
+
+// The protocols.
+const (
+	OpenTelemetryLogs LogService = iota
+	EnvoyHTTPLogs                // Envoy's access log service, for requests
+	EnvoyTCPLogs                 // the same for connections
+)
+
+// A LogCollector takes lines over gRPC.
 type LogCollector struct {
+	Service   LogService
 	Cluster   string
 	Authority string        // empty takes the cluster
 	Timeout   time.Duration // of a call; 0 takes 5 s
 	Headers   []LogHeader   // sent with each call
 
-	Name       string         // of the log
+	Name string // of the log
+	// Of EnvoyHTTPLogs: more headers to tell, in lower case.
+	RequestHeaders, ResponseHeaders, ResponseTrailers []string
+	// Of OpenTelemetryLogs:
 	Labels     bool           // tell the name of the log and who the proxy is
 	Resource   []LogAttribute // whose values are text as it stands
 	Body       any            // as JSON of an AccessLog; nil has none
