@@ -157,9 +157,22 @@ func upgradable(t *testing.T, supervised bool) (a *agent, toWeb, toRaw int) {
 		return map[string]any{"sidecar_service": map[string]any{"port": port, "proxy": map[string]any{"upstreams": upstreams}}}
 	}
 	toWeb, toRaw = p[3], p[4]
+	log := filepath.Join(t.TempDir(), "access.log")
+	t.Cleanup(func() {
+		data, _ := os.ReadFile(log)
+		for line := range strings.Lines(string(data)) {
+			if t.Failed() && !strings.HasPrefix(line, "200 ") {
+				t.Log(line)
+			}
+		}
+	})
 	a = newAgent(t, "s1", map[string]any{
 		"server": true, "bootstrap": true, "connect": map[string]any{"enabled": true, "sidecars": supervised},
-		"config_entries": map[string]any{"bootstrap": []any{map[string]any{"kind": "service-defaults", "name": "web", "protocol": "http"}}},
+		"config_entries": map[string]any{"bootstrap": []any{
+			map[string]any{"kind": "service-defaults", "name": "web", "protocol": "http"},
+			map[string]any{"kind": "proxy-defaults", "name": "global", "access_logs": map[string]any{"enabled": true, "type": "file", "path": log,
+				"text_format": "%RESPONSE_CODE% %RESPONSE_FLAGS% %START_TIME% %UPSTREAM_CLUSTER% %UPSTREAM_HOST% %RESPONSE_CODE_DETAILS% %UPSTREAM_TRANSPORT_FAILURE_REASON%\n"}},
+		}},
 		"services": []any{
 			map[string]any{"name": "web", "port": echo(t, "web"), "connect": sidecar(p[0])},
 			map[string]any{"name": "raw", "port": echoBytes(t, "127.0.0.1:0"), "connect": sidecar(p[1])},
