@@ -78,7 +78,7 @@ func TestFaultyUpstreams(t *testing.T) {
 		{name: "hangs", do: hold(""), status: 504, log: "504 UT response_timeout"},
 		{name: "hangs in its head", do: hold("HTTP/1.1 200 OK\r\nContent-Le"), status: 504, log: "504 UT response_timeout"},
 		{name: "hangs in its body", do: hold("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf"), status: 200, broken: true, log: "200 UT response_timeout"},
-		{name: "resets", do: func(c *net.TCPConn, _ *bufio.Reader) { c.SetLinger(0) }, status: 503, log: "503 UR upstream_reset_before_response_started{remote_reset}"},
+		{name: "resets", do: func(c *net.TCPConn, _ *bufio.Reader) { c.SetLinger(0) }, status: 503, log: "503 UC upstream_reset_before_response_started{connection_termination}"},
 		{name: "closes", do: write(""), status: 503, log: "503 UC upstream_reset_before_response_started"},
 		{name: "closes in its head", do: write("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n"), status: 503, log: "503 UC upstream_reset_before_response_started"},
 		{name: "closes in its body", do: write("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf"), status: 200, broken: true, log: "200 UC upstream_reset_after_response_started"},

@@ -6,7 +6,6 @@ import (
 	"io"
 	"net"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/sarnmesh/sarn/connect/proxy/message"
@@ -247,8 +246,6 @@ func (s *clientStream) failed(err error) error {
 	switch {
 	case errors.Is(err, errTooLong), errors.Is(err, errTooShort), errors.Is(err, errUnsendable), errors.Is(err, errRequest):
 		e.Reason = message.LocalReset
-	case errors.Is(err, syscall.ECONNRESET):
-		e.Reason = message.RemoteReset
 	}
 	return e
 }
@@ -462,11 +459,7 @@ func (s *clientStream) lost(err error) error {
 		return err
 	}
 	s.bad, s.c.ending.Lost = true, true
-	reason := message.ConnectionTermination
-	if errors.Is(err, syscall.ECONNRESET) {
-		reason = message.RemoteReset
-	}
-	return &message.StreamError{Reason: reason, Sent: true, Err: err}
+	return &message.StreamError{Reason: message.ConnectionTermination, Sent: true, Err: err}
 }
 
 func (s *clientStream) Ready() bool              { return s.received && s.body.ready(&s.c.in) }

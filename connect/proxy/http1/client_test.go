@@ -244,7 +244,7 @@ func TestErrorsTellWhetherTheRequestWasSent(t *testing.T) {
 	s := c.Stream()
 	err := s.Send(&r, true)
 	e, ok := errors.AsType[*message.StreamError](err)
-	if !ok || e.Sent || e.Reason != message.RemoteReset {
+	if !ok || e.Sent || e.Reason != message.ConnectionTermination {
 		t.Errorf("over a connection that was reset: %#v", err)
 	}
 	s.Close()
@@ -261,7 +261,7 @@ func TestErrorsTellWhetherTheRequestWasSent(t *testing.T) {
 	b.Close() // with the request unread
 	var resp message.Response
 	_, err = s.Receive(&resp)
-	if e, ok := errors.AsType[*message.StreamError](err); !ok || !e.Sent || e.Reason != message.RemoteReset {
+	if e, ok := errors.AsType[*message.StreamError](err); !ok || !e.Sent || e.Reason != message.ConnectionTermination {
 		t.Errorf("over a connection that was reset: %#v", err)
 	}
 }
