@@ -62,6 +62,7 @@ type Agent struct {
 	dns     *dns.Server
 	http    *httpapi.Server
 	grpc    *grpcapi.Server
+	xds     *ads.Server
 	events  event.Log
 	conns   httpapi.ConnLimit
 	metrics *telemetry
@@ -312,8 +313,8 @@ func (a *Agent) newParts(s *config.Settings) (err error) {
 	for _, l := range a.sockets.grpcTLS {
 		listeners = append(listeners, grpcapi.Listener{Listener: l, TLS: a.grpcTLS.serverTLS(s.TLS.GRPC, auto.get, "h2")})
 	}
-	xds := ads.New(a.proxies, ads.Config{Logger: a.log.Named("xds")})
-	a.grpc = grpcapi.New(listeners, []grpcapi.Service{xds}, grpcapi.Config{
+	a.xds = ads.New(a.proxies, ads.Config{Logger: a.log.Named("xds")})
+	a.grpc = grpcapi.New(listeners, []grpcapi.Service{a.xds}, grpcapi.Config{
 		KeepAlive: s.Performance.GRPCKeepaliveInterval, Logger: a.log.Named("grpc"),
 	})
 	source := &dnsSource{caller: a.caller, origin: query.Origin{Node: s.Node.Name, Datacenter: s.Node.Datacenter}}
@@ -416,6 +417,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	run("DNS", func(ctx context.Context) error { return a.dns.Run(ctx, a.sockets.dnsUDP, a.sockets.dnsTCP) })
 	run("gRPC", a.grpc.Run)
+	if a.server != nil && s.Performance.EnableXDSLoadBalancing {
+		run("spreading of proxies", a.spread)
+	}
 	a.serveHTTP(run, s)
 	if s.Connect.Sidecars || s.Connect.NodeProxy {
 		run("sidecars", a.superviseSidecars)

@@ -286,7 +286,7 @@ var absent = []struct{ says, keys string }{
 	{"No effect yet.", `protocol disable_remote_exec disable_kv_key_validation auto_reload_config use_streaming_backend
 		rpc.enable_streaming disable_host_node_id advertise_reconnect_timeout tls.*.use_auto_cert server_name auto_encrypt.dns_san
 		auto_encrypt.ip_san auto_config.* dns_config.use_cache dns_config.cache_max_age limits.https_handshake_timeout
-		limits.request_limits.* performance.grpc_keepalive_timeout performance.enable_xds_load_balancing raft_protocol
+		limits.request_limits.* performance.grpc_keepalive_timeout raft_protocol
 		raft_logstore.backend raft_logstore.disable_log_cache raft_logstore.verification.* raft_logstore.boltdb.*
 		telemetry.statsite_address telemetry.statsd_address telemetry.dogstatsd_* telemetry.retry_failed_connection
 		telemetry.disable_per_tenancy_usage_metrics telemetry.enable_host_metrics telemetry.circonus_* log_rotate_*
