@@ -423,6 +423,9 @@ func parseOp(name, arg string) (operator, error) {
 	case "GRPC_STATUS":
 		return grpcStatusOp(arg)
 	}
+	if name == "PATH" {
+		return pathOp(arg)
+	}
 	if !withArgument[name] {
 		return operator{}, fmt.Errorf("unknown operator %s", name)
 	}
@@ -439,6 +442,13 @@ func parseOp(name, arg string) (operator, error) {
 		return field(arg, responseHeader), nil
 	case "TRAILER":
 		return field(arg, func(h *HTTP) *message.Header { return h.ResponseTrailer }), nil
+	case "METADATA":
+		kind, rest, _ := strings.Cut(arg, ":")
+		of := metadataOf[kind]
+		if of == nil {
+			return operator{}, fmt.Errorf("operator METADATA: metadata of %q is not known here", kind)
+		}
+		return metadata(rest, of), nil
 	case "DYNAMIC_METADATA":
 		return metadata(arg, func(h *HTTP) model.Metadata { return h.Metadata }), nil
 	case "CLUSTER_METADATA":
@@ -458,8 +468,41 @@ func parseOp(name, arg string) (operator, error) {
 
 // withArgument are the operators that need an argument.
 var withArgument = map[string]bool{
-	"REQ": true, "RESP": true, "TRAILER": true, "DYNAMIC_METADATA": true, "CLUSTER_METADATA": true, "ENVIRONMENT": true,
+	"METADATA": true, "REQ": true, "RESP": true, "TRAILER": true, "DYNAMIC_METADATA": true, "CLUSTER_METADATA": true, "ENVIRONMENT": true,
 	"UPSTREAM_METADATA": true, "ROUTE_METADATA": true, "FILTER_STATE": true, "COMMON_DURATION": true,
+}
+
+// metadataOf gives the metadata that METADATA names.
+var metadataOf = map[string]func(*HTTP) model.Metadata{
+	"DYNAMIC":       func(h *HTTP) model.Metadata { return h.Metadata },
+	"CLUSTER":       func(h *HTTP) model.Metadata { return h.ClusterMetadata },
+	"UPSTREAM_HOST": func(h *HTTP) model.Metadata { return h.HostMetadata },
+	"ROUTE":         func(h *HTTP) model.Metadata { return h.RouteMetadata },
+}
+
+// pathOp gives the path of a request: with its query (WQ, the default) or without (NQ), and before it was rewritten
+// (ORIG), after (PATH), or before if it was (ORIG_OR_PATH, the default).
+func pathOp(arg string) (operator, error) {
+	query, which, _ := strings.Cut(arg, ":")
+	if query != "" && query != "WQ" && query != "NQ" {
+		return operator{}, fmt.Errorf("operator PATH: %q is neither WQ nor NQ", query)
+	}
+	if which != "" && which != "ORIG" && which != "PATH" && which != "ORIG_OR_PATH" {
+		return operator{}, fmt.Errorf("operator PATH: %q is none of ORIG, PATH and ORIG_OR_PATH", which)
+	}
+	return ofHTTP(func(h *HTTP) string {
+		if h.Request == nil {
+			return ""
+		}
+		p := h.Request.Header.Get("x-envoy-original-path")
+		if which == "PATH" || p == "" && which != "ORIG" {
+			p = h.Request.Path
+		}
+		if query == "NQ" {
+			p, _, _ = strings.Cut(p, "?")
+		}
+		return p
+	}), nil
 }
 
 func grpcStatusOp(arg string) (operator, error) {

@@ -140,6 +140,9 @@ func TestControlPlaneResourcesAreUnderstood(t *testing.T) {
 	}
 	n := 0
 	for _, path := range paths {
+		if filepath.Base(path) == "proxyless.txtar" {
+			continue // for clients that are their own proxies
+		}
 		ar, err := txtar.ParseFile(path)
 		if err != nil {
 			t.Fatal(err)
@@ -395,6 +398,9 @@ func seeds(f *testing.F, section string, m func() proto.Message) {
 	paths, _ := filepath.Glob("../../xds/testdata/*.txtar")
 	k := newKeys(f)
 	for _, path := range paths {
+		if filepath.Base(path) == "proxyless.txtar" {
+			continue // for clients that are their own proxies
+		}
 		ar, err := txtar.ParseFile(path)
 		if err != nil {
 			f.Fatal(err)

@@ -165,8 +165,8 @@ func (r *run) perFilter(path string, m map[string]*anypb.Any) map[string]model.P
 			}
 			r.only(p, &w, "config is_optional disabled", "")
 			pf.Disabled, pf.Optional = w.GetDisabled(), w.GetIsOptional()
-			if a, p = w.GetConfig(), join(p, "config"); a == nil {
-				if !pf.Disabled {
+			if a, p = w.GetConfig(), join(p, "config"); a.GetTypeUrl() == "" {
+				if a == nil && !pf.Disabled {
 					r.errorf(p, "neither a configuration nor disabled")
 				}
 				out[name] = pf

@@ -10,6 +10,7 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	tracev3 "github.com/envoyproxy/go-control-plane/envoy/config/trace/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	customheaderv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/http/original_ip_detection/custom_header/v3"
 	uuidv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/request_id/uuid/v3"
 	detectorsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/tracers/opentelemetry/resource_detectors/v3"
 	tracingv3 "github.com/envoyproxy/go-control-plane/envoy/type/tracing/v3"
@@ -34,7 +35,7 @@ func (r *run) httpManager(path string, m *hcmv3.HttpConnectionManager) *model.HT
 		forward_client_cert_details set_current_client_cert_details proxy_100_continue upgrade_configs normalize_path
 		merge_slashes path_with_escaped_slashes_action request_id_extension local_reply_config strip_matching_host_port
 		strip_any_host_port stream_error_on_invalid_http_message strip_trailing_host_dot append_x_forwarded_port
-		append_local_overload`,
+		append_local_overload original_ip_detection_extensions`,
 		// There is no HTTP/3. A connection whose time is over finishes its requests either way. Times are kept without jitter.
 		`http3_protocol_options http1_safe_max_connection_duration drain_timeout_jitter
 		add_proxy_protocol_connection_state record_route_resolution_stats`)
@@ -76,6 +77,7 @@ func (r *run) httpManager(path string, m *hcmv3.HttpConnectionManager) *model.HT
 		Tracing:             r.tracing(join(path, "tracing"), m.GetTracing()),
 		LocalReply:          r.localReply(join(path, "local_reply_config"), m.GetLocalReplyConfig()),
 		AppendLocalOverload: m.GetAppendLocalOverload(),
+		ClientHeaders:       r.clientHeaders(path, m),
 	}
 	if h.ServerName == "" {
 		h.ServerName = model.DefaultServerName
@@ -116,6 +118,29 @@ func (r *run) httpManager(path string, m *hcmv3.HttpConnectionManager) *model.HT
 		h.Upgrades = append(h.Upgrades, x)
 	}
 	return h
+}
+
+// clientHeaders decodes the fields that tell the client's address.
+func (r *run) clientHeaders(path string, m *hcmv3.HttpConnectionManager) []model.ClientHeader {
+	list := m.GetOriginalIpDetectionExtensions()
+	path = join(path, "original_ip_detection_extensions")
+	if len(list) > 0 && (m.GetUseRemoteAddress().GetValue() || m.GetXffNumTrustedHops() > 0) {
+		r.errorf(path, "may not be mixed with use_remote_address or xff_num_trusted_hops")
+	}
+	var out []model.ClientHeader
+	for i, x := range list {
+		p := join(index(path, i), "typed_config")
+		if t := typeOf(x.GetTypedConfig()); t != "envoy.extensions.http.original_ip_detection.custom_header.v3.CustomHeaderConfig" {
+			r.errorf(p, "%q is not supported here", t)
+			continue
+		}
+		var c customheaderv3.CustomHeaderConfig
+		if r.extension(p, x.GetTypedConfig(), &c) {
+			r.only(p, &c, "header_name allow_extension_to_set_address_as_trusted", "")
+			out = append(out, model.ClientHeader{Name: strings.ToLower(c.GetHeaderName()), Trusted: c.GetAllowExtensionToSetAddressAsTrusted()})
+		}
+	}
+	return out
 }
 
 func (r *run) routeSource(path string, m *hcmv3.HttpConnectionManager, h *model.HTTPManager) {

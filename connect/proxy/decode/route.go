@@ -801,10 +801,7 @@ func (r *run) retryPolicy(path string, m *routev3.RetryPolicy) *model.RetryPolic
 	r.only(path, m, `retry_on num_retries per_try_timeout per_try_idle_timeout retry_priority retry_host_predicate
 		host_selection_retry_max_attempts retriable_status_codes retry_back_off rate_limited_retry_back_off
 		retriable_headers retriable_request_headers`, "")
-	on, unknown := model.ParseRetryOn(m.GetRetryOn())
-	if len(unknown) > 0 {
-		r.errorf(join(path, "retry_on"), "unknown: %s", strings.Join(unknown, ", "))
-	}
+	on, _ := model.ParseRetryOn(m.GetRetryOn()) // unknown conditions never hold, as in the header of requests
 	out := &model.RetryPolicy{
 		On:             on,
 		NumRetries:     u32(m.GetNumRetries(), 1),

@@ -241,6 +241,11 @@ type Reply struct {
 	Reset bool
 }
 
+// Refused is the error of a request's body that a filter does not let pass. The reply goes to the client.
+type Refused struct{ Reply *Reply }
+
+func (e *Refused) Error() string { return "refused: " + e.Reply.Details }
+
 // Deny returns a reply.
 func Deny(status int, body, details string, flags accesslog.Flags) *Reply {
 	return &Reply{Status: status, Body: body, Details: details, Flags: flags, GRPCStatus: -1}

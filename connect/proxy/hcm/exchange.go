@@ -428,6 +428,7 @@ func percentEncode(a *message.Arena, s string) string {
 // respond sends the response that stands in x.Response and x.ResponseBody, after the filters have seen it.
 func (e *exchange) respond(local bool) {
 	x, m, r := &e.x, e.m, &e.resp
+	e.http.Response, e.http.Status = r, r.Status
 	for e.unseen > 0 {
 		e.unseen--
 		f := &e.filters[e.unseen]
@@ -441,6 +442,9 @@ func (e *exchange) respond(local bool) {
 			e.answer(reply)
 			return
 		}
+	}
+	if !local && e.http.Details == "" {
+		e.http.Details = "via_upstream"
 	}
 	if r.Status >= 200 {
 		x.Match.EditResponse(r, &e.entry)

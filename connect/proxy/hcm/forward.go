@@ -319,7 +319,7 @@ func (e *exchange) prepare() {
 		f.choice.Hash, f.choice.HasHash, f.cookie = x.Match.Hash(x.Request, x.Remote, e.filterState, e.m.env.Rand)
 	}
 	f.choice.Destination = x.Conn.Destination
-	f.choice.Metadata = x.Match.Subset()
+	f.choice.Metadata = subset(x.Match.Subset(), e.http.Metadata["envoy.lb"])
 	if p := f.policy; p != nil {
 		f.choice.Repicks = max(int(p.HostAttempts), 1)
 		f.choice.AvoidCanary, f.choice.AvoidMetadata = p.AvoidCanary, p.AvoidMetadata
@@ -328,6 +328,21 @@ func (e *exchange) prepare() {
 	if limit := x.Match.BufferLimit(); limit > 0 {
 		x.BufferLimit = limit
 	}
+}
+
+// subset adds what filters have found to what the route wants of hosts. Filters have the last word.
+func subset(want []model.MetadataMatch, found map[string]any) []model.MetadataMatch {
+	if len(found) == 0 {
+		return want
+	}
+	all := model.NewMetadataMatches(found)
+	for _, m := range want {
+		if _, ok := found[m.Key]; !ok {
+			all = append(all, m)
+		}
+	}
+	slices.SortFunc(all, func(a, b model.MetadataMatch) int { return strings.Compare(a.Key, b.Key) })
+	return all
 }
 
 func (e *exchange) filterState(key string) string { return e.http.FilterState[key] }
@@ -346,6 +361,7 @@ func (e *exchange) try(cluster *upstream.Cluster) (*filter.Reply, outcome) {
 	}
 	f.cluster, f.host = owner, host
 	e.entry.UpstreamHost, e.entry.UpstreamHostName = host.String(), host.Hostname()
+	e.http.ClusterMetadata, e.http.HostMetadata = owner.Model().Metadata, host.Endpoint().Metadata
 	r := x.Request
 	if f.attempt == 1 {
 		x.Match.Rewrite(r, host.Hostname())
@@ -602,6 +618,10 @@ func (e *exchange) badBody() (*filter.Reply, outcome) {
 	f := &e.fwd
 	cause := *f.pumpErr.Load()
 	e.cancel()
+	if r, ok := errors.AsType[*filter.Refused](cause); ok {
+		e.st.CloseAfter()
+		return r.Reply, outcome{final: true, sent: true}
+	}
 	if se, ok := errors.AsType[*message.StreamError](cause); ok && se.Reason == message.ProtocolError {
 		e.m.stats.CxProtocolError.Inc()
 		e.entry.Flags |= accesslog.DownstreamProtocolError
@@ -1094,6 +1114,12 @@ func (e *exchange) mirror() {
 			edits.Apply(&r.Header, &r.Arena, &e.entry)
 		}
 		body := slices.Clone(f.body)
+		var trailer *message.Header
+		if f.trailer != nil && f.trailer.Len() > 0 {
+			trailer = new(message.Header)
+			trailer.CopyFrom(f.trailer)
+			trailer.CloneStrings()
+		}
 		timeout := f.conf.Timeout
 		if timeout <= 0 {
 			timeout = model.DefaultRouteTimeout
@@ -1102,7 +1128,7 @@ func (e *exchange) mirror() {
 		e.m.env.Go(func(ctx context.Context) {
 			ctx, cancel := context.WithTimeout(ctx, timeout)
 			defer cancel()
-			_, _ = client.Do(ctx, name, r, body, math.MaxInt) // nobody is interested in the answer
+			_, _ = client.do(ctx, name, r, body, trailer, -1) // nobody is interested in the answer
 		})
 	}
 }

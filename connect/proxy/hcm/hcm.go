@@ -48,7 +48,7 @@ type Config struct {
 // A Factory makes managers and keeps the route tables that come by name.
 type Factory struct {
 	cfg    Config
-	client filter.Client
+	client *client
 	http1  *http1Stats
 	http2  *http2.Counters
 
@@ -346,6 +346,11 @@ type client struct {
 
 // Do implements filter.Client.
 func (c *client) Do(ctx context.Context, name string, r *message.Request, body []byte, limit int) (*filter.Answer, error) {
+	return c.do(ctx, name, r, body, nil, limit)
+}
+
+// do also sends trailers, which may be nil. A negative limit reads the answer and forgets its body.
+func (c *client) do(ctx context.Context, name string, r *message.Request, body []byte, trailer *message.Header, limit int) (*filter.Answer, error) {
 	cluster := c.upstreams.Get(name)
 	if cluster == nil {
 		return nil, fmt.Errorf("no cluster %q", name)
@@ -372,11 +377,16 @@ func (c *client) Do(ctx context.Context, name string, r *message.Request, body [
 		}
 		return nil, err
 	}
-	if err := st.Send(r, len(body) == 0); err != nil {
+	if err := st.Send(r, len(body) == 0 && trailer == nil); err != nil {
 		return fail(err)
 	}
 	if len(body) > 0 {
-		if err := st.Write(body, true); err != nil {
+		if err := st.Write(body, trailer == nil); err != nil {
+			return fail(err)
+		}
+	}
+	if trailer != nil {
+		if err := st.WriteTrailer(trailer); err != nil {
 			return fail(err)
 		}
 	}
@@ -395,10 +405,13 @@ func (c *client) Do(ctx context.Context, name string, r *message.Request, body [
 	a := &filter.Answer{Status: head.Status, Header: head.Header}
 	for !end {
 		p, err := st.Read()
-		if len(a.Body)+len(p) > limit {
+		switch {
+		case limit < 0:
+		case len(a.Body)+len(p) > limit:
 			return nil, fmt.Errorf("answer of more than %d bytes", limit)
+		default:
+			a.Body = append(a.Body, p...)
 		}
-		a.Body = append(a.Body, p...)
 		if end = errors.Is(err, errEnd); err != nil && !end {
 			return fail(err)
 		}

@@ -305,6 +305,13 @@ func (m *Manager) originate(x *filter.Exchange, element *string) {
 		if c.TrustedHops == 0 || !h.Has("x-forwarded-proto") {
 			h.Set("x-forwarded-proto", scheme)
 		}
+	} else if len(c.ClientHeaders) > 0 {
+		for _, ch := range c.ClientHeaders {
+			if a, err := netip.ParseAddr(h.Get(ch.Name)); err == nil && a.Zone() == "" {
+				x.Remote, single = a, ch.Trusted
+				break
+			}
+		}
 	} else {
 		if v, ok := h.Lookup("x-forwarded-for", &r.Arena); ok {
 			h.Set("x-forwarded-for", v)

@@ -22,6 +22,12 @@ const (
 	DefaultConnectionWindow  = 24 << 20
 )
 
+// A ClientHeader is a field of requests that tells the client's address.
+type ClientHeader struct {
+	Name    string
+	Trusted bool // the address may make a request internal
+}
+
 // An HTTPManager serves the requests of a connection.
 type HTTPManager struct {
 	StatPrefix string
@@ -54,6 +60,7 @@ type HTTPManager struct {
 
 	UseRemoteAddress                                   bool
 	TrustedHops                                        uint32
+	ClientHeaders                                      []ClientHeader // in place of x-forwarded-for
 	SkipXFF                                            bool
 	Internal                                           []netip.Prefix // addresses whose requests are internal
 	InternalUnix                                       bool           // requests over UNIX sockets are, too

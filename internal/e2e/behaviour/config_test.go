@@ -17,6 +17,8 @@ type group struct {
 	extra     string     // YAML: merged into the bootstrap
 	stats     string     // an expression; the counters that match are compared at the end
 	cases     []testCase
+
+	statsDiffer string // why counters are others than Envoy's; empty: they are the same
 }
 
 // defs returns the group's listeners.

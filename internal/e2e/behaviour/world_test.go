@@ -544,7 +544,7 @@ func TestDifferencesAreDocumented(t *testing.T) {
 		missing[e.why] = !strings.Contains(text, e.why)
 	}
 	for _, g := range groups {
-		for _, c := range g.cases {
+		for _, c := range append(g.cases, testCase{differs: g.statsDiffer}) {
 			if c.differs != "" {
 				missing[c.differs] = !strings.Contains(text, c.differs)
 			}
@@ -601,7 +601,7 @@ func (g *group) test(t *testing.T) {
 		}
 	}
 	wg.Wait()
-	all := append(cases, &testCase{name: "stray"}, &testCase{name: "stats"})
+	all := append(cases, &testCase{name: "stray"}, &testCase{name: "stats", differs: g.statsDiffer})
 	if *update {
 		for kind, m := range failed {
 			for slug, why := range m {
@@ -695,6 +695,17 @@ const (
 	anyMethod         = "methods are whatever clients and servers agree on: those that nobody knows are passed on (RFC 9110 section 9.1)"
 	halfClosed        = "a client that has closed its own side is still answered"
 	noLineForNothing  = "a connection on which no request has begun has no line in the log of requests"
+	queryOrder        = "query parameters keep their order when one is changed, where Envoy sorts them"
+	unreadBody        = "an answer that comes before the body of a request of HTTP/1 was read ends the connection"
+	noTokenInRealm    = "a challenge does not repeat the query, which can hold a token"
+	cookieRemoved     = "a token that is not forwarded is taken out of cookies, too"
+	headerTwice       = "a header in several fields fits a rule of RBAC as one value, and what counts against the client is looked for in each field, too"
+	unknownSize       = "an authorization service is told -1 for a size that is not known, as its interface says"
+	authzType         = "what an authorization service answers keeps its content type"
+	tokensKept        = "tokens that were verified are remembered until they expire"
+	serverNameKnown   = "the server name that a client asked for is known without a tls_inspector"
+	logKnowsMore      = "the log has the body of the proxy's own answers, and the address of a host that could not be reached"
+	ownStatus         = "operators in headers know the status of the proxy's own answers"
 	namedByConnection = "fields that Connection names go no further, in responses, too (RFC 9110 section 7.6.1)"
 )
 

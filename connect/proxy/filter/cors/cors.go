@@ -110,7 +110,7 @@ func (f *corsFilter) Request(x *filter.Exchange) *filter.Reply {
 	preflight := x.Request.Method == "OPTIONS" && h.Get("access-control-request-method") != ""
 	if !good {
 		if preflight && p.ForwardNotMatching != nil && !*p.ForwardNotMatching {
-			return filter.Deny(200, "", "cors_origin_not_allowed", 0)
+			return filter.Deny(200, "", "cors_response", 0)
 		}
 		return nil
 	}
@@ -119,7 +119,7 @@ func (f *corsFilter) Request(x *filter.Exchange) *filter.Reply {
 		x.SetState(f, &allowed{origin, p.Expose, credentials})
 		return nil
 	}
-	r := filter.Deny(200, "", "cors_preflight", 0)
+	r := filter.Deny(200, "", "cors_response", 0)
 	add := func(name, value string) {
 		if value != "" {
 			r.Header = append(r.Header, message.Field{Name: name, Value: value})
@@ -131,6 +131,7 @@ func (f *corsFilter) Request(x *filter.Exchange) *filter.Reply {
 	}
 	add("access-control-allow-methods", p.Methods)
 	add("access-control-allow-headers", p.Headers)
+	add("access-control-expose-headers", p.Expose)
 	add("access-control-max-age", p.MaxAge)
 	if p.PrivateNetwork != nil && *p.PrivateNetwork && h.Get("access-control-request-private-network") == "true" {
 		add("access-control-allow-private-network", "true")

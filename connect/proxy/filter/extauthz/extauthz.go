@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/sarnmesh/sarn/connect/proxy/accesslog"
@@ -97,7 +98,10 @@ type authzFilter struct {
 	env  *filter.Env
 	conf *Config
 
-	ok, denied, failed, disabled, failureAllowed, timeout, invalid, ignoredMetadata *stats.Counter
+	ok, denied, failed, disabled, failureAllowed, invalid, ignoredMetadata *stats.Counter
+
+	mu       sync.RWMutex
+	clusters map[string]*clusterCounters // of the clusters that requests were for, up to maxClusters
 }
 
 func newFilter(filterName string, conf model.FilterConfig, env *filter.Env) (filter.Filter, error) {
@@ -109,8 +113,47 @@ func newFilter(filterName string, conf model.FilterConfig, env *filter.Env) (fil
 	s := func(n string) *stats.Counter { return env.Stats.Counter(base + n) }
 	return &authzFilter{
 		name: filterName, env: env, conf: c, ok: s("ok"), denied: s("denied"), failed: s("error"), disabled: s("disabled"),
-		failureAllowed: s("failure_mode_allowed"), timeout: s("timeout"), invalid: s("invalid"), ignoredMetadata: s("ignored_dynamic_metadata"),
+		failureAllowed: s("failure_mode_allowed"), invalid: s("invalid"), ignoredMetadata: s("ignored_dynamic_metadata"),
+		clusters: map[string]*clusterCounters{},
 	}, nil
+}
+
+// maxClusters bounds the clusters that are counted by themselves: requests can name them.
+const maxClusters = 1000
+
+// clusterCounters count what became of requests for a cluster.
+type clusterCounters struct {
+	OK                 stats.Counter `stat:"ok"`
+	Denied             stats.Counter `stat:"denied"`
+	Error              stats.Counter `stat:"error"`
+	FailureModeAllowed stats.Counter `stat:"failure_mode_allowed"`
+}
+
+// nobody counts for requests without a cluster, and shows nothing.
+var nobody = new(clusterCounters)
+
+func (f *authzFilter) of(cluster string) *clusterCounters {
+	f.mu.RLock()
+	c, n := f.clusters[cluster], len(f.clusters)
+	f.mu.RUnlock()
+	switch {
+	case c != nil:
+		return c
+	case cluster == "" || n >= maxClusters:
+		return nobody
+	}
+	cluster = strings.Clone(cluster)
+	parts := []stats.Part{stats.Text("cluster"), stats.Label("envoy_cluster_name", cluster), stats.Text("ext_authz")}
+	if f.conf.StatPrefix != "" {
+		parts = append(parts, stats.Text(f.conf.StatPrefix))
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if c = f.clusters[cluster]; c == nil {
+		c = stats.Struct[clusterCounters](f.env.Scope(parts...))
+		f.clusters[cluster] = c
+	}
+	return c
 }
 
 // A verdict is what a service answered.
@@ -209,11 +252,11 @@ func (f *authzFilter) Request(x *filter.Exchange) *filter.Reply {
 			return held.Failed(err)
 		}
 		f.failed.Inc()
-		if errors.Is(err, context.DeadlineExceeded) {
-			f.timeout.Inc()
-		}
+		of := f.of(x.Match.Cluster)
+		of.Error.Inc()
 		if c.AllowOnError {
 			f.failureAllowed.Inc()
+			of.FailureModeAllowed.Inc()
 			if c.AllowOnErrorHeader {
 				x.Request.Header.Set("x-envoy-auth-failure-mode-allowed", "true")
 			}
@@ -223,6 +266,7 @@ func (f *authzFilter) Request(x *filter.Exchange) *filter.Reply {
 		return f.refuse()
 	case v.denied:
 		f.denied.Inc()
+		f.of(x.Match.Cluster).Denied.Inc()
 		f.tell(x, v)
 		if c.MaxDeniedBody > 0 && len(v.body) > c.MaxDeniedBody {
 			v.body = v.body[:c.MaxDeniedBody]
@@ -232,6 +276,7 @@ func (f *authzFilter) Request(x *filter.Exchange) *filter.Reply {
 		return r
 	}
 	f.ok.Inc()
+	f.of(x.Match.Cluster).OK.Inc()
 	f.tell(x, v)
 	if v.apply(x) && c.Reroute {
 		x.Reroute()
@@ -437,6 +482,7 @@ func (f *authzFilter) askHTTP(x *filter.Exchange, q *question) (*verdict, error)
 	}
 	r.Header.Set("content-length", strconv.Itoa(len(q.body)))
 	r.ContentLength = int64(len(q.body))
+	r.Header.Set("x-envoy-expected-rq-timeout-ms", strconv.FormatInt(s.Timeout.Milliseconds(), 10))
 	ctx, cancel := context.WithTimeout(x.Context(), s.Timeout)
 	defer cancel()
 	a, err := f.env.Client.Do(ctx, s.Cluster, r, q.body, maxAnswer)

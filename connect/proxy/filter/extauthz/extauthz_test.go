@@ -197,7 +197,7 @@ func TestServiceHangs(t *testing.T) {
 			return nil, ctx.Err()
 		}
 		start := time.Now()
-		if res := b.Run(b.Exchange("GET", "/"), nil); res.Reply != nil || time.Since(start) != 200*time.Millisecond || b.Stats.Value("http.test.ext_authz.timeout") != 1 {
+		if res := b.Run(b.Exchange("GET", "/"), nil); res.Reply != nil || time.Since(start) != 200*time.Millisecond || b.Stats.Value("http.test.ext_authz.error") != 1 {
 			t.Errorf("%+v after %v", res, time.Since(start))
 		}
 		x := b.Exchange("GET", "/")
@@ -293,7 +293,7 @@ func TestOverHTTP(t *testing.T) {
 		return x, b.Run(x, nil)
 	}
 	x, res := run(200, "x-user", "bob", "x-list", "b", "x-ok", "1", "x-md", "m", "x-other", "1", "x-envoy-auth-headers-to-remove", "X-Rm, x-in")
-	if got, want := asked.Method+asked.Authority+asked.Path+"\n"+filtertest.Fields(&asked.Header), "PUTweb.test/check/a?b\nx-in: 1\nauthorization: secret\nx-add: 1\ncontent-length: 0\n"; got != want {
+	if got, want := asked.Method+asked.Authority+asked.Path+"\n"+filtertest.Fields(&asked.Header), "PUTweb.test/check/a?b\nx-in: 1\nauthorization: secret\nx-add: 1\ncontent-length: 0\nx-envoy-expected-rq-timeout-ms: 1000\n"; got != want {
 		t.Errorf("asked\n%s", got)
 	}
 	if got, want := filtertest.Fields(&x.Request.Header), "x-out: 1\nauthorization: secret\ncontent-length: 3\nx-list: a,b\nx-user: bob\n"; got != want || res.Status != 200 {

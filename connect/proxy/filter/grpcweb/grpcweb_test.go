@@ -2,12 +2,12 @@ package grpcweb_test
 
 import (
 	"encoding/base64"
+	"errors"
 	"testing"
 
 	"github.com/sarnmesh/sarn/connect/proxy/filter"
 	"github.com/sarnmesh/sarn/connect/proxy/filter/filtertest"
 	"github.com/sarnmesh/sarn/connect/proxy/filter/grpcweb"
-	"github.com/sarnmesh/sarn/connect/proxy/message"
 )
 
 func TestBothForms(t *testing.T) {
@@ -47,22 +47,23 @@ func TestBadBase64BreaksOff(t *testing.T) {
 	for _, in := range []string{"a!!=", "YWJ"} {
 		x := b.Exchange("POST", "/s/m", "content-type", "application/grpc-web-text")
 		x.Body = filtertest.Body(in)
-		if res := b.Run(x, nil); message.ReasonOf(res.Err) != message.ProtocolError {
+		res := b.Run(x, nil)
+		if r, ok := errors.AsType[*filter.Refused](res.Err); !ok || r.Reply.Status != 400 {
 			t.Errorf("%q: %v", in, res.Err)
 		}
 	}
 }
 
-func TestOtherResponsesStay(t *testing.T) {
+func TestOtherResponsesBecomeMessages(t *testing.T) {
 	b := filtertest.New(t, grpcweb.Type, &grpcweb.Config{})
 	x := b.Exchange("POST", "/s/m", "content-type", "application/grpc-web")
 	res := b.Run(x, func(x *filter.Exchange) {
 		x.Response.Status = 502
 		x.Response.Header.Add("content-type", "text/html")
-		x.ResponseBody = filtertest.Body("oops")
+		x.ResponseBody = filtertest.Body("oops\n")
 	})
-	if res.Body != "oops" || res.Header.Get("content-type") != "text/html" {
-		t.Errorf("%+v", res)
+	if h := &res.Header; res.Body != "" || h.Get("content-type") != "application/grpc-web+proto" || h.Get("grpc-status") != "14" || h.Get("grpc-message") != "oops%0A" {
+		t.Errorf("%q %s", res.Body, filtertest.Fields(h))
 	}
 	x = b.Exchange("POST", "/s/m", "content-type", "application/grpc")
 	if b.Run(x, nil); x.Request.Header.Has("te") {

@@ -70,15 +70,20 @@ func (f *healthFilter) Request(x *filter.Exchange) *filter.Reply {
 	case a != nil:
 		status, details = a.status, "health_check_cached"
 	default:
+		if len(f.conf.MinHealthy) > 0 {
+			details = "health_check_ok_cluster_healthy"
+		}
 		for _, c := range f.conf.MinHealthy {
 			healthy, total, known := f.env.Clusters.Health(c.Name)
 			switch {
 			case c.Percent == 0:
 				continue
 			case !known:
-				status, details = 503, "health_check_no_cluster"
-			case total == 0 || 100*float64(healthy) < c.Percent*float64(total):
-				status, details = 503, "health_check_cluster_unhealthy"
+				status, details = 503, "health_check_failed_no_cluster_found"
+			case total == 0:
+				status, details = 503, "health_check_failed_cluster_empty"
+			case 100*float64(healthy) < c.Percent*float64(total):
+				status, details = 503, "health_check_failed_cluster_unhealthy"
 			}
 		}
 	}

@@ -30,11 +30,11 @@ func TestProxyAnswers(t *testing.T) {
 	}{
 		{"well", false, nil, 200, "health_check_ok"},
 		{"failing", true, nil, 503, "health_check_failed"},
-		{"enough hosts", false, []healthcheck.Cluster{{"c", 75}}, 200, "health_check_ok"},
-		{"too few hosts", false, []healthcheck.Cluster{{"c", 76}}, 503, "health_check_cluster_unhealthy"},
-		{"no hosts", false, []healthcheck.Cluster{{"empty", 1}}, 503, "health_check_cluster_unhealthy"},
-		{"no cluster", false, []healthcheck.Cluster{{"gone", 1}}, 503, "health_check_no_cluster"},
-		{"nothing asked", false, []healthcheck.Cluster{{"gone", 0}, {"empty", 0}}, 200, "health_check_ok"},
+		{"enough hosts", false, []healthcheck.Cluster{{"c", 75}}, 200, "health_check_ok_cluster_healthy"},
+		{"too few hosts", false, []healthcheck.Cluster{{"c", 76}}, 503, "health_check_failed_cluster_unhealthy"},
+		{"no hosts", false, []healthcheck.Cluster{{"empty", 1}}, 503, "health_check_failed_cluster_empty"},
+		{"no cluster", false, []healthcheck.Cluster{{"gone", 1}}, 503, "health_check_failed_no_cluster_found"},
+		{"nothing asked", false, []healthcheck.Cluster{{"gone", 0}, {"empty", 0}}, 200, "health_check_ok_cluster_healthy"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			b := filtertest.New(t, healthcheck.Type, &healthcheck.Config{Headers: probes(t), MinHealthy: tt.min})

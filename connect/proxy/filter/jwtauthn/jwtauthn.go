@@ -277,17 +277,15 @@ func (f *jwtFilter) deny(x *filter.Exchange, s status) *filter.Reply {
 		r.Body = ""
 		return r
 	}
-	if code == 401 {
-		// Not the query, which can hold a token.
-		path := x.Path()
-		path = strings.ReplaceAll(path[:min(len(path), maxRealm)], `"`, "%22")
-		scheme := cmp.Or(x.Request.Header.Get("x-forwarded-proto"), x.Request.Scheme, "http")
-		v := `Bearer realm="` + scheme + "://" + x.Request.Authority + path + `"`
-		if s != missing {
-			v += `, error="invalid_token"`
-		}
-		r.Header = append(r.Header, field("www-authenticate", v))
+	// Not the query, which can hold a token.
+	path := x.Path()
+	path = strings.ReplaceAll(path[:min(len(path), maxRealm)], `"`, "%22")
+	scheme := cmp.Or(x.Request.Header.Get("x-forwarded-proto"), x.Request.Scheme, "http")
+	v := `Bearer realm="` + scheme + "://" + x.Request.Authority + path + `"`
+	if s != missing {
+		v += `, error="invalid_token"`
 	}
+	r.Header = append(r.Header, field("www-authenticate", v))
 	return r
 }
 

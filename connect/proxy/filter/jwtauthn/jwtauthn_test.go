@@ -159,7 +159,7 @@ func TestRefusals(t *testing.T) {
 			{"unknown key", none, sign(jose.ES256, p256, "other", claims{"iss": "iss"}), "Jwks doesn't have key to match kid or alg from Jwt"},
 			{"key of another kind", none, sign(jose.ES384, p384, "p256", claims{"iss": "iss"}), "Jwks doesn't have key to match kid or alg from Jwt"},
 			{"the public key as a secret", none, sign(jose.HS256, must(json.Marshal(public("", rsaKey))), "oct", claims{"iss": "iss"}), "Jwt verification fails"},
-			{"no algorithm", none, enc(`{"alg":"none"}`) + "." + enc(`{"iss":"iss"}`) + ".", "Jwt header [alg] is not supported"},
+			{"no algorithm", none, enc(`{"alg":"none"}`) + "." + enc(`{"iss":"iss"}`) + ".aa", "Jwt header [alg] is not supported"},
 			{"two parts", none, head + "." + enc(`{}`), "Jwt is not in the form of Header.Payload.Signature with two dots and 3 sections"},
 			{"four parts", none, head + "." + enc(`{}`) + ".a.b", "Jwt is not in the form of Header.Payload.Signature with two dots and 3 sections"},
 			{"too long", none, head + "." + strings.Repeat("a", 20000) + ".a", "Jwt is not in the form of Header.Payload.Signature with two dots and 3 sections"},
@@ -173,7 +173,7 @@ func TestRefusals(t *testing.T) {
 			{"expiry no number", none, head + "." + enc(`{"exp":"1"}`) + ".aa", "Jwt payload [exp] field is not an integer"},
 			{"audience no text", none, head + "." + enc(`{"aud":[1]}`) + ".aa", "Jwt payload [aud] field is not a string or string list"},
 			{"signature no base64", none, head + "." + enc(`{}`) + ".=", "Jwt signature is an invalid Base64url encoded"},
-			{"no signature", none, head + "." + enc(`{"iss":"iss"}`) + ".", "Jwt verification fails"},
+			{"no signature", none, head + "." + enc(`{"iss":"iss"}`) + ".", "Jwt is not in the form of Header.Payload.Signature with two dots and 3 sections"},
 			{"strict", strict, es256(claims{"iss": "iss", "sub": "spiffe://a", "iat": now, "exp": now + 3600}), ""},
 			{"no expiry", strict, es256(claims{"iss": "iss", "sub": "spiffe://a", "iat": now}), "Jwt verification fails"},
 			{"lives too long", strict, es256(claims{"iss": "iss", "sub": "spiffe://a", "iat": now, "exp": now + 3601}), "Jwt verification fails"},
@@ -191,7 +191,7 @@ func TestRefusals(t *testing.T) {
 				}
 				status, auth := 401, `Bearer realm="http://web.test/a", error="invalid_token"`
 				if strings.HasPrefix(tt.want, "Audiences") {
-					status, auth = 403, ""
+					status = 403
 				}
 				if res.Status != status || res.Header.Get("www-authenticate") != auth || res.Reply.Details != "jwt_authn_access_denied{"+strings.ReplaceAll(tt.want, " ", "_")+"}" {
 					t.Errorf("%s: %d, www-authenticate %q, details %q", tt.name, res.Status, res.Header.Get("www-authenticate"), res.Reply.Details)

@@ -62,7 +62,7 @@ func parse(raw string) (*token, status) {
 	}
 	head, rest, found := strings.Cut(raw, ".")
 	body, sig, found2 := strings.Cut(rest, ".")
-	if !found || !found2 || strings.Contains(sig, ".") {
+	if !found || !found2 || head == "" || body == "" || sig == "" || strings.Contains(sig, ".") {
 		return nil, badFormat
 	}
 	t := &token{raw: raw, payload: body}

@@ -49,8 +49,5 @@ func (t *tokens) left() float64 {
 	return max(0, min((now-math.Float64frombits(t.empty.Load()))/t.per+1e-6, t.max))
 }
 
-// untilFull returns how long the bucket takes to fill, untilNext until there is a token.
-func (t *tokens) untilFull() time.Duration {
-	return time.Duration((t.max - math.Floor(t.left())) * t.per)
-}
+// untilNext returns how long it takes until there is a token.
 func (t *tokens) untilNext() time.Duration { return time.Duration(max(0, 1-t.left()) * t.per) }

@@ -293,7 +293,7 @@ func (f *limitFilter) Response(x *filter.Exchange) *filter.Reply {
 	if l.conf.Headers {
 		h.Set("x-ratelimit-limit", number(a, uint64(t.max)))
 		h.Set("x-ratelimit-remaining", number(a, uint64(math.Floor(t.left()))))
-		h.Set("x-ratelimit-reset", number(a, seconds(t.untilFull())))
+		h.Set("x-ratelimit-reset", number(a, seconds(t.untilNext())))
 	}
 	return nil
 }

@@ -100,7 +100,7 @@ func TestRefusal(t *testing.T) {
 		c.ResponseEdits = []model.HeaderEdit{{Name: "x-local-rate-limit", Value: "true %RESPONSE_CODE%"}}
 		b := filtertest.New(t, localratelimit.Type, c)
 		res := b.Run(b.Exchange("GET", "/"), nil)
-		if got, want := filtertest.Fields(&res.Header), "x-ratelimit-limit: 2\nx-ratelimit-remaining: 1\nx-ratelimit-reset: 10\n"; got != want {
+		if got, want := filtertest.Fields(&res.Header), "x-ratelimit-limit: 2\nx-ratelimit-remaining: 1\nx-ratelimit-reset: 0\n"; got != want {
 			t.Errorf("headers\n%s", got)
 		}
 		pass(b, 1)
@@ -109,7 +109,7 @@ func TestRefusal(t *testing.T) {
 		if res.Status != 429 || res.Body != "local_rate_limited" || res.Reply.Flags != accesslog.RateLimited || res.Reply.GRPCStatus != 8 || res.Reply.Details != "local_rate_limited" {
 			t.Errorf("%d %q, reply %+v", res.Status, res.Body, res.Reply)
 		}
-		for name, want := range map[string]string{"x-ratelimit-remaining": "0", "x-ratelimit-reset": "20", "retry-after": "7"} {
+		for name, want := range map[string]string{"x-ratelimit-remaining": "0", "x-ratelimit-reset": "7", "retry-after": "7"} {
 			if got := res.Header.Get(name); got != want {
 				t.Errorf("%s: %q, want %q", name, got, want)
 			}

@@ -47,7 +47,7 @@ func (f *rbacFilter) Request(x *filter.Exchange) *filter.Reply {
 	if r, ok := x.RouteConfig(f.name).(*engine); ok {
 		e = r
 	}
-	return e.check(x)
+	return e.check(x, f.engine)
 }
 
 // An engine is a configuration with its counters.
@@ -84,22 +84,28 @@ func newEngine(conf *Config, env *filter.Env) *engine {
 	}
 }
 
-func (c *counters) count(d rbac.Decision) {
-	if d.Allowed {
+// count counts a decision, for its policy and in all.
+func (c *counters) count(d rbac.Decision, all *counters) {
+	all.inc(d.Allowed)
+	if p := c.policies[d.Policy]; p != nil {
+		p.inc(d.Allowed)
+	}
+}
+
+func (c *counters) inc(allowed bool) {
+	if allowed {
 		c.allowed.Inc()
 	} else {
 		c.denied.Inc()
 	}
-	if p := c.policies[d.Policy]; p != nil {
-		p.count(rbac.Decision{Allowed: d.Allowed})
-	}
 }
 
-func (e *engine) check(x *filter.Exchange) *filter.Reply {
+// check decides. What the rules of a route decide counts for the filter's own.
+func (e *engine) check(x *filter.Exchange, own *engine) *filter.Reply {
 	f := factsOf(x)
 	if s := e.conf.Shadow; s != nil {
 		d := rbac.Evaluate(s, &f)
-		e.shadow.count(d)
+		e.shadow.count(d, &own.shadow)
 		result := "denied"
 		if d.Allowed {
 			result = "allowed"
@@ -115,7 +121,7 @@ func (e *engine) check(x *filter.Exchange) *filter.Reply {
 		return nil
 	}
 	d := rbac.Evaluate(rules, &f)
-	e.rules.count(d)
+	e.rules.count(d, &own.rules)
 	if rules.Action == model.LogAll {
 		x.SetMetadata("envoy.common", "access_log_hint", d.Policy != "")
 	}
