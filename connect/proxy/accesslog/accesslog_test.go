@@ -10,6 +10,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/sarnmesh/sarn/connect/proxy/message"
 	"github.com/sarnmesh/sarn/connect/proxy/model"
 )
 
@@ -45,10 +46,31 @@ func TestTextFormats(t *testing.T) {
 	}
 }
 
+func TestPathsAndMetadata(t *testing.T) {
+	var r message.Request
+	r.Path = "/new?a=b"
+	r.Header.Add("x-envoy-original-path", "/old?a=b")
+	md := func(v string) model.Metadata { return model.Metadata{"m": {"k": v}} }
+	e := Entry{HTTP: &HTTP{Request: &r, RouteMetadata: md("route"), ClusterMetadata: md("cluster"), HostMetadata: md("host"), Metadata: md("dynamic")}}
+	for format, want := range map[string]string{
+		"%PATH% %PATH(NQ)% %PATH(WQ:PATH)% %PATH(NQ:ORIG)%":                                                   "/old?a=b /old /new?a=b /old",
+		"%METADATA(ROUTE:m:k)% %METADATA(CLUSTER:m:k)% %METADATA(UPSTREAM_HOST:m:k)% %METADATA(DYNAMIC:m:k)%": "route cluster host dynamic",
+	} {
+		f, err := ParseFormat(format)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := string(f.Append(nil, &e)); got != want {
+			t.Errorf("%s gives %q, want %q", format, got, want)
+		}
+	}
+}
+
 func TestBadFormats(t *testing.T) {
 	for format, want := range map[string]string{
 		"%NOPE%": "unknown operator NOPE", "%DURATION": "no closing %", "%REQ%": "needs an argument",
 		"%DURATION(x)%": "takes no argument", "%REQ(a%": "no closing bracket", "%DURATION:x%": "no positive number",
+		"%PATH(X)%": "neither WQ nor NQ", "%PATH(NQ:X)%": "none of ORIG", "%METADATA(X:a)%": "is not known here",
 		"% %": "no operator", "%START_TIME(%Q)%": "unknown %Q",
 	} {
 		if _, err := ParseFormat(format); err == nil || !strings.Contains(err.Error(), want) {
