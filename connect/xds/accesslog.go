@@ -64,7 +64,7 @@ func (b *build) logs(name string, only *accesslogv3.AccessLogFilter) []*accesslo
 	if a == nil || !a.Enabled {
 		return nil
 	}
-	config, err := logger(a)
+	config, err := logger(a, b.flavour == Own)
 	if err != nil {
 		b.problem("access logs: %w", err)
 		return nil
@@ -74,8 +74,8 @@ func (b *build) logs(name string, only *accesslogv3.AccessLogFilter) []*accesslo
 	}}
 }
 
-func logger(a *catalog.AccessLogs) (proto.Message, error) {
-	format, err := logFormat(a)
+func logger(a *catalog.AccessLogs, own bool) (proto.Message, error) {
+	format, err := logFormat(a, own)
 	if err != nil {
 		return nil, err
 	}
@@ -93,7 +93,10 @@ func logger(a *catalog.AccessLogs) (proto.Message, error) {
 	return nil, fmt.Errorf("unknown type %q", a.Type)
 }
 
-func logFormat(a *catalog.AccessLogs) (*corev3.SubstitutionFormatString, error) {
+// ownLogFields are what only the built-in proxy can tell: the rule that decided, and the id that its client got.
+var ownLogFields = map[string]string{"rule": "SARN_RULE", "decision": "SARN_DECISION"}
+
+func logFormat(a *catalog.AccessLogs, own bool) (*corev3.SubstitutionFormatString, error) {
 	if a.TextFormat != "" {
 		return &corev3.SubstitutionFormatString{Format: &corev3.SubstitutionFormatString_TextFormatSource{
 			TextFormatSource: inline(line(a.TextFormat)),
@@ -107,6 +110,11 @@ func logFormat(a *catalog.AccessLogs) (*corev3.SubstitutionFormatString, error) 
 	} else {
 		for k, op := range logFields {
 			fields[k] = "%" + op + "%"
+		}
+		if own {
+			for k, op := range ownLogFields {
+				fields[k] = "%" + op + "%"
+			}
 		}
 	}
 	s, err := structpb.NewStruct(fields)

@@ -44,6 +44,7 @@ type exchange struct {
 
 	idle     time.Duration // how long nothing may happen; 0 for ever
 	deadline time.Time     // when the stream must be over; zero never
+	armed    time.Time     // when sending to the client was bounded last
 
 	span *trace.Span // nil: not traced
 
@@ -98,6 +99,7 @@ func (e *exchange) recycle() {
 	e.s, e.m, e.routes, e.st, e.filters, e.ran, e.unseen = nil, nil, nil, nil, nil, 0, 0
 	e.grpc, e.head, e.responded, e.reset, e.upgraded, e.sent = false, false, false, false, false, false
 	e.idle, e.deadline, e.span, e.redirects = 0, time.Time{}, nil, 0
+	e.armed = time.Time{}
 	exchanges.Put(e)
 }
 
@@ -461,6 +463,7 @@ func (e *exchange) respond(local bool) {
 	} else if x.Request.Version != message.HTTP2 && !e.requestRead() {
 		e.st.CloseAfter() // what is left of the request is not worth waiting for
 	}
+	e.armWrite()
 	if err := e.st.Respond(r, end); err != nil {
 		e.downstreamFailed(err)
 		return
@@ -517,6 +520,7 @@ func (e *exchange) copyBody(body message.Source) {
 	up := e.fwd.up
 	for {
 		p, err := e.readBody(body)
+		e.armWrite()
 		switch {
 		case err == nil:
 			if len(p) > 0 {
@@ -533,8 +537,7 @@ func (e *exchange) copyBody(body message.Source) {
 			}
 		case errors.Is(err, io.EOF):
 			if e.upgraded && up != nil {
-				e.entry.Flags |= accesslog.UpstreamConnectionTermination
-				e.http.Details = "upstream_reset_after_response_started{connection_termination}"
+				e.ended()
 			}
 			t := body.Trailer()
 			e.http.ResponseTrailer = t
@@ -565,6 +568,34 @@ func (e *exchange) copyBody(body message.Source) {
 		}
 	}
 }
+
+// ended notes which side of an upgraded stream left first.
+func (e *exchange) ended() {
+	select {
+	case <-e.fwd.done: // all that the client has sent is with the host
+		e.noteGone()
+	default:
+		e.entry.Flags |= accesslog.UpstreamConnectionTermination
+		e.http.Details = "upstream_reset_after_response_started{connection_termination}"
+	}
+}
+
+// armWrite bounds how long the client may take to receive what is sent next, as waiting for the host is bounded.
+func (e *exchange) armWrite() {
+	now := time.Now()
+	if now.Sub(e.armed) < pollTime {
+		return
+	}
+	e.armed = now
+	limit, _ := e.limit(now)
+	if least := now.Add(writeTime); !limit.IsZero() && limit.Before(least) {
+		limit = least // the answer may be that the time ran out
+	}
+	e.st.SetWriteDeadline(limit)
+}
+
+// writeTime is what a client has at least to receive what is sent next.
+const writeTime = 2 * time.Second
 
 // readBody reads a piece of the response, looking from time to time whether that still makes sense.
 func (e *exchange) readBody(body message.Source) ([]byte, error) {
@@ -721,6 +752,7 @@ func (e *exchange) downstreamFailed(err error) {
 func (e *exchange) end() {
 	x, m := &e.x, e.m
 	e.stopPump()
+	e.st.SetWriteDeadline(time.Time{})
 	for i := range e.filters[:e.ran] {
 		if f := e.filters[i].finish; f != nil {
 			f.Finish(x)

@@ -665,8 +665,8 @@ func (e *exchange) gotHead() {
 func (e *exchange) wantsRetry(cluster *upstream.Cluster, out outcome) bool {
 	f, s := &e.fwd, cluster.Stats()
 	if f.on == 0 || out.final || !e.retriable(out) {
-		if f.attempt > 1 && out.got && e.resp.Status < 500 {
-			s.RqRetrySuccess.Inc()
+		if f.attempt > 1 && !out.final {
+			s.RqRetrySuccess.Inc() // whatever came is not what is tried again
 		}
 		return false
 	}
@@ -1067,6 +1067,7 @@ func (e *exchange) upgrade() {
 	e.finishHead(false)
 	e.responded = true
 	e.http.Response, e.http.Status = r, r.Status
+	e.armWrite()
 	m.stats.CxUpgrades.Inc()
 	m.stats.CxUpgraded.Inc()
 	defer m.stats.CxUpgraded.Dec()
