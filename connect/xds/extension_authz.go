@@ -36,11 +36,10 @@ type targetArguments struct {
 
 // A target is that server.
 type target struct {
-	name      string // of the cluster
-	uri       string
-	timeout   time.Duration
-	own       *clusterv3.Cluster // nil for an upstream's
-	authority string
+	name    string // of the cluster
+	uri     string
+	timeout time.Duration
+	own     *clusterv3.Cluster // nil for an upstream's
 }
 
 // resolve finds the target among the upstreams, or makes the cluster with the name local of it.

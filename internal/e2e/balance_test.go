@@ -33,7 +33,6 @@ func TestHashingPlacesHostsAsEnvoyDoes(t *testing.T) {
 
 	// Every host answers with its own address.
 	const backends = 9
-	var addrs []string
 	var ports []int
 	serve := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		io.WriteString(w, r.Context().Value(http.LocalAddrContextKey).(net.Addr).String())
@@ -43,7 +42,6 @@ func TestHashingPlacesHostsAsEnvoyDoes(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		addrs = append(addrs, l.Addr().String())
 		ports = append(ports, l.Addr().(*net.TCPAddr).Port)
 		go serve.Serve(l)
 	}

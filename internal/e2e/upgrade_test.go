@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -264,7 +265,7 @@ func TestUpgradeLosesNoRequest(t *testing.T) {
 func adminGet(socket, path string) (string, error) {
 	c := &http.Client{Timeout: 3 * time.Second, Transport: &http.Transport{
 		DisableKeepAlives: true,
-		Dial:              func(string, string) (net.Conn, error) { return net.Dial("unix", socket) },
+		DialContext:       func(context.Context, string, string) (net.Conn, error) { return net.Dial("unix", socket) },
 	}}
 	resp, err := c.Get("http://localhost" + path)
 	if err != nil {
@@ -387,7 +388,7 @@ static_resources:
 	// Told to fail health checks, it sends clients away and takes them as before.
 	admin := func(path string) {
 		t.Helper()
-		c := &http.Client{Transport: &http.Transport{Dial: func(string, string) (net.Conn, error) { return net.Dial("unix", socket) }}}
+		c := &http.Client{Transport: &http.Transport{DialContext: func(context.Context, string, string) (net.Conn, error) { return net.Dial("unix", socket) }}}
 		resp, err := c.Post("http://localhost"+path, "", nil)
 		if err != nil || resp.StatusCode != 200 {
 			t.Fatalf("%s: %v %v", path, resp, err)

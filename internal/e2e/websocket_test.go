@@ -1,3 +1,5 @@
+//lint:file-ignore SA1019 extended CONNECT is not to be had from net/http
+
 //go:build unix
 
 package e2e
