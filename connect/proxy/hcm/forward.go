@@ -1129,7 +1129,7 @@ func (e *exchange) mirror() {
 		e.m.env.Go(func(ctx context.Context) {
 			ctx, cancel := context.WithTimeout(ctx, timeout)
 			defer cancel()
-			_, _ = client.do(ctx, name, r, body, trailer, -1) // nobody is interested in the answer
+			_, _, _ = client.do(ctx, name, r, body, trailer, -1) // nobody is interested in the answer
 		})
 	}
 }

@@ -346,22 +346,28 @@ type client struct {
 
 // Do implements filter.Client.
 func (c *client) Do(ctx context.Context, name string, r *message.Request, body []byte, limit int) (*filter.Answer, error) {
-	return c.do(ctx, name, r, body, nil, limit)
+	a, again, err := c.do(ctx, name, r, body, nil, limit)
+	if again {
+		// The host had closed a connection that was kept for it, which shows when it is used.
+		a, _, err = c.do(ctx, name, r, body, nil, limit)
+	}
+	return a, err
 }
 
-// do also sends trailers, which may be nil. A negative limit reads the answer and forgets its body.
-func (c *client) do(ctx context.Context, name string, r *message.Request, body []byte, trailer *message.Header, limit int) (*filter.Answer, error) {
+// do also sends trailers, which may be nil. A negative limit reads the answer and forgets its body. Again tells that the
+// request was lost with a connection that had been used before, without an answer.
+func (c *client) do(ctx context.Context, name string, r *message.Request, body []byte, trailer *message.Header, limit int) (answer *filter.Answer, again bool, err error) {
 	cluster := c.upstreams.Get(name)
 	if cluster == nil {
-		return nil, fmt.Errorf("no cluster %q", name)
+		return nil, false, fmt.Errorf("no cluster %q", name)
 	}
 	owner, host, err := cluster.Choose(&upstream.Choice{})
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
-	st, _, err := c.pool.Stream(ctx, owner, host, pool.Options{})
+	st, info, err := c.pool.Stream(ctx, owner, host, pool.Options{})
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	defer st.Close()
 	stop := context.AfterFunc(ctx, func() {
@@ -371,11 +377,12 @@ func (c *client) do(ctx context.Context, name string, r *message.Request, body [
 	defer stop()
 	r.ContentLength = int64(len(body))
 	r.Header.Set("x-envoy-internal", "true")
-	fail := func(err error) (*filter.Answer, error) {
+	fail := func(err error) (*filter.Answer, bool, error) {
 		if ctx.Err() != nil {
-			return nil, ctx.Err()
+			return nil, false, ctx.Err()
 		}
-		return nil, err
+		_, lost := errors.AsType[*message.StreamError](err)
+		return nil, lost && info.Reused && message.ReasonOf(err) != message.ProtocolError, err
 	}
 	if err := st.Send(r, len(body) == 0 && trailer == nil); err != nil {
 		return fail(err)
@@ -408,19 +415,20 @@ func (c *client) do(ctx context.Context, name string, r *message.Request, body [
 		switch {
 		case limit < 0:
 		case len(a.Body)+len(p) > limit:
-			return nil, fmt.Errorf("answer of more than %d bytes", limit)
+			return nil, false, fmt.Errorf("answer of more than %d bytes", limit)
 		default:
 			a.Body = append(a.Body, p...)
 		}
 		if end = errors.Is(err, errEnd); err != nil && !end {
-			return fail(err)
+			_, _, err = fail(err)
+			return nil, false, err
 		}
 	}
 	if t := st.Trailer(); t != nil {
 		a.Trailer.CopyFrom(t)
 		a.Trailer.CloneStrings()
 	}
-	return a, nil
+	return a, false, nil
 }
 
 // SameConnection reports whether connections that were made under one configuration can go on under the other.

@@ -712,6 +712,7 @@ func (c *conn) malformed(s *exchange, detail string) *Error {
 // streams were framed as they should (RFC 9113 section 8.1.1). The lock is held.
 func (c *conn) wrongLength(s *exchange) {
 	c.opt.Counters.MessagingErrors.Add(1)
+	s.keep = s.client != nil // a response may have been passed on in part already
 	s.resetDetail(ProtocolError, message.ProtocolError, "http2.content_length")
 	c.dirty = true
 }

@@ -25,6 +25,7 @@ type exchange struct {
 	counted  bool  // in conn.open
 	gone     bool  // the stream is closed for the protocol
 	sendErr  error // why nothing can be sent any more
+	keep     bool  // what came before recvErr can still be read
 	recvErr  error // why nothing will come any more
 
 	sendWindow int64
@@ -69,6 +70,7 @@ func (s *exchange) start(id uint32) {
 
 // clear makes the exchange ready for its next stream. The lock is held, and nobody else has the exchange any more.
 func (s *exchange) clear() {
+	s.keep = false
 	c := s.c
 	s.drop()
 	if s.lent > 0 || s.first != nil {
@@ -133,7 +135,9 @@ func (s *exchange) broken(err error) {
 	}
 	if !s.recvEnd && s.recvErr == nil {
 		s.recvErr = err
-		s.drop()
+		if !s.keep {
+			s.drop()
+		}
 	}
 	s.rcond.Signal()
 	s.wcond.Signal()
