@@ -369,12 +369,24 @@ func (c *client) do(ctx context.Context, name string, r *message.Request, body [
 	if err != nil {
 		return nil, false, err
 	}
-	defer st.Close()
+	// A stream that was closed is somebody else's, so the end of the context must not meet it any more.
+	var mu sync.Mutex
+	closed := false
 	stop := context.AfterFunc(ctx, func() {
-		st.SetReadDeadline(time.Unix(1, 0))
-		st.SetWriteDeadline(time.Unix(1, 0))
+		mu.Lock()
+		defer mu.Unlock()
+		if !closed {
+			st.SetReadDeadline(time.Unix(1, 0))
+			st.SetWriteDeadline(time.Unix(1, 0))
+		}
 	})
-	defer stop()
+	defer func() {
+		stop()
+		mu.Lock()
+		closed = true
+		mu.Unlock()
+		st.Close()
+	}()
 	r.ContentLength = int64(len(body))
 	r.Header.Set("x-envoy-internal", "true")
 	fail := func(err error) (*filter.Answer, bool, error) {

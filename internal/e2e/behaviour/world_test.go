@@ -724,7 +724,7 @@ var everywhere = []struct {
 	{"HTTP/2 connections end with the reason (RFC 9113 section 5.4.1), which Envoy mostly keeps to itself", regexp.MustCompile(`(?m)^< GOAWAY \w+\n`), ""},
 	{"phrases beside a status mean nothing (RFC 9112 section 4)", regexp.MustCompile(`(?m)^(< HTTP/1\.\d \d+).*`), "$1"},
 	{"each says in its own words why a connection failed", regexp.MustCompile(`(connection_failure\|)[^} ]+`), "$1…"},
-	{"how much of a body that went nowhere was read by then is left to chance", regexp.MustCompile(`(host=(?:-|<refused>|<silent>) attempts=\d+) rx=\d+`), "$1"},
+	{"how much of a body that went nowhere was read by then is left to chance", regexp.MustCompile(`(host=(?:-|<refused>|<silent>) attempts=\d+| UO [^\n]*attempts=\d+) rx=\d+`), "$1"},
 }
 
 // alike takes out of a transcript in which respect Sarn always differs.
