@@ -571,10 +571,9 @@ func (e *exchange) copyBody(body message.Source) {
 
 // ended notes which side of an upgraded stream left first.
 func (e *exchange) ended() {
-	select {
-	case <-e.fwd.done: // all that the client has sent is with the host
+	if e.fwd.departed.Load() {
 		e.noteGone()
-	default:
+	} else {
 		e.entry.Flags |= accesslog.UpstreamConnectionTermination
 		e.http.Details = "upstream_reset_after_response_started{connection_termination}"
 	}

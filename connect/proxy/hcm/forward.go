@@ -65,6 +65,7 @@ type forward struct {
 	pumping  bool
 	done     chan struct{}
 
+	departed atomic.Bool  // the client has ended what it sends, or left
 	sentAt   atomic.Int64 // when the request was complete, since the start, plus one; 0 not yet
 	progress atomic.Int64 // the last byte of the request, since the start
 	pumpErr  atomic.Pointer[error]
@@ -82,6 +83,7 @@ func (f *forward) reset() {
 	f.on, f.policy, f.left, f.status, f.cookie, f.mirrors = 0, nil, 0, nil, "", nil
 	f.keep, f.body, f.trailer, f.complete, f.tooLong, f.pumping, f.done, f.mirrored = false, body, nil, false, false, false, nil, false
 	f.charged = 0
+	f.departed.Store(false)
 	f.sentAt.Store(0)
 	f.progress.Store(0)
 	f.pumpErr.Store(nil)
@@ -950,6 +952,9 @@ func (e *exchange) moveBody(to message.Sink) (end bool, err error) {
 	x, f := &e.x, &e.fwd
 	p, err := x.Body.Read()
 	end = errors.Is(err, io.EOF)
+	if err != nil {
+		f.departed.Store(true)
+	}
 	if err != nil && !end {
 		cause := err
 		f.pumpErr.Store(&cause)

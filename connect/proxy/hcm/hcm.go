@@ -387,6 +387,7 @@ func (c *client) do(ctx context.Context, name string, r *message.Request, body [
 		mu.Unlock()
 		st.Close()
 	}()
+	start := time.Now()
 	r.ContentLength = int64(len(body))
 	r.Header.Set("x-envoy-internal", "true")
 	fail := func(err error) (*filter.Answer, bool, error) {
@@ -394,7 +395,9 @@ func (c *client) do(ctx context.Context, name string, r *message.Request, body [
 			return nil, false, ctx.Err()
 		}
 		_, lost := errors.AsType[*message.StreamError](err)
-		return nil, lost && info.Reused && message.ReasonOf(err) != message.ProtocolError, err
+		// A connection that the host had closed before shows so at once.
+		again := lost && info.Reused && message.ReasonOf(err) != message.ProtocolError && time.Since(start) < 50*time.Millisecond
+		return nil, again, err
 	}
 	if err := st.Send(r, len(body) == 0 && trailer == nil); err != nil {
 		return fail(err)
