@@ -84,7 +84,7 @@ func TestRequestsCostNoMemory(t *testing.T) {
 		ask()
 	}
 	// What runs beside it, such as collections that empty the pools, makes some.
-	if n := testing.AllocsPerRun(2000, ask); n > 0.5 {
+	if n := testing.AllocsPerRun(2000, ask); n > 0.5 && !raceEnabled {
 		t.Errorf("%v allocations for each request, want none", n)
 	}
 }

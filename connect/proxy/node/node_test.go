@@ -10,6 +10,7 @@ import (
 	"net"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -27,6 +28,7 @@ type host struct {
 	ca                 *testkit.CA
 	client, proxy, app *testkit.Host
 	ports              map[string]uint16 // of the proxies, by ID
+	mu                 sync.Mutex        // proxies are made at the same time
 	fail               map[string]error  // what making a proxy ends with
 	tokens             map[string]func() string
 	n                  *node.Node
@@ -73,6 +75,8 @@ func run(t *testing.T, cfg node.Config, f func(h *host)) {
 
 // config is what a member runs: a listener of its own, with its own certificate.
 func (h *host) config(id string, token func() string) (proxy.Config, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	if err := h.fail[id]; err != nil {
 		return proxy.Config{}, err
 	}
@@ -209,12 +213,16 @@ func TestTokenChangesInPlace(t *testing.T) {
 
 func TestProxyThatFailsIsTriedAgain(t *testing.T) {
 	run(t, node.Config{}, func(h *host) {
+		h.mu.Lock()
 		h.fail["db"] = errors.New("no such thing")
+		h.mu.Unlock()
 		h.set("web", "db")
 		if m := h.n.Members(); m[0].Failure != "no such thing" || m[0].Proxy != nil || m[1].Failure != "" || h.n.Ready() {
 			t.Errorf("members %+v, ready %v", m, h.n.Ready())
 		}
+		h.mu.Lock()
 		delete(h.fail, "db")
+		h.mu.Unlock()
 		h.n.Get("web").Quit() // as one does through its admin server
 		time.Sleep(3 * time.Second)
 		for _, id := range []string{"web", "db"} {
