@@ -102,7 +102,7 @@ func TestBadStartsSayWhy(t *testing.T) {
 		}, want: []string{"bad.hcl", "3", "prot"}},
 		{name: "HCL that does not parse", setup: func(t *testing.T, a *agent) []string {
 			return []string{"-config-file", write(t, filepath.Join(a.dir, "bad.hcl"), "service {\n  name = \n}\n")}
-		}, want: []string{"bad.hcl", "2"}},
+		}, want: []string{"bad.hcl", "line 4"}},
 		{name: "a taken port", setup: func(t *testing.T, a *agent) []string {
 			p := start(t, "holder", nil, "python3", "-m", "http.server", "--bind", "127.0.0.1", fmt.Sprint(a.ports["http"]))
 			eventually(t, 10*time.Second, "the port is taken", func() bool { _, _, err := request("GET", a.http(), ""); return err == nil })

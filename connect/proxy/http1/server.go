@@ -87,6 +87,7 @@ func NewServerConn(conn net.Conn, cfg ServerConfig) *ServerConn {
 // again.
 const (
 	maxDiscard = 64 << 10
+	maxLinger  = 16 << 20 // before a connection is closed: a client that still sends may not see the answer else
 	drainTime  = time.Second
 )
 
@@ -487,7 +488,7 @@ func (c *ServerConn) Close() error {
 		if stream.CloseWrite(c.conn) == nil {
 			c.in.deadline.to(time.Now().Add(c.cfg.DelayedClose))
 			from := c.in.count.Load()
-			for c.in.count.Load()-from < 1<<20 {
+			for c.in.count.Load()-from < maxLinger {
 				c.in.drop()
 				if c.in.more() != nil {
 					break
