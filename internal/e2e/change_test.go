@@ -261,7 +261,7 @@ func TestNoRequestFailsWhileThingsChange(t *testing.T) {
 	retry := `{"Kind": "service-router", "Name": "web", "Routes": [{"Match": {"HTTP": {"PathPrefix": "/"}}, "Destination": {"NumRetries": 3, "RetryOnConnectFailure": true, "RetryOn": ["refused-stream", "reset"], "RetryOnStatusCodes": [503]}}]}`
 	t.Run("instances without a warning", func(t *testing.T) {
 		m.write(retry)
-		time.Sleep(time.Second)
+		time.Sleep(4 * time.Second) // until the sidecars know, on a busy machine, too
 		l := startLoad(url, retriers, false)
 		for _, i := range instances {
 			i.stop()
@@ -274,7 +274,7 @@ func TestNoRequestFailsWhileThingsChange(t *testing.T) {
 	})
 	t.Run("sidecars", func(t *testing.T) {
 		m.write(retry)
-		time.Sleep(time.Second)
+		time.Sleep(4 * time.Second) // until the sidecars know, on a busy machine, too
 		// Between SIGTERM and its end a sidecar answers what it was asked.
 		l := startLoad(url, retriers, false)
 		for _, id := range []string{"web-1", "web-2"} {
