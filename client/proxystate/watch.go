@@ -123,35 +123,11 @@ const queryInterval = 30 * time.Second
 
 // query executes a prepared query now and then: nothing tells when its answer changes.
 func (w *watches) query(ctx context.Context, n mesh.Need) (cancel func()) {
-	p, period := w.p, w.period()
-	request := query.ExecuteRequest{
+	own := w.p.s.cfg
+	return askEvery(ctx, w, n, queryInterval, query.ExecuteCall, &query.ExecuteRequest{
 		Options: read.Options{Target: read.Target{Datacenter: n.Datacenter, Token: w.token}}, Query: n.Service, Connect: true,
-		Origin: query.Origin{Node: p.s.cfg.Node, Datacenter: p.s.cfg.Datacenter},
-	}
-	ctx, cancel = context.WithCancel(ctx)
-	w.leaves.Go(func() {
-		tick := time.NewTicker(queryInterval)
-		defer tick.Stop()
-		var last *query.ExecuteReply
-		for {
-			r, _, err := cache.Keep(ctx, p.s.cfg.Cache, query.ExecuteCall, &request, cache.Control{MaxAge: queryInterval / 2})
-			switch {
-			case ctx.Err() != nil:
-				return
-			case err != nil:
-				p.fail(period, n, err)
-			case last == nil || !reflect.DeepEqual(last.Instances, r.Instances):
-				last = r
-				p.answer(period, n, r)
-			}
-			select {
-			case <-tick.C:
-			case <-ctx.Done():
-				return
-			}
-		}
-	})
-	return cancel
+		Origin: query.Origin{Node: own.Node, Datacenter: own.Datacenter},
+	}, func(a, b *query.ExecuteReply) bool { return reflect.DeepEqual(a.Instances, b.Instances) })
 }
 
 // datacentersInterval is how often datacenters are asked for.
@@ -159,21 +135,27 @@ const datacentersInterval = time.Minute
 
 // datacenters asks for the datacenters now and then: nothing tells when there is another.
 func (w *watches) datacenters(ctx context.Context, n mesh.Need) (cancel func()) {
-	p, period, token := w.p, w.period(), w.token
+	return askEvery(ctx, w, n, datacentersInterval, catalog.DatacentersCall,
+		&catalog.DatacentersRequest{Target: read.Target{Token: w.token}},
+		func(a, b *catalog.DatacentersReply) bool { return slices.Equal(a.Datacenters, b.Datacenters) })
+}
+
+// askEvery makes a call now and then, and passes on answers that are not the same as the one before.
+func askEvery[Req, Resp any](ctx context.Context, w *watches, n mesh.Need, interval time.Duration, call rpc.Method[Req, Resp], req *Req, same func(a, b *Resp) bool) (cancel func()) {
+	p, period := w.p, w.period()
 	ctx, cancel = context.WithCancel(ctx)
 	w.leaves.Go(func() {
-		tick := time.NewTicker(datacentersInterval)
+		tick := time.NewTicker(interval)
 		defer tick.Stop()
-		var last *catalog.DatacentersReply
+		var last *Resp
 		for {
-			r, _, err := cache.Keep(ctx, p.s.cfg.Cache, catalog.DatacentersCall,
-				&catalog.DatacentersRequest{Target: read.Target{Token: token}}, cache.Control{MaxAge: datacentersInterval / 2})
+			r, _, err := cache.Keep(ctx, p.s.cfg.Cache, call, req, cache.Control{MaxAge: interval / 2})
 			switch {
 			case ctx.Err() != nil:
 				return
 			case err != nil:
 				p.fail(period, n, err)
-			case last == nil || !slices.Equal(last.Datacenters, r.Datacenters):
+			case last == nil || !same(last, r):
 				last = r
 				p.answer(period, n, r)
 			}
