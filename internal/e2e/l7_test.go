@@ -557,10 +557,14 @@ func requestBehaviours(t *testing.T, m *mesh, spans *collector, exposed int) {
 			t.Fatal(err)
 		}
 		defer conn.Close()
-		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 		defer cancel()
-		r, err := healthv1.NewHealthClient(conn).Check(ctx, &healthv1.HealthCheckRequest{}, grpc.WaitForReady(true))
-		if err != nil || r.Status != healthv1.HealthCheckResponse_SERVING {
+		var r *healthv1.HealthCheckResponse
+		eventually(t, 20*time.Second, "rpc answers", func() bool { // its sidecar's check may still be failing
+			r, err = healthv1.NewHealthClient(conn).Check(ctx, &healthv1.HealthCheckRequest{}, grpc.WaitForReady(true))
+			return err == nil
+		})
+		if r.Status != healthv1.HealthCheckResponse_SERVING {
 			t.Errorf("%v, %v", r, err)
 		}
 	})
