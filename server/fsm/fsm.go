@@ -33,6 +33,8 @@ const (
 	Autopilot
 	System // small facts of the servers themselves, such as the cluster ID
 	PreparedQuery
+	Peering       // peerings with other clusters, and their secrets
+	PeeringChange // what is imported from them
 )
 
 // A Command is one write: a kind and its request, a pointer to the type its applier takes.
