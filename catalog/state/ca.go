@@ -67,7 +67,8 @@ func (t *Tx) SetCARoots(roots []*trust.Root) {
 
 // sameRoot compares what can change about a certificate.
 func sameRoot(a, b *trust.Root) bool {
-	return a.Active == b.Active && a.Name == b.Name && a.RotatedOutAt.Equal(b.RotatedOutAt) &&
+	return a.Active == b.Active && a.Name == b.Name && a.SpreadSince.Equal(b.SpreadSince) &&
+		a.ActiveSince.Equal(b.ActiveSince) && a.RotatedOutAt.Equal(b.RotatedOutAt) &&
 		a.PruneAfter.Equal(b.PruneAfter) && a.RootCert == b.RootCert && slices.Equal(a.IntermediateCerts, b.IntermediateCerts)
 }
 

@@ -11,7 +11,8 @@ import (
 )
 
 // A Root is a root certificate that leaves are verified with. Exactly one is active: it, or an intermediate of it,
-// signs. Roots read from a store are shared.
+// signs. At most one is pending: it is spread, and becomes the active one once everybody trusts it. Roots read from a
+// store are shared.
 type Root struct {
 	ID                  string // SHA-1 of the certificate in colon-hex
 	Name                string
@@ -25,6 +26,10 @@ type Root struct {
 	Active              bool
 	PrivateKeyType      string
 	PrivateKeyBits      int
+	// SpreadSince is since when it is pending, zero when it is not. ActiveSince is since when it signs, zero when it
+	// does not, and when it began to before this was kept.
+	SpreadSince time.Time `json:"-" cbor:"SpreadSince,omitzero"`
+	ActiveSince time.Time `json:"-" cbor:"ActiveSince,omitzero"`
 	// RotatedOutAt is when it was replaced, zero while active. PruneAfter is when nothing it signed can be in use.
 	RotatedOutAt time.Time `json:"-" cbor:"RotatedOutAt,omitempty"`
 	PruneAfter   time.Time `json:"-" cbor:"PruneAfter,omitempty"`
@@ -41,6 +46,10 @@ type Configuration struct {
 	Config                   map[string]any
 	State                    map[string]string // of the provider, read-only for clients; usually nil
 	ForceWithoutCrossSigning bool
+	// LongestRoot and LongestLeaf tell the longest life that leaves signed under a root have had so far, where that was
+	// longer than it is now.
+	LongestRoot string        `json:"-" cbor:"LongestRoot,omitempty"`
+	LongestLeaf time.Duration `json:"-" cbor:"LongestLeaf,omitempty"`
 	catalog.Indexes
 }
 
