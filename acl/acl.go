@@ -35,58 +35,106 @@ const (
 	Write Access = "write"
 )
 
-// A Policy answers whether rules grant an access. Name is empty for resources without names.
-type Policy interface {
+// A Decider answers whether rules grant an access. Name is empty for resources without names.
+type Decider interface {
 	Allows(r Resource, a Access, name string) bool
 }
 
-// A PrefixPolicy is a Policy that also answers whether rules grant an access to every name that begins with a prefix.
-type PrefixPolicy interface {
-	Policy
+// A RangeDecider is a Decider that also answers for many names at once (spec/acl.md section 3, rules 7 and 9).
+type RangeDecider interface {
+	Decider
+	// AllowsPrefix reports whether the access is granted to every name that begins with prefix.
 	AllowsPrefix(r Resource, a Access, prefix string) bool
+	// AllowsAny reports whether it is granted to some name.
+	AllowsAny(r Resource, a Access) bool
 }
 
 // An Authorizer answers for the token of one request.
 type Authorizer struct {
-	policy   Policy
+	decider  Decider
 	accessor string // empty for the anonymous token
 }
 
-// New returns an authorizer that answers by policy for the token with this accessor ID.
-func New(policy Policy, accessor string) *Authorizer { return &Authorizer{policy, accessor} }
+// AnonymousID is the accessor ID of the token of requests that bring none.
+const AnonymousID = "00000000-0000-0000-0000-000000000002"
 
-// Everything returns an authorizer that grants every right: what every request gets while ACLs are off.
-func Everything() *Authorizer { return &Authorizer{policy: all{}} }
+// New returns an authorizer that answers by d for the token with this accessor ID; empty for the anonymous token.
+func New(d Decider, accessor string) *Authorizer {
+	if accessor == AnonymousID {
+		accessor = ""
+	}
+	return &Authorizer{d, accessor}
+}
+
+// Everything returns an authorizer that grants every right: what every request gets while ACLs are off, and what
+// servers do by themselves.
+func Everything() *Authorizer { return &Authorizer{decider: all{}} }
 
 type all struct{}
 
-func (all) Allows(Resource, Access, string) bool { return true }
+func (all) Allows(Resource, Access, string) bool       { return true }
+func (all) AllowsPrefix(Resource, Access, string) bool { return true }
+func (all) AllowsAny(Resource, Access) bool            { return true }
+
+// A Permit shows that an Authorizer was asked and agreed. Only this package makes one: what must not happen unasked
+// takes a Permit, so that code which forgets to ask does not compile. The zero Permit is none.
+type Permit struct{ given bool }
+
+// Given reports whether the permit is one.
+func (p Permit) Given() bool { return p.given }
+
+// Open returns the permit for what everybody may know or do, whatever their token.
+func Open() Permit { return Permit{true} }
+
+// Filtering returns the permit for a list each of whose items May is asked about.
+func (z *Authorizer) Filtering() Permit { return Permit{true} }
 
 // Anonymous reports whether the request carried no token.
 func (z *Authorizer) Anonymous() bool { return z.accessor == "" }
 
-// May reports whether the right is granted; lists use it to leave out what the token may not see.
-func (z *Authorizer) May(r Resource, a Access, name string) bool { return z.policy.Allows(r, a, name) }
+// Accessor returns the accessor ID of the token, empty for the anonymous one.
+func (z *Authorizer) Accessor() string { return z.accessor }
 
-// Require returns nil when the right is granted, else a *DeniedError.
-func (z *Authorizer) Require(r Resource, a Access, name string) error {
-	if z.policy.Allows(r, a, name) {
-		return nil
+// May reports whether the right is granted; lists use it to leave out what the token may not see.
+func (z *Authorizer) May(r Resource, a Access, name string) bool { return z.decider.Allows(r, a, name) }
+
+// MayPrefix is May for every name that begins with prefix. A decider that is no RangeDecider has no rules for single
+// names: its answer for the prefix counts.
+func (z *Authorizer) MayPrefix(r Resource, a Access, prefix string) bool {
+	if d, ok := z.decider.(RangeDecider); ok {
+		return d.AllowsPrefix(r, a, prefix)
 	}
-	return &DeniedError{Accessor: z.accessor, Resource: r, Access: a, Name: name}
+	return z.decider.Allows(r, a, prefix)
 }
 
-// RequirePrefix is Require for every name that begins with prefix. A policy that is no PrefixPolicy has no rules for
-// single names: its answer for the prefix counts.
-func (z *Authorizer) RequirePrefix(r Resource, a Access, prefix string) error {
-	p, ok := z.policy.(PrefixPolicy)
-	if !ok {
-		return z.Require(r, a, prefix)
+// MayAny is May for some name, whichever.
+func (z *Authorizer) MayAny(r Resource, a Access) bool {
+	if d, ok := z.decider.(RangeDecider); ok {
+		return d.AllowsAny(r, a)
 	}
-	if p.AllowsPrefix(r, a, prefix) {
-		return nil
+	return z.decider.Allows(r, a, "")
+}
+
+// Require returns a permit when the right is granted, else a *DeniedError.
+func (z *Authorizer) Require(r Resource, a Access, name string) (Permit, error) {
+	return z.permit(z.May(r, a, name), r, a, name)
+}
+
+// RequirePrefix is Require for every name that begins with prefix.
+func (z *Authorizer) RequirePrefix(r Resource, a Access, prefix string) (Permit, error) {
+	return z.permit(z.MayPrefix(r, a, prefix), r, a, prefix)
+}
+
+// RequireAny is Require for some name, whichever.
+func (z *Authorizer) RequireAny(r Resource, a Access) (Permit, error) {
+	return z.permit(z.MayAny(r, a), r, a, "")
+}
+
+func (z *Authorizer) permit(granted bool, r Resource, a Access, name string) (Permit, error) {
+	if granted {
+		return Permit{true}, nil
 	}
-	return &DeniedError{Accessor: z.accessor, Resource: r, Access: a, Name: prefix}
+	return Permit{}, &DeniedError{Accessor: z.accessor, Resource: r, Access: a, Name: name}
 }
 
 // A DeniedError names the right that was missing. Its text is matched by clients (spec/registry.md section 1.5).

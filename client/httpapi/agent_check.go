@@ -67,7 +67,7 @@ func (s *Server) checkRight(c *catalog.Check, ask func(acl.Resource, string) boo
 
 func (s *Server) mayWriteCheck(z *acl.Authorizer, c *catalog.Check) (err error) {
 	s.checkRight(c, func(res acl.Resource, name string) bool {
-		err = z.Require(res, acl.Write, name)
+		_, err = z.Require(res, acl.Write, name)
 		return err == nil
 	})
 	return err

@@ -118,7 +118,7 @@ func (s *Server) agentHealthByID(w http.ResponseWriter, r *http.Request) (any, e
 	if svc == nil {
 		return answerHealth(w, r, http.StatusNotFound, "ServiceId "+id+" not found", agentHealth{status: catalog.Critical}), nil
 	}
-	if err := z.Require(acl.Service, acl.Read, svc.Instance.Service); err != nil {
+	if _, err := z.Require(acl.Service, acl.Read, svc.Instance.Service); err != nil {
 		return nil, err
 	}
 	h := s.healthOf(svc.Instance)
@@ -137,7 +137,7 @@ func (s *Server) agentHealthByName(w http.ResponseWriter, r *http.Request) (any,
 	if err != nil {
 		return nil, err
 	}
-	if err := z.Require(acl.Service, acl.Read, name); err != nil {
+	if _, err := z.Require(acl.Service, acl.Read, name); err != nil {
 		return nil, err
 	}
 	list, status := agentHealths{}, catalog.Passing

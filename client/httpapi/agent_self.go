@@ -19,7 +19,8 @@ func (s *Server) requireAgent(w http.ResponseWriter, r *http.Request, a acl.Acce
 	if err != nil {
 		return err
 	}
-	return z.Require(acl.Agent, a, s.cfg.NodeName)
+	_, err = z.Require(acl.Agent, a, s.cfg.NodeName)
+	return err
 }
 
 func (s *Server) agentSelf(w http.ResponseWriter, r *http.Request) (any, error) {
@@ -51,7 +52,7 @@ func (s *Server) agentHost(w http.ResponseWriter, r *http.Request) (any, error) 
 	if err != nil {
 		return nil, err
 	}
-	if err := z.Require(acl.Operator, acl.Read, ""); err != nil {
+	if _, err := z.Require(acl.Operator, acl.Read, ""); err != nil {
 		return nil, err
 	}
 	if s.cfg.Agent.Host != nil {
@@ -135,7 +136,7 @@ func (s *Server) agentForceLeave(w http.ResponseWriter, r *http.Request) (any, e
 	if err != nil {
 		return nil, err
 	}
-	if err := z.Require(acl.Operator, acl.Write, ""); err != nil {
+	if _, err := z.Require(acl.Operator, acl.Write, ""); err != nil {
 		return nil, err
 	}
 	q := query(w)

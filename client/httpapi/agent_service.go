@@ -147,7 +147,7 @@ func (s *Server) agentService(w http.ResponseWriter, r *http.Request) (any, erro
 		if svc == nil {
 			return nil, wireerr.NotFound("unknown service ID: %s", id)
 		}
-		if err := z.Require(acl.Service, acl.Read, svc.Instance.Service); err != nil {
+		if _, err := z.Require(acl.Service, acl.Read, svc.Instance.Service); err != nil {
 			return nil, err
 		}
 		now := contentHash(svc.Instance)
@@ -172,16 +172,17 @@ func (s *Server) agentService(w http.ResponseWriter, r *http.Request) (any, erro
 
 // mayWriteService asks for the rights that registering an instance needs.
 func (s *Server) mayWriteService(z *acl.Authorizer, v *catalog.Service) error {
-	if err := z.Require(acl.Service, acl.Write, v.Service); err != nil {
+	if _, err := z.Require(acl.Service, acl.Write, v.Service); err != nil {
 		return err
 	}
 	if old := s.cfg.Agent.Local.Service(v.ID); old != nil {
-		if err := z.Require(acl.Service, acl.Write, old.Given.Service); err != nil {
+		if _, err := z.Require(acl.Service, acl.Write, old.Given.Service); err != nil {
 			return err
 		}
 	}
 	if v.Kind == catalog.KindConnectProxy {
-		return z.Require(acl.Service, acl.Write, v.Proxy.DestinationServiceName)
+		_, err := z.Require(acl.Service, acl.Write, v.Proxy.DestinationServiceName)
+		return err
 	}
 	return nil
 }
@@ -241,7 +242,8 @@ func (s *Server) ownService(w http.ResponseWriter, r *http.Request, id string) e
 	if svc == nil {
 		return wireerr.NotFound("Unknown service ID %q. Ensure that the service ID is passed, not the service name.", id)
 	}
-	return z.Require(acl.Service, acl.Write, svc.Given.Service)
+	_, err = z.Require(acl.Service, acl.Write, svc.Given.Service)
+	return err
 }
 
 func (s *Server) agentDeregisterService(w http.ResponseWriter, r *http.Request) (any, error) {
@@ -289,7 +291,7 @@ func (s *Server) agentNodeMaintenance(w http.ResponseWriter, r *http.Request) (a
 	if err != nil {
 		return nil, err
 	}
-	if err := z.Require(acl.Node, acl.Write, s.cfg.NodeName); err != nil {
+	if _, err := z.Require(acl.Node, acl.Write, s.cfg.NodeName); err != nil {
 		return nil, err
 	}
 	return nil, s.cfg.Agent.Local.SetNodeMaintenance(r.Context(), on, reason, requestToken(query(w), r.Header))

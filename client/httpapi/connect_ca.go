@@ -124,7 +124,7 @@ func (s *Server) agentLeaf(w http.ResponseWriter, r *http.Request) (any, error) 
 	if err != nil {
 		return nil, err
 	}
-	if err := z.Require(acl.Service, acl.Write, service); err != nil {
+	if _, err := z.Require(acl.Service, acl.Write, service); err != nil {
 		return nil, err
 	}
 	res, err := s.cfg.Connect.Leaf.Get(r.Context(), leaf.Request{

@@ -316,7 +316,7 @@ func (s *Server) agentAuthorize(w http.ResponseWriter, r *http.Request) (any, er
 	if err != nil {
 		return nil, err
 	}
-	if err := z.Require(acl.Service, acl.Write, body.Target); err != nil {
+	if _, err := z.Require(acl.Service, acl.Write, body.Target); err != nil {
 		return nil, err
 	}
 	req := &intention.MatchRequest{

@@ -383,7 +383,7 @@ func (s *Server) permit(ctx context.Context, token, service string) error {
 	if err != nil {
 		return err
 	}
-	if err := z.Require(acl.Service, acl.Write, service); err != nil {
+	if _, err := z.Require(acl.Service, acl.Write, service); err != nil {
 		return status.Error(codes.PermissionDenied, err.Error())
 	}
 	return nil

@@ -113,7 +113,7 @@ func checkKey(key crypto.PublicKey) error {
 }
 
 // Authorize returns nil when a token may be the identity (spec/acl.md section 19), else the denial.
-func Authorize(z *acl.Authorizer, id connect.ID) error {
+func Authorize(z *acl.Authorizer, id connect.ID) (acl.Permit, error) {
 	switch id.Kind() {
 	case connect.Service:
 		return z.Require(acl.Service, acl.Write, id.Name())

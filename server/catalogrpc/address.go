@@ -10,10 +10,10 @@ import (
 )
 
 // address finds the first node with an address, else the first service whose instance has it.
-func (h *handlers) address(c *transport.Call, v *state.View, req *catalog.AddressRequest) (*catalog.AddressReply, error) {
+func (h *handlers) address(c *transport.Call, v *state.View, req *catalog.AddressRequest) (*catalog.AddressReply, acl.Permit, error) {
 	want, err := netip.ParseAddr(req.Address)
 	if err != nil {
-		return nil, err
+		return nil, acl.Permit{}, err
 	}
 	want = want.Unmap()
 	is := func(s string) bool {
@@ -26,7 +26,7 @@ func (h *handlers) address(c *transport.Call, v *state.View, req *catalog.Addres
 	for _, n := range nodes {
 		if is(n.Address) && c.Authorizer.May(acl.Node, acl.Read, n.Node) {
 			reply.Node = n
-			return reply, nil
+			return reply, c.Authorizer.Filtering(), nil
 		}
 	}
 	index, instances := v.AllInstances()
@@ -34,8 +34,8 @@ func (h *handlers) address(c *transport.Call, v *state.View, req *catalog.Addres
 	for in := range instances {
 		if s := in.Service; is(s.Address) && c.Authorizer.May(acl.Service, acl.Read, s.Service) && c.Authorizer.May(acl.Node, acl.Read, in.Node.Node) {
 			reply.Service = s.Service
-			return reply, nil
+			return reply, c.Authorizer.Filtering(), nil
 		}
 	}
-	return reply, nil
+	return reply, c.Authorizer.Filtering(), nil
 }

@@ -60,18 +60,19 @@ func Register(r *transport.Registry, a *fsm.Appliers, cfg Config) {
 
 var done = &struct{}{}
 
-func (h *handlers) register(ctx context.Context, c *transport.Call, req *catalog.RegisterRequest) (*struct{}, error) {
+func (h *handlers) register(ctx context.Context, c *transport.Call, req *catalog.RegisterRequest) (*struct{}, acl.Permit, error) {
 	command, err := Prepare(req, c.Datacenter)
 	if err != nil {
-		return nil, err
+		return nil, acl.Permit{}, err
 	}
-	if err := vetRegister(NewVetter(c.Authorizer, c.Store.View()), command); err != nil {
-		return nil, err
+	vetter := NewVetter(c.Authorizer, c.Store.View())
+	if err := vetRegister(vetter, command); err != nil {
+		return nil, acl.Permit{}, err
 	}
-	if _, err := c.Apply(ctx, fsm.Register, command); err != nil {
-		return nil, err
+	if _, err := c.Apply(ctx, vetter.Permit(), fsm.Register, command); err != nil {
+		return nil, acl.Permit{}, err
 	}
-	return done, nil
+	return done, vetter.Permit(), nil
 }
 
 // Prepare checks a registration as far as that needs no state, and returns a copy with its defaults, ready for the log
@@ -175,9 +176,9 @@ func vetRegister(t *Vetter, r *catalog.RegisterRequest) error {
 	return nil
 }
 
-func (h *handlers) deregister(ctx context.Context, c *transport.Call, req *catalog.DeregisterRequest) (*struct{}, error) {
+func (h *handlers) deregister(ctx context.Context, c *transport.Call, req *catalog.DeregisterRequest) (*struct{}, acl.Permit, error) {
 	if req.Node == "" {
-		return nil, errNoNode
+		return nil, acl.Permit{}, errNoNode
 	}
 	t := NewVetter(c.Authorizer, c.Store.View())
 	var err error
@@ -190,37 +191,39 @@ func (h *handlers) deregister(ctx context.Context, c *transport.Call, req *catal
 		err = t.DeleteNode(req.Node)
 	}
 	if err != nil {
-		return nil, err
+		return nil, acl.Permit{}, err
 	}
 	command := &catalog.DeregisterRequest{Node: req.Node, ServiceID: req.ServiceID, CheckID: req.CheckID}
-	if _, err := c.Apply(ctx, fsm.Deregister, command); err != nil {
-		return nil, err
+	if _, err := c.Apply(ctx, t.Permit(), fsm.Deregister, command); err != nil {
+		return nil, acl.Permit{}, err
 	}
-	return done, nil
+	return done, t.Permit(), nil
 }
 
-func (h *handlers) updateCoordinates(ctx context.Context, c *transport.Call, req *catalog.CoordinateUpdate) (*struct{}, error) {
+func (h *handlers) updateCoordinates(ctx context.Context, c *transport.Call, req *catalog.CoordinateUpdate) (*struct{}, acl.Permit, error) {
 	command := &catalog.CoordinateUpdate{}
 	view := c.Store.View()
+	permit := acl.Open() // when there is nothing to be done
 	for _, u := range req.Updates {
 		if u == nil || u.Coord == nil {
-			return nil, errors.New("invalid coordinate")
+			return nil, acl.Permit{}, errors.New("invalid coordinate")
 		}
 		if err := u.Coord.Validate(); err != nil {
-			return nil, err
+			return nil, acl.Permit{}, err
 		}
-		if err := c.Authorizer.Require(acl.Node, acl.Write, u.Node); err != nil {
-			return nil, err
+		var err error
+		if permit, err = c.Authorizer.Require(acl.Node, acl.Write, u.Node); err != nil {
+			return nil, acl.Permit{}, err
 		}
 		if view.Node(u.Node) != nil {
 			command.Updates = append(command.Updates, u)
 		}
 	}
 	if len(command.Updates) == 0 {
-		return done, nil
+		return done, permit, nil
 	}
-	if _, err := c.Apply(ctx, fsm.UpdateCoordinates, command); err != nil {
-		return nil, err
+	if _, err := c.Apply(ctx, permit, fsm.UpdateCoordinates, command); err != nil {
+		return nil, acl.Permit{}, err
 	}
-	return done, nil
+	return done, permit, nil
 }

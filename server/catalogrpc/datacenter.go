@@ -3,6 +3,7 @@ package catalogrpc
 import (
 	"context"
 
+	"github.com/sarnmesh/sarn/acl"
 	"github.com/sarnmesh/sarn/catalog"
 	"github.com/sarnmesh/sarn/server/transport"
 )
@@ -13,12 +14,12 @@ func registerDatacenters(r *transport.Registry) {
 	transport.Handle(r, catalog.DatacenterCoordinatesCall, datacenterCoordinates)
 }
 
-func datacenters(_ context.Context, c *transport.Call, _ *catalog.DatacentersRequest) (*catalog.DatacentersReply, error) {
-	return &catalog.DatacentersReply{Datacenters: []string{c.Datacenter}}, nil
+func datacenters(_ context.Context, c *transport.Call, _ *catalog.DatacentersRequest) (*catalog.DatacentersReply, acl.Permit, error) {
+	return &catalog.DatacentersReply{Datacenters: []string{c.Datacenter}}, acl.Open(), nil
 }
 
 // datacenterCoordinates places the servers where they were last seen; one not seen yet is nowhere in particular.
-func datacenterCoordinates(_ context.Context, c *transport.Call, _ *catalog.DatacentersRequest) (*catalog.DatacenterCoordinatesReply, error) {
+func datacenterCoordinates(_ context.Context, c *transport.Call, _ *catalog.DatacentersRequest) (*catalog.DatacenterCoordinatesReply, acl.Permit, error) {
 	v := c.Store.View()
 	_, servers := v.Instances(catalog.ServerServiceName, true)
 	own := catalog.DatacenterCoordinates{Datacenter: c.Datacenter, AreaID: "wan"}
@@ -29,5 +30,5 @@ func datacenterCoordinates(_ context.Context, c *transport.Call, _ *catalog.Data
 		}
 		own.Coordinates = append(own.Coordinates, catalog.NodeCoordinate{Node: s.Node.Node, Coord: at})
 	}
-	return &catalog.DatacenterCoordinatesReply{Datacenters: []catalog.DatacenterCoordinates{own}}, nil
+	return &catalog.DatacenterCoordinatesReply{Datacenters: []catalog.DatacenterCoordinates{own}}, acl.Open(), nil
 }

@@ -92,10 +92,10 @@ func MayReadCheck(z *acl.Authorizer, c *catalog.Check) bool {
 	return z.May(acl.Node, acl.Read, c.Node) && (c.ServiceID == "" || z.May(acl.Service, acl.Read, c.ServiceName))
 }
 
-func (h *handlers) nodes(c *transport.Call, v *state.View, req *catalog.NodesRequest) (*catalog.NodesReply, error) {
+func (h *handlers) nodes(c *transport.Call, v *state.View, req *catalog.NodesRequest) (*catalog.NodesReply, acl.Permit, error) {
 	f, err := filter.Compile[*catalog.Node](req.Filter)
 	if err != nil {
-		return nil, err
+		return nil, acl.Permit{}, err
 	}
 	resp := &catalog.NodesReply{}
 	index, all := v.Nodes()
@@ -104,13 +104,13 @@ func (h *handlers) nodes(c *transport.Call, v *state.View, req *catalog.NodesReq
 	resp.Nodes = slices.DeleteFunc(resp.Nodes, func(n *catalog.Node) bool { return !hasMeta(n, req.NodeMeta) })
 	resp.Nodes = f.Select(resp.Nodes)
 	SortNear(v, req.Near, resp.Nodes, func(n *catalog.Node) string { return n.Node })
-	return resp, nil
+	return resp, c.Authorizer.Filtering(), nil
 }
 
-func (h *handlers) services(c *transport.Call, v *state.View, req *catalog.ServicesRequest) (*catalog.ServicesReply, error) {
+func (h *handlers) services(c *transport.Call, v *state.View, req *catalog.ServicesRequest) (*catalog.ServicesReply, acl.Permit, error) {
 	f, err := filter.Compile[filter.ServiceNode](req.Filter)
 	if err != nil {
-		return nil, err
+		return nil, acl.Permit{}, err
 	}
 	resp := &catalog.ServicesReply{Services: map[string][]string{}}
 	index, all := v.AllInstances()
@@ -143,23 +143,23 @@ func (h *handlers) services(c *transport.Call, v *state.View, req *catalog.Servi
 		}
 		resp.Services[i.Service.Service] = tags
 	}
-	return resp, nil
+	return resp, c.Authorizer.Filtering(), nil
 }
 
-func (h *handlers) nodeServices(c *transport.Call, v *state.View, req *catalog.NodeServicesRequest) (*catalog.NodeServicesReply, error) {
+func (h *handlers) nodeServices(c *transport.Call, v *state.View, req *catalog.NodeServicesRequest) (*catalog.NodeServicesReply, acl.Permit, error) {
 	f, err := filter.Compile[*catalog.Service](req.Filter)
 	if err != nil {
-		return nil, err
+		return nil, acl.Permit{}, err
 	}
 	resp := &catalog.NodeServicesReply{}
 	index, node, services := v.NodeServices(req.Node)
 	resp.Index = index
 	if node == nil {
-		return resp, nil
+		return resp, c.Authorizer.Filtering(), nil
 	}
 	if !c.Authorizer.May(acl.Node, acl.Read, node.Node) {
 		resp.Filtered = !c.Authorizer.Anonymous()
-		return resp, nil
+		return resp, c.Authorizer.Filtering(), nil
 	}
 	resp.Node = node
 	resp.Services = keep(c, &resp.Meta, services, func(z *acl.Authorizer, s *catalog.Service) bool {
@@ -178,7 +178,7 @@ func (h *handlers) nodeServices(c *transport.Call, v *state.View, req *catalog.N
 			resp.Index = max(resp.Index, k.ModifyIndex)
 		}
 	}
-	return resp, nil
+	return resp, c.Authorizer.Filtering(), nil
 }
 
 // merge returns an instance with its central settings.
@@ -191,23 +191,23 @@ func (h *handlers) merge(v *state.View, meta *read.Meta, s *catalog.Service) *ca
 	return definition.MergeCentral(s, resolved)
 }
 
-func (h *handlers) instances(c *transport.Call, v *state.View, req *catalog.InstancesRequest) (*catalog.InstancesReply, error) {
+func (h *handlers) instances(c *transport.Call, v *state.View, req *catalog.InstancesRequest) (*catalog.InstancesReply, acl.Permit, error) {
 	byCheck, byNode, err := instanceFilters(req)
 	if err != nil {
-		return nil, err
+		return nil, acl.Permit{}, err
 	}
 	resp := &catalog.InstancesReply{Instances: []*catalog.Instance{}}
 	if (req.Connect || req.Ingress) && !c.Authorizer.May(acl.Service, acl.Read, req.Service) {
 		if !req.CatalogOnly {
-			return nil, wireerr.ErrPermissionDenied
+			return nil, acl.Permit{}, wireerr.ErrPermissionDenied
 		}
 		resp.Index, _ = v.MeshInstances(req.Service, true)
-		return resp, nil
+		return resp, c.Authorizer.Filtering(), nil
 	}
 	if req.Peer != "" {
 		// Nothing is imported from peers yet.
 		resp.Index, _ = v.Instances(req.Service, req.CatalogOnly)
-		return resp, nil
+		return resp, c.Authorizer.Filtering(), nil
 	}
 	index, all := h.cfg.Candidates(v, req)
 	resp.Index = index
@@ -236,7 +236,7 @@ func (h *handlers) instances(c *transport.Call, v *state.View, req *catalog.Inst
 		resp.Instances = append(resp.Instances, i)
 	}
 	SortNear(v, req.Near, resp.Instances, func(i *catalog.Instance) string { return i.Node.Node })
-	return resp, nil
+	return resp, c.Authorizer.Filtering(), nil
 }
 
 // instanceFilters compiles the filter for the form that the answer has: that of health, or of the catalog.
@@ -310,10 +310,10 @@ func passing(i *catalog.Instance) bool {
 	return true
 }
 
-func (h *handlers) checks(c *transport.Call, v *state.View, req *catalog.ChecksRequest) (*catalog.ChecksReply, error) {
+func (h *handlers) checks(c *transport.Call, v *state.View, req *catalog.ChecksRequest) (*catalog.ChecksReply, acl.Permit, error) {
 	f, err := filter.Compile[*catalog.Check](req.Filter)
 	if err != nil {
-		return nil, err
+		return nil, acl.Permit{}, err
 	}
 	resp := &catalog.ChecksReply{}
 	var all []*catalog.Check
@@ -345,15 +345,15 @@ func (h *handlers) checks(c *transport.Call, v *state.View, req *catalog.ChecksR
 	}
 	resp.Checks = f.Select(resp.Checks)
 	SortNear(v, req.Near, resp.Checks, func(k *catalog.Check) string { return k.Node })
-	return resp, nil
+	return resp, c.Authorizer.Filtering(), nil
 }
 
-func (h *handlers) coordinates(c *transport.Call, v *state.View, req *catalog.CoordinatesRequest) (*catalog.CoordinatesReply, error) {
+func (h *handlers) coordinates(c *transport.Call, v *state.View, req *catalog.CoordinatesRequest) (*catalog.CoordinatesReply, acl.Permit, error) {
 	resp := &catalog.CoordinatesReply{}
 	var all []*catalog.NodeCoordinate
 	if req.Node != "" {
-		if err := c.Authorizer.Require(acl.Node, acl.Read, req.Node); err != nil {
-			return nil, err
+		if _, err := c.Authorizer.Require(acl.Node, acl.Read, req.Node); err != nil {
+			return nil, acl.Permit{}, err
 		}
 		resp.Index, all = v.NodeCoordinates(req.Node)
 	} else {
@@ -362,5 +362,5 @@ func (h *handlers) coordinates(c *transport.Call, v *state.View, req *catalog.Co
 	resp.Coordinates = keep(c, &resp.Meta, all, func(z *acl.Authorizer, n *catalog.NodeCoordinate) bool {
 		return z.May(acl.Node, acl.Read, n.Node)
 	})
-	return resp, nil
+	return resp, c.Authorizer.Filtering(), nil
 }

@@ -15,7 +15,11 @@ type Vetter struct {
 	authorizer *acl.Authorizer
 	view       *state.View
 	made       map[instanceID]string // the service names of instances made by this request
+	permit     acl.Permit
 }
+
+// Permit returns what the answers to the questions so far add up to.
+func (t *Vetter) Permit() acl.Permit { return t.permit }
 
 type instanceID struct{ node, id string }
 
@@ -28,6 +32,7 @@ func NewVetter(z *acl.Authorizer, v *state.View) *Vetter {
 func (t *Vetter) SetNode(n *catalog.Node) error {
 	changes, renamed := t.view.NodeChanges(n)
 	if !changes {
+		t.permit = acl.Open() // nothing to be done
 		return nil
 	}
 	if renamed != "" {
@@ -88,7 +93,7 @@ func (t *Vetter) DeleteNode(node string) error { return t.writeNode(node) }
 
 // DeleteService asks for what removing an instance needs. Without a right on the node, it must exist.
 func (t *Vetter) DeleteService(node, id string) error {
-	if t.authorizer.May(acl.Node, acl.Write, node) {
+	if t.writeNode(node) == nil {
 		return nil
 	}
 	name := t.serviceName(node, id)
@@ -100,7 +105,7 @@ func (t *Vetter) DeleteService(node, id string) error {
 
 // DeleteCheck asks for what removing a check needs. Without a right on the node, it must exist.
 func (t *Vetter) DeleteCheck(node, id string) error {
-	if t.authorizer.May(acl.Node, acl.Write, node) {
+	if t.writeNode(node) == nil {
 		return nil
 	}
 	if t.view.Check(node, id) == nil {
@@ -110,11 +115,19 @@ func (t *Vetter) DeleteCheck(node, id string) error {
 }
 
 func (t *Vetter) writeNode(name string) error {
-	return t.authorizer.Require(acl.Node, acl.Write, name)
+	return t.require(acl.Node, name)
 }
 
 func (t *Vetter) writeService(name string) error {
-	return t.authorizer.Require(acl.Service, acl.Write, name)
+	return t.require(acl.Service, name)
+}
+
+func (t *Vetter) require(r acl.Resource, name string) error {
+	permit, err := t.authorizer.Require(r, acl.Write, name)
+	if err == nil {
+		t.permit = permit
+	}
+	return err
 }
 
 // serviceName returns the name of an instance that exists or that the request makes, empty if there is none.

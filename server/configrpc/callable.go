@@ -9,12 +9,13 @@ import (
 )
 
 // callable tells what a service may call, of all that has a virtual address: what is in the mesh or spoken of in entries.
-func (h *handlers) callable(c *transport.Call, v *state.View, req *intention.CallableRequest) (*intention.CallableReply, error) {
+func (h *handlers) callable(c *transport.Call, v *state.View, req *intention.CallableRequest) (*intention.CallableReply, acl.Permit, error) {
 	if err := h.enabled(); err != nil {
-		return nil, err
+		return nil, acl.Permit{}, err
 	}
-	if err := c.Authorizer.Require(acl.Service, acl.Read, req.Source); err != nil {
-		return nil, err
+	permit, err := c.Authorizer.Require(acl.Service, acl.Read, req.Source)
+	if err != nil {
+		return nil, acl.Permit{}, err
 	}
 	def := intention.Default{Allow: !h.cfg.DefaultDeny}
 	if p := h.cfg.IntentionPolicy; p != "" {
@@ -46,5 +47,5 @@ func (h *handlers) callable(c *transport.Call, v *state.View, req *intention.Cal
 			reply.Destinations = append(reply.Destinations, d)
 		}
 	}
-	return reply, nil
+	return reply, permit, nil
 }

@@ -64,40 +64,41 @@ func errUnknownKind(status int, k entry.Kind) error {
 	return wireerr.Errorf(status, "invalid config entry kind: %s", k)
 }
 
-func (h *handlers) get(c *transport.Call, v *state.View, req *entry.GetRequest) (*entry.GetReply, error) {
+func (h *handlers) get(c *transport.Call, v *state.View, req *entry.GetRequest) (*entry.GetReply, acl.Permit, error) {
 	if !req.Kind.Known() {
-		return nil, errUnknownKind(http.StatusInternalServerError, req.Kind)
+		return nil, acl.Permit{}, errUnknownKind(http.StatusInternalServerError, req.Kind)
 	}
-	if err := requireRead(c.Authorizer, req.Kind, req.Name); err != nil {
-		return nil, err
+	permit, err := requireRead(c.Authorizer, req.Kind, req.Name)
+	if err != nil {
+		return nil, acl.Permit{}, err
 	}
 	reply := &entry.GetReply{}
 	e := v.Entry(req.Kind, req.Name)
 	reply.Index = v.EntryIndex(req.Kind, e)
 	if e == nil {
 		reply.NotFound = true
-		return reply, nil
+		return reply, permit, nil
 	}
 	reply.Entry = entry.Any{Entry: e}
-	return reply, nil
+	return reply, permit, nil
 }
 
-func (h *handlers) list(c *transport.Call, v *state.View, req *entry.ListRequest) (*entry.ListReply, error) {
+func (h *handlers) list(c *transport.Call, v *state.View, req *entry.ListRequest) (*entry.ListReply, acl.Permit, error) {
 	kinds := []entry.Kind{req.Kind}
 	switch {
 	case req.Kind == "":
 		kinds = entry.Kinds()
 	case !req.Kind.Known():
-		return nil, errUnknownKind(http.StatusInternalServerError, req.Kind)
+		return nil, acl.Permit{}, errUnknownKind(http.StatusInternalServerError, req.Kind)
 	}
 	var keep *filter.Filter[*entry.ServiceDefaults]
 	if req.Filter != "" {
 		if req.Kind != entry.KindServiceDefaults {
-			return nil, fmt.Errorf("filtering not supported for config entry kind=%s", req.Kind)
+			return nil, acl.Permit{}, fmt.Errorf("filtering not supported for config entry kind=%s", req.Kind)
 		}
 		var err error
 		if keep, err = filter.Compile[*entry.ServiceDefaults](req.Filter); err != nil {
-			return nil, err
+			return nil, acl.Permit{}, err
 		}
 	}
 	reply := &entry.ListReply{Entries: []entry.Any{}}
@@ -105,8 +106,8 @@ func (h *handlers) list(c *transport.Call, v *state.View, req *entry.ListRequest
 		index, entries := v.Entries(k)
 		reply.Index = max(reply.Index, index)
 		for _, e := range entries {
-			if requireRead(c.Authorizer, k, entry.KeyOf(e).Name) != nil {
-				reply.Filtered = true
+			if _, err := requireRead(c.Authorizer, k, entry.KeyOf(e).Name); err != nil {
+				reply.Filtered = !c.Authorizer.Anonymous()
 				continue
 			}
 			if keep != nil && !keep.Match(e.(*entry.ServiceDefaults)) {
@@ -115,61 +116,63 @@ func (h *handlers) list(c *transport.Call, v *state.View, req *entry.ListRequest
 			reply.Entries = append(reply.Entries, entry.Any{Entry: e})
 		}
 	}
-	return reply, nil
+	return reply, c.Authorizer.Filtering(), nil
 }
 
-func (h *handlers) set(ctx context.Context, c *transport.Call, req *entry.ApplyRequest) (*entry.ApplyReply, error) {
+func (h *handlers) set(ctx context.Context, c *transport.Call, req *entry.ApplyRequest) (*entry.ApplyReply, acl.Permit, error) {
 	e := req.Entry.Entry
 	if e == nil {
-		return nil, wireerr.BadRequest("config entry is missing")
+		return nil, acl.Permit{}, wireerr.BadRequest("config entry is missing")
 	}
 	// The entry may be shared with the caller.
 	e, err := entry.Copy(e)
 	if err != nil {
-		return nil, err
+		return nil, acl.Permit{}, err
 	}
 	if i, ok := e.(*entry.ServiceIntentions); ok {
 		i.DropLegacy()
 	}
 	e.Normalize()
 	if err := entry.CheckHeader(e); err != nil {
-		return nil, err
+		return nil, acl.Permit{}, err
 	}
 	if err := e.Validate(); err != nil {
-		return nil, err
+		return nil, acl.Permit{}, err
 	}
-	if err := requireWrite(c.Authorizer, e); err != nil {
-		return nil, err
-	}
-	res, err := h.commit(ctx, c, &command{Op: opSet, Entry: entry.Any{Entry: e}, CAS: req.CAS})
+	permit, err := requireWrite(c.Authorizer, e)
 	if err != nil {
-		return nil, err
+		return nil, acl.Permit{}, err
 	}
-	return &entry.ApplyReply{OK: res.OK}, nil
+	res, err := h.commit(ctx, c, permit, &command{Op: opSet, Entry: entry.Any{Entry: e}, CAS: req.CAS})
+	if err != nil {
+		return nil, acl.Permit{}, err
+	}
+	return &entry.ApplyReply{OK: res.OK}, permit, nil
 }
 
-func (h *handlers) delete(ctx context.Context, c *transport.Call, req *entry.DeleteRequest) (*entry.ApplyReply, error) {
+func (h *handlers) delete(ctx context.Context, c *transport.Call, req *entry.DeleteRequest) (*entry.ApplyReply, acl.Permit, error) {
 	e, err := entry.New(req.Kind)
 	if err != nil {
-		return nil, errUnknownKind(http.StatusBadRequest, req.Kind)
+		return nil, acl.Permit{}, errUnknownKind(http.StatusBadRequest, req.Kind)
 	}
 	if req.Name == "" {
-		return nil, wireerr.NotFound("Must provide both a kind and name to delete")
+		return nil, acl.Permit{}, wireerr.NotFound("Must provide both a kind and name to delete")
 	}
 	e.Head().Name = req.Name
-	if err := requireWrite(c.Authorizer, e); err != nil {
-		return nil, err
-	}
-	res, err := h.commit(ctx, c, &command{Op: opDelete, Kind: req.Kind, Name: req.Name, CAS: req.CAS})
+	permit, err := requireWrite(c.Authorizer, e)
 	if err != nil {
-		return nil, err
+		return nil, acl.Permit{}, err
 	}
-	return &entry.ApplyReply{OK: res.OK}, nil
+	res, err := h.commit(ctx, c, permit, &command{Op: opDelete, Kind: req.Kind, Name: req.Name, CAS: req.CAS})
+	if err != nil {
+		return nil, acl.Permit{}, err
+	}
+	return &entry.ApplyReply{OK: res.OK}, permit, nil
 }
 
 // commit writes a command to the log and returns what applying it gave.
-func (h *handlers) commit(ctx context.Context, c *transport.Call, cmd *command) (*result, error) {
-	reply, err := c.Apply(ctx, fsm.ConfigEntry, cmd)
+func (h *handlers) commit(ctx context.Context, c *transport.Call, permit acl.Permit, cmd *command) (*result, error) {
+	reply, err := c.Apply(ctx, permit, fsm.ConfigEntry, cmd)
 	if err != nil {
 		return nil, err
 	}
@@ -180,14 +183,15 @@ func (h *handlers) commit(ctx context.Context, c *transport.Call, cmd *command) 
 	return res, nil
 }
 
-func (h *handlers) resolved(c *transport.Call, v *state.View, req *entry.ResolvedRequest) (*entry.ResolvedReply, error) {
-	if err := c.Authorizer.Require(acl.Service, acl.Read, req.Service); err != nil {
-		return nil, err
+func (h *handlers) resolved(c *transport.Call, v *state.View, req *entry.ResolvedRequest) (*entry.ResolvedReply, acl.Permit, error) {
+	permit, err := c.Authorizer.Require(acl.Service, acl.Read, req.Service)
+	if err != nil {
+		return nil, acl.Permit{}, err
 	}
 	index, resolved := Resolve(v, req)
 	reply := &entry.ResolvedReply{Resolved: *resolved}
 	reply.Index = index
-	return reply, nil
+	return reply, permit, nil
 }
 
 // Resolve returns the central settings of a service as v sees them, with the index of the last change to them.
@@ -224,12 +228,13 @@ var chainKinds = []entry.Kind{
 	entry.KindServiceResolver,
 }
 
-func (h *handlers) chain(c *transport.Call, v *state.View, req *chain.GetRequest) (*chain.GetReply, error) {
+func (h *handlers) chain(c *transport.Call, v *state.View, req *chain.GetRequest) (*chain.GetReply, acl.Permit, error) {
 	if req.Service == "" {
-		return nil, wireerr.BadRequest("Missing chain name")
+		return nil, acl.Permit{}, wireerr.BadRequest("Missing chain name")
 	}
-	if err := c.Authorizer.Require(acl.Service, acl.Read, req.Service); err != nil {
-		return nil, err
+	permit, err := c.Authorizer.Require(acl.Service, acl.Read, req.Service)
+	if err != nil {
+		return nil, acl.Permit{}, err
 	}
 	dc := req.EvaluateDatacenter
 	if dc == "" {
@@ -240,7 +245,7 @@ func (h *handlers) chain(c *transport.Call, v *state.View, req *chain.GetRequest
 		Service: req.Service, Datacenter: dc, TrustDomain: trustDomain(v), Overrides: req.Overrides,
 	}, r)
 	if err != nil {
-		return nil, err
+		return nil, acl.Permit{}, err
 	}
 	reply := &chain.GetReply{Chain: made}
 	reply.Index = max(r.index, v.EntriesGone(chainKinds...))
@@ -249,5 +254,5 @@ func (h *handlers) chain(c *transport.Call, v *state.View, req *chain.GetRequest
 		made.ManualVirtualIPs = ip.Manual
 		reply.Index = max(reply.Index, ip.ModifyIndex)
 	}
-	return reply, nil
+	return reply, permit, nil
 }

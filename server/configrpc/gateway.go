@@ -17,9 +17,10 @@ import (
 // gatewayKinds are the kinds of gateways that link services.
 var gatewayKinds = []entry.Kind{entry.KindTerminatingGateway, entry.KindIngressGateway}
 
-func (h *handlers) gatewayServices(c *transport.Call, v *state.View, req *entry.GatewayServicesRequest) (*entry.GatewayServicesReply, error) {
-	if err := c.Authorizer.Require(acl.Service, acl.Read, req.Gateway); err != nil {
-		return nil, err
+func (h *handlers) gatewayServices(c *transport.Call, v *state.View, req *entry.GatewayServicesRequest) (*entry.GatewayServicesReply, acl.Permit, error) {
+	permit, err := c.Authorizer.Require(acl.Service, acl.Read, req.Gateway)
+	if err != nil {
+		return nil, acl.Permit{}, err
 	}
 	own := recorder{v: v}
 	var links []entry.GatewayService
@@ -38,7 +39,7 @@ func (h *handlers) gatewayServices(c *transport.Call, v *state.View, req *entry.
 		}
 		reply.Services = append(reply.Services, l)
 	}
-	return reply, nil
+	return reply, permit, nil
 }
 
 // expand puts the services there are in the place of wildcards, but for those that the same gateway or listener names

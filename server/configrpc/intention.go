@@ -26,21 +26,21 @@ func (h *handlers) enabled() error {
 	return nil
 }
 
-func (h *handlers) intentions(c *transport.Call, v *state.View, req *intention.ListRequest) (*intention.ListReply, error) {
+func (h *handlers) intentions(c *transport.Call, v *state.View, req *intention.ListRequest) (*intention.ListReply, acl.Permit, error) {
 	if err := h.enabled(); err != nil {
-		return nil, err
+		return nil, acl.Permit{}, err
 	}
 	keep, err := filter.Compile[*intention.Intention](req.Filter)
 	if err != nil {
-		return nil, err
+		return nil, acl.Permit{}, err
 	}
 	reply := &intention.ListReply{Intentions: []*intention.Intention{}}
 	index, entries := v.Intentions()
 	reply.Index = index
 	for _, e := range entries {
 		for _, n := range intention.FromEntry(e) {
-			if !mayRead(c.Authorizer, n) {
-				reply.Filtered = true
+			if _, err := mayRead(c.Authorizer, n); err != nil {
+				reply.Filtered = !c.Authorizer.Anonymous()
 				continue
 			}
 			if keep.Match(n) {
@@ -49,24 +49,31 @@ func (h *handlers) intentions(c *transport.Call, v *state.View, req *intention.L
 		}
 	}
 	intention.Sort(reply.Intentions)
-	return reply, nil
+	return reply, c.Authorizer.Filtering(), nil
 }
 
-// mayRead reports whether a token may see an intention: it may read those of the source or of the destination.
-func mayRead(z *acl.Authorizer, n *intention.Intention) bool {
-	return z.May(acl.Inten, acl.Read, n.DestinationName) || n.SourcePeer == "" && z.May(acl.Inten, acl.Read, n.SourceName)
+// mayRead asks for the right to see an intention, on its source or its destination; the refusal tells no more.
+func mayRead(z *acl.Authorizer, n *intention.Intention) (acl.Permit, error) {
+	permit, err := z.Require(acl.Inten, acl.Read, n.DestinationName)
+	if err != nil && n.SourcePeer == "" {
+		permit, err = z.Require(acl.Inten, acl.Read, n.SourceName)
+	}
+	if err != nil {
+		return acl.Permit{}, wireerr.ErrPermissionDenied
+	}
+	return permit, nil
 }
 
-func (h *handlers) intention(c *transport.Call, v *state.View, req *intention.GetRequest) (*intention.GetReply, error) {
+func (h *handlers) intention(c *transport.Call, v *state.View, req *intention.GetRequest) (*intention.GetReply, acl.Permit, error) {
 	if err := h.enabled(); err != nil {
-		return nil, err
+		return nil, acl.Permit{}, err
 	}
 	reply := &intention.GetReply{}
 	var e *entry.ServiceIntentions
 	fits := func(n *intention.Intention) bool { return n.SourceName == req.Source && n.SourcePeer == req.SourcePeer }
 	if req.ID != "" {
 		if err := catalog.CheckUUID(req.ID); err != nil {
-			return nil, wireerr.BadRequest("Failed intention lookup: index error: UUID: %v", err)
+			return nil, acl.Permit{}, wireerr.BadRequest("Failed intention lookup: index error: UUID: %v", err)
 		}
 		reply.Index, _ = v.Intentions()
 		e = legacyEntry(v, req.ID)
@@ -82,26 +89,30 @@ func (h *handlers) intention(c *transport.Call, v *state.View, req *intention.Ge
 		if !fits(n) {
 			continue
 		}
-		if !mayRead(c.Authorizer, n) {
-			return nil, wireerr.ErrPermissionDenied
+		permit, err := mayRead(c.Authorizer, n)
+		if err != nil {
+			return nil, acl.Permit{}, err
 		}
 		reply.Intention = n
-		return reply, nil
-	}
-	if req.ID == "" && !c.Authorizer.May(acl.Inten, acl.Read, req.Destination) && !c.Authorizer.May(acl.Inten, acl.Read, req.Source) {
-		return nil, wireerr.ErrPermissionDenied
+		return reply, permit, nil
 	}
 	reply.NotFound = true
-	return reply, nil
+	if req.ID != "" {
+		return reply, acl.Open(), nil
+	}
+	permit, err := mayRead(c.Authorizer, &intention.Intention{SourceName: req.Source, SourcePeer: req.SourcePeer, DestinationName: req.Destination})
+	return reply, permit, err
 }
 
-func (h *handlers) match(c *transport.Call, v *state.View, req *intention.MatchRequest) (*intention.MatchReply, error) {
+func (h *handlers) match(c *transport.Call, v *state.View, req *intention.MatchRequest) (*intention.MatchReply, acl.Permit, error) {
 	if err := h.enabled(); err != nil {
-		return nil, err
+		return nil, acl.Permit{}, err
 	}
+	permit := acl.Open() // of no names
 	for _, name := range req.Names {
-		if err := c.Authorizer.Require(acl.Inten, acl.Read, name); err != nil {
-			return nil, err
+		var err error
+		if permit, err = c.Authorizer.Require(acl.Inten, acl.Read, name); err != nil {
+			return nil, acl.Permit{}, err
 		}
 	}
 	reply := &intention.MatchReply{Matches: [][]*intention.Intention{}}
@@ -120,15 +131,16 @@ func (h *handlers) match(c *transport.Call, v *state.View, req *intention.MatchR
 		}
 		reply.Matches = append(reply.Matches, list)
 	}
-	return reply, nil
+	return reply, permit, nil
 }
 
-func (h *handlers) check(c *transport.Call, v *state.View, req *intention.CheckRequest) (*intention.CheckReply, error) {
+func (h *handlers) check(c *transport.Call, v *state.View, req *intention.CheckRequest) (*intention.CheckReply, acl.Permit, error) {
 	if err := h.enabled(); err != nil {
-		return nil, err
+		return nil, acl.Permit{}, err
 	}
-	if err := c.Authorizer.Require(acl.Service, acl.Read, req.Destination); err != nil {
-		return nil, err
+	permit, err := c.Authorizer.Require(acl.Service, acl.Read, req.Destination)
+	if err != nil {
+		return nil, acl.Permit{}, err
 	}
 	def := intention.Default{Allow: !h.cfg.DefaultDeny}
 	policy := req.DefaultPolicy
@@ -142,23 +154,25 @@ func (h *handlers) check(c *transport.Call, v *state.View, req *intention.CheckR
 	d := intention.Decide(intention.To(own, all), req.Source, req.SourcePeer, def)
 	reply := &intention.CheckReply{Allowed: d.Allowed, Reason: d.Reason}
 	reply.Index = index
-	return reply, nil
+	return reply, permit, nil
 }
 
 // mayWrite asks for the right to change the intentions of a destination; the refusal tells no more.
-func mayWrite(z *acl.Authorizer, destination string) error {
-	if !z.May(acl.Inten, acl.Write, destination) {
-		return wireerr.ErrPermissionDenied
+func mayWrite(z *acl.Authorizer, destination string) (acl.Permit, error) {
+	permit, err := z.Require(acl.Inten, acl.Write, destination)
+	if err != nil {
+		return acl.Permit{}, wireerr.ErrPermissionDenied
 	}
-	return nil
+	return permit, nil
 }
 
-func (h *handlers) upsert(ctx context.Context, c *transport.Call, req *intention.UpsertRequest) (*struct{}, error) {
+func (h *handlers) upsert(ctx context.Context, c *transport.Call, req *intention.UpsertRequest) (*struct{}, acl.Permit, error) {
 	if err := h.enabled(); err != nil {
-		return nil, err
+		return nil, acl.Permit{}, err
 	}
-	if err := mayWrite(c.Authorizer, req.Destination); err != nil {
-		return nil, err
+	permit, err := mayWrite(c.Authorizer, req.Destination)
+	if err != nil {
+		return nil, acl.Permit{}, err
 	}
 	source := req.Source
 	source.LegacyID, source.LegacyMeta, source.LegacyCreateTime, source.LegacyUpdateTime = "", nil, nil, nil
@@ -167,82 +181,86 @@ func (h *handlers) upsert(ctx context.Context, c *transport.Call, req *intention
 	alone.Kind, alone.Name, alone.Sources = entry.KindServiceIntentions, req.Destination, []*entry.IntentionSource{&source}
 	copied, err := entry.Copy(alone)
 	if err != nil {
-		return nil, err
+		return nil, acl.Permit{}, err
 	}
 	copied.Normalize()
 	if err := entry.CheckHeader(copied); err != nil {
-		return nil, err
+		return nil, acl.Permit{}, err
 	}
 	if err := copied.Validate(); err != nil {
-		return nil, err
+		return nil, acl.Permit{}, err
 	}
-	_, err = h.commit(ctx, c, &command{
+	_, err = h.commit(ctx, c, permit, &command{
 		Op: opSetSource, Kind: entry.KindServiceIntentions, Name: req.Destination, Meta: req.Meta,
 		Source: copied.(*entry.ServiceIntentions).Sources[0],
 	})
-	return &struct{}{}, err
+	return &struct{}{}, permit, err
 }
 
-func (h *handlers) remove(ctx context.Context, c *transport.Call, req *intention.RemoveRequest) (*struct{}, error) {
+func (h *handlers) remove(ctx context.Context, c *transport.Call, req *intention.RemoveRequest) (*struct{}, acl.Permit, error) {
 	if err := h.enabled(); err != nil {
-		return nil, err
+		return nil, acl.Permit{}, err
 	}
-	if err := mayWrite(c.Authorizer, req.Destination); err != nil {
-		return nil, err
+	permit, err := mayWrite(c.Authorizer, req.Destination)
+	if err != nil {
+		return nil, acl.Permit{}, err
 	}
-	_, err := h.commit(ctx, c, &command{
+	_, err = h.commit(ctx, c, permit, &command{
 		Op: opDeleteSource, Kind: entry.KindServiceIntentions, Name: req.Destination,
 		Source: &entry.IntentionSource{Name: req.Source, Peer: req.SourcePeer},
 	})
-	return &struct{}{}, err
+	return &struct{}{}, permit, err
 }
 
-func (h *handlers) legacy(ctx context.Context, c *transport.Call, req *intention.LegacyRequest) (*intention.LegacyReply, error) {
+func (h *handlers) legacy(ctx context.Context, c *transport.Call, req *intention.LegacyRequest) (*intention.LegacyReply, acl.Permit, error) {
 	if err := h.enabled(); err != nil {
-		return nil, err
+		return nil, acl.Permit{}, err
 	}
 	n := req.Intention
+	var permit acl.Permit
 	now := time.Now().UTC()
 	switch req.Op {
 	case intention.LegacyCreate:
 		if n.ID != "" {
-			return nil, errors.New("ID must be empty when creating a new intention")
+			return nil, acl.Permit{}, errors.New("ID must be empty when creating a new intention")
 		}
 		id, err := h.uuid()
 		if err != nil {
-			return nil, err
+			return nil, acl.Permit{}, err
 		}
 		n.ID = id
 	case intention.LegacyUpdate, intention.LegacyDelete:
 		if err := catalog.CheckUUID(n.ID); err != nil {
-			return nil, wireerr.BadRequest("Failed intention lookup: index error: UUID: %v", err)
+			return nil, acl.Permit{}, wireerr.BadRequest("Failed intention lookup: index error: UUID: %v", err)
 		}
 		e := legacyEntry(c.Store.View(), n.ID)
 		switch {
 		case e == nil && req.Op == intention.LegacyUpdate:
-			return nil, fmt.Errorf("Cannot modify non-existent intention: '%s'", n.ID)
+			return nil, acl.Permit{}, fmt.Errorf("Cannot modify non-existent intention: '%s'", n.ID)
 		case e == nil:
-			return nil, fmt.Errorf("Cannot delete non-existent intention: '%s'", n.ID)
+			return nil, acl.Permit{}, fmt.Errorf("Cannot delete non-existent intention: '%s'", n.ID)
 		}
-		if err := mayWrite(c.Authorizer, e.Name); err != nil {
-			return nil, err
+		var err error
+		if permit, err = mayWrite(c.Authorizer, e.Name); err != nil {
+			return nil, acl.Permit{}, err
 		}
 	default:
-		return nil, fmt.Errorf("unknown intention operation %q", req.Op)
+		return nil, acl.Permit{}, fmt.Errorf("unknown intention operation %q", req.Op)
 	}
 	if req.Op != intention.LegacyDelete {
 		// Nothing to permit is nothing permitted.
 		if n.DestinationName == "" {
-			return nil, wireerr.ErrPermissionDenied
+			return nil, acl.Permit{}, wireerr.ErrPermissionDenied
 		}
-		if err := mayWrite(c.Authorizer, n.DestinationName); err != nil {
-			return nil, err
+		var err error
+		if permit, err = mayWrite(c.Authorizer, n.DestinationName); err != nil {
+			return nil, acl.Permit{}, err
 		}
 		if err := checkLegacy(&n); err != nil {
-			return nil, err
+			return nil, acl.Permit{}, err
 		}
 	}
-	_, err := h.commit(ctx, c, &command{
+	_, err := h.commit(ctx, c, permit, &command{
 		Op: legacyOps[req.Op], Kind: entry.KindServiceIntentions, Name: n.DestinationName,
 		Source: &entry.IntentionSource{
 			Name: n.SourceName, Action: n.Action, Type: n.SourceType, Description: n.Description,
@@ -250,9 +268,9 @@ func (h *handlers) legacy(ctx context.Context, c *transport.Call, req *intention
 		},
 	})
 	if err != nil {
-		return nil, err
+		return nil, acl.Permit{}, err
 	}
-	return &intention.LegacyReply{ID: n.ID}, nil
+	return &intention.LegacyReply{ID: n.ID}, permit, nil
 }
 
 // checkLegacy checks what the legacy API may write.

@@ -11,7 +11,7 @@ import (
 )
 
 // requireRead asks for the right to read an entry (spec/acl.md section 19).
-func requireRead(z *acl.Authorizer, kind entry.Kind, name string) error {
+func requireRead(z *acl.Authorizer, kind entry.Kind, name string) (acl.Permit, error) {
 	switch kind {
 	case entry.KindServiceDefaults, entry.KindServiceRouter, entry.KindServiceSplitter, entry.KindServiceResolver,
 		entry.KindIngressGateway, entry.KindTerminatingGateway, entry.KindAPIGateway, entry.KindBoundAPIGateway:
@@ -19,34 +19,35 @@ func requireRead(z *acl.Authorizer, kind entry.Kind, name string) error {
 	case entry.KindServiceIntentions:
 		return z.Require(acl.Inten, acl.Read, name)
 	case entry.KindProxyDefaults, entry.KindMesh:
-		return nil
+		return acl.Open(), nil
 	case entry.KindJWTProvider:
-		if z.May(acl.Service, acl.Write, "") {
-			return nil
+		if permit, err := z.RequireAny(acl.Service, acl.Write); err == nil {
+			return permit, nil
 		}
 	}
 	return z.Require(acl.Mesh, acl.Read, "")
 }
 
 // requireWrite asks for the right to write or delete an entry.
-func requireWrite(z *acl.Authorizer, e entry.Entry) error {
+func requireWrite(z *acl.Authorizer, e entry.Entry) (acl.Permit, error) {
 	name := e.Head().Name
 	switch e := e.(type) {
 	case *entry.BoundAPIGateway:
-		return wireerr.Errorf(http.StatusForbidden, "Permission denied: only writeable by controller")
+		return acl.Permit{}, wireerr.Errorf(http.StatusForbidden, "Permission denied: only writeable by controller")
 	case *entry.ServiceDefaults, *entry.ServiceRouter, *entry.ServiceSplitter, *entry.ServiceResolver:
-		if err := z.Require(acl.Service, acl.Write, name); err != nil {
-			return err
+		permit, err := z.Require(acl.Service, acl.Write, name)
+		if err != nil {
+			return acl.Permit{}, err
 		}
 		for _, other := range references(e) {
 			if other == name {
 				continue
 			}
-			if err := z.Require(acl.Service, acl.Read, other); err != nil {
-				return err
+			if _, err := z.Require(acl.Service, acl.Read, other); err != nil {
+				return acl.Permit{}, err
 			}
 		}
-		return nil
+		return permit, nil
 	case *entry.ServiceIntentions:
 		return z.Require(acl.Inten, acl.Write, name)
 	}

@@ -12,41 +12,43 @@ import (
 	"github.com/sarnmesh/sarn/server/transport"
 )
 
-func (h *handlers) virtualIP(c *transport.Call, v *state.View, req *entry.VirtualIPRequest) (*entry.VirtualIPReply, error) {
-	if err := c.Authorizer.Require(acl.Service, acl.Read, req.Service); err != nil {
-		return nil, err
+func (h *handlers) virtualIP(c *transport.Call, v *state.View, req *entry.VirtualIPRequest) (*entry.VirtualIPReply, acl.Permit, error) {
+	permit, err := c.Authorizer.Require(acl.Service, acl.Read, req.Service)
+	if err != nil {
+		return nil, acl.Permit{}, err
 	}
 	reply := &entry.VirtualIPReply{}
 	ip := v.VirtualIP(req.Service, req.Peer)
 	if ip == nil {
 		reply.NotFound = true
 		reply.Index, _ = v.VirtualIPs()
-		return reply, nil
+		return reply, permit, nil
 	}
 	reply.Index, reply.Address, reply.Manual = ip.ModifyIndex, ip.Address(), ip.Manual
-	return reply, nil
+	return reply, permit, nil
 }
 
-func (h *handlers) setVirtualIPs(ctx context.Context, c *transport.Call, req *entry.SetVirtualIPsRequest) (*entry.SetVirtualIPsReply, error) {
-	if err := c.Authorizer.Require(acl.Mesh, acl.Write, ""); err != nil {
-		return nil, err
+func (h *handlers) setVirtualIPs(ctx context.Context, c *transport.Call, req *entry.SetVirtualIPsRequest) (*entry.SetVirtualIPsReply, acl.Permit, error) {
+	permit, err := c.Authorizer.Require(acl.Mesh, acl.Write, "")
+	if err != nil {
+		return nil, acl.Permit{}, err
 	}
 	if len(req.Addresses) > entry.MaxManualVirtualIPs {
-		return nil, fmt.Errorf("cannot associate more than %d manual virtual IPs with the same service", entry.MaxManualVirtualIPs)
+		return nil, acl.Permit{}, fmt.Errorf("cannot associate more than %d manual virtual IPs with the same service", entry.MaxManualVirtualIPs)
 	}
 	var addresses []string
 	for _, text := range req.Addresses {
 		a, err := netip.ParseAddr(text)
 		if err != nil || !a.Is4() {
-			return nil, fmt.Errorf("%q is not a valid IPv4 address", text)
+			return nil, acl.Permit{}, fmt.Errorf("%q is not a valid IPv4 address", text)
 		}
 		if text := a.String(); !slices.Contains(addresses, text) {
 			addresses = append(addresses, text)
 		}
 	}
-	res, err := h.commit(ctx, c, &command{Op: opVirtualIPs, Name: req.Service, Peer: req.Peer, Addresses: addresses})
+	res, err := h.commit(ctx, c, permit, &command{Op: opVirtualIPs, Name: req.Service, Peer: req.Peer, Addresses: addresses})
 	if err != nil {
-		return nil, err
+		return nil, acl.Permit{}, err
 	}
 	reply := &entry.SetVirtualIPsReply{Found: res.OK}
 	for _, o := range res.From {
@@ -54,5 +56,5 @@ func (h *handlers) setVirtualIPs(ctx context.Context, c *transport.Call, req *en
 		owner.ServiceName.Name = o.Service
 		reply.UnassignedFrom = append(reply.UnassignedFrom, owner)
 	}
-	return reply, nil
+	return reply, permit, nil
 }

@@ -30,9 +30,9 @@ func (a *Authority) Register(r *transport.Registry, f *fsm.Appliers) {
 	transport.Handle(r, ca.SignCall, a.sign)
 }
 
-func (a *Authority) roots(_ *transport.Call, v *state.View, _ *ca.RootsRequest) (*ca.RootsReply, error) {
+func (a *Authority) roots(_ *transport.Call, v *state.View, _ *ca.RootsRequest) (*ca.RootsReply, acl.Permit, error) {
 	if a.cfg.Disabled {
-		return nil, wireerr.ErrConnectDisabled
+		return nil, acl.Permit{}, wireerr.ErrConnectDisabled
 	}
 	reply := &ca.RootsReply{Roots: []*trust.Root{}}
 	index, roots := v.CARoots()
@@ -46,51 +46,54 @@ func (a *Authority) roots(_ *transport.Call, v *state.View, _ *ca.RootsRequest) 
 	if _, config := v.CAConfig(); config != nil {
 		reply.TrustDomain = connect.TrustDomain(config.ClusterID)
 	}
-	return reply, nil
+	return reply, acl.Open(), nil
 }
 
-func (a *Authority) config(c *transport.Call, v *state.View, _ *ca.ConfigRequest) (*ca.ConfigReply, error) {
+func (a *Authority) config(c *transport.Call, v *state.View, _ *ca.ConfigRequest) (*ca.ConfigReply, acl.Permit, error) {
 	if a.cfg.Disabled {
-		return nil, wireerr.ErrConnectDisabled
+		return nil, acl.Permit{}, wireerr.ErrConnectDisabled
 	}
 	// Reading needs write: it tells how the mesh's identities are made.
-	if err := c.Authorizer.Require(acl.Operator, acl.Write, ""); err != nil {
-		return nil, err
+	permit, err := c.Authorizer.Require(acl.Operator, acl.Write, "")
+	if err != nil {
+		return nil, acl.Permit{}, err
 	}
 	index, config := v.CAConfig()
 	if config == nil {
-		return nil, errNotReady
+		return nil, acl.Permit{}, errNotReady
 	}
 	shown := *config
 	shown.ClusterID, shown.FromAgent = "", nil
 	shown.Config = ca.Redact(config.Config)
 	reply := &ca.ConfigReply{Config: &shown}
 	reply.Index = index
-	return reply, nil
+	return reply, permit, nil
 }
 
-func (a *Authority) setConfig(ctx context.Context, c *transport.Call, req *ca.SetConfigRequest) (*struct{}, error) {
+func (a *Authority) setConfig(ctx context.Context, c *transport.Call, req *ca.SetConfigRequest) (*struct{}, acl.Permit, error) {
 	if a.cfg.Disabled {
-		return nil, wireerr.ErrConnectDisabled
+		return nil, acl.Permit{}, wireerr.ErrConnectDisabled
 	}
-	if err := c.Authorizer.Require(acl.Operator, acl.Write, ""); err != nil {
-		return nil, err
+	permit, err := c.Authorizer.Require(acl.Operator, acl.Write, "")
+	if err != nil {
+		return nil, acl.Permit{}, err
 	}
 	a.changing.Lock()
 	defer a.changing.Unlock()
 	view := c.Store.View()
 	_, config := view.CAConfig()
 	if config == nil {
-		return nil, errNotReady
+		return nil, acl.Permit{}, errNotReady
 	}
 	if req.Config.State != nil && !maps.Equal(req.Config.State, config.State) {
-		return nil, wireerr.BadRequest("Provider State is read-only. It must be omitted or identical to the current value")
+		return nil, acl.Permit{}, wireerr.BadRequest("Provider State is read-only. It must be omitted or identical to the current value")
 	}
 	next := &trust.Configuration{
 		Provider: req.Config.Provider, Config: maps.Clone(req.Config.Config), State: config.State,
 		ForceWithoutCrossSigning: req.Config.ForceWithoutCrossSigning,
 	}
-	return &struct{}{}, a.change(ctx, view, c.Apply, next, false)
+	apply := func(ctx context.Context, k fsm.Kind, req any) (any, error) { return c.Apply(ctx, permit, k, req) }
+	return &struct{}{}, permit, a.change(ctx, view, apply, next, false)
 }
 
 // withoutKey removes the built-in provider's key, which is kept apart.
@@ -110,51 +113,52 @@ var errNotReady = errors.New("CA is uninitialized and unable to sign certificate
 // readyWait is how long a request to sign waits for the first root.
 const readyWait = 5 * time.Second
 
-func (a *Authority) sign(ctx context.Context, c *transport.Call, req *ca.SignRequest) (*ca.SignReply, error) {
+func (a *Authority) sign(ctx context.Context, c *transport.Call, req *ca.SignRequest) (*ca.SignReply, acl.Permit, error) {
 	if a.cfg.Disabled {
-		return nil, wireerr.ErrConnectDisabled
+		return nil, acl.Permit{}, wireerr.ErrConnectDisabled
 	}
 	view, config, root, err := ready(ctx, c.Store)
 	if err != nil {
-		return nil, err
+		return nil, acl.Permit{}, err
 	}
 	request, err := ca.ParseCSR(req.CSR, connect.TrustDomain(config.ClusterID), c.Datacenter)
 	if err != nil {
-		return nil, wireerr.BadRequest("%v", err)
+		return nil, acl.Permit{}, wireerr.BadRequest("%v", err)
 	}
-	if err := ca.Authorize(c.Authorizer, request.ID()); err != nil {
-		return nil, err
+	permit, err := ca.Authorize(c.Authorizer, request.ID())
+	if err != nil {
+		return nil, acl.Permit{}, err
 	}
 	if err := checkHosts(view, request.ID(), req.Hosts); err != nil {
-		return nil, err
+		return nil, acl.Permit{}, err
 	}
 	settings, err := ca.ParseSettings(config.Provider, config.Config)
 	if err != nil {
-		return nil, err
+		return nil, acl.Permit{}, err
 	}
 	done, err := a.limit.acquire(ctx, settings.CSRMaxPerSecond, settings.CSRMaxConcurrent)
 	if err != nil {
-		return nil, err
+		return nil, acl.Permit{}, err
 	}
 	defer done()
 	provider, err := a.providerOf(view, root)
 	if err != nil {
-		return nil, err
+		return nil, acl.Permit{}, err
 	}
 	serial := make([]byte, 16)
 	if _, err := io.ReadFull(a.cfg.Random, serial); err != nil {
-		return nil, err
+		return nil, acl.Permit{}, err
 	}
 	serial[0] = serial[0]&0x7f | 0x40 // positive, and always of the same length
 	leaf, err := ca.SignLeaf(ctx, request, ca.LeafParams{
 		Provider: provider, Root: root, Serial: serial, Now: time.Now(), TTL: settings.LeafCertTTL, Hosts: req.Hosts,
 	})
 	if err != nil {
-		return nil, err
+		return nil, acl.Permit{}, err
 	}
 	index, _ := view.CARoots()
 	leaf.CreateIndex, leaf.ModifyIndex = index, index
-	return &ca.SignReply{Leaf: *leaf}, nil
+	return &ca.SignReply{Leaf: *leaf}, permit, nil
 }
 
 // checkHosts returns nil when the leaf of an identity may carry DNS names: those of an ingress gateway's entry, and of the

@@ -13,27 +13,29 @@ import (
 	"github.com/sarnmesh/sarn/server/transport"
 )
 
-func (h *handlers) get(c *transport.Call, v *state.View, req *kv.GetRequest) (*kv.GetReply, error) {
-	if err := c.Authorizer.Require(acl.Key, acl.Read, req.Key); err != nil {
-		return nil, err
+func (h *handlers) get(c *transport.Call, v *state.View, req *kv.GetRequest) (*kv.GetReply, acl.Permit, error) {
+	permit, err := c.Authorizer.Require(acl.Key, acl.Read, req.Key)
+	if err != nil {
+		return nil, acl.Permit{}, err
 	}
 	resp := &kv.GetReply{}
 	resp.Index, resp.Entry = v.Key(req.Key)
 	resp.NotFound = resp.Entry == nil
-	return resp, nil
+	return resp, permit, nil
 }
 
 // mayList asks for the right to list a prefix where the setting wants that.
-func (h *handlers) mayList(c *transport.Call, prefix string) error {
+func (h *handlers) mayList(c *transport.Call, prefix string) (acl.Permit, error) {
 	if !h.cfg.KeyListPolicy {
-		return nil
+		return c.Authorizer.Filtering(), nil
 	}
 	return c.Authorizer.Require(acl.Key, acl.List, prefix)
 }
 
-func (h *handlers) list(c *transport.Call, v *state.View, req *kv.ListRequest) (*kv.ListReply, error) {
-	if err := h.mayList(c, req.Prefix); err != nil {
-		return nil, err
+func (h *handlers) list(c *transport.Call, v *state.View, req *kv.ListRequest) (*kv.ListReply, acl.Permit, error) {
+	permit, err := h.mayList(c, req.Prefix)
+	if err != nil {
+		return nil, acl.Permit{}, err
 	}
 	resp := &kv.ListReply{}
 	index, all := v.KeysUnder(req.Prefix)
@@ -45,12 +47,13 @@ func (h *handlers) list(c *transport.Call, v *state.View, req *kv.ListRequest) (
 		}
 	}
 	resp.Filtered = len(resp.Entries) < len(all) && !c.Authorizer.Anonymous()
-	return resp, nil
+	return resp, permit, nil
 }
 
-func (h *handlers) keys(c *transport.Call, v *state.View, req *kv.KeysRequest) (*kv.KeysReply, error) {
-	if err := h.mayList(c, req.Prefix); err != nil {
-		return nil, err
+func (h *handlers) keys(c *transport.Call, v *state.View, req *kv.KeysRequest) (*kv.KeysReply, acl.Permit, error) {
+	permit, err := h.mayList(c, req.Prefix)
+	if err != nil {
+		return nil, acl.Permit{}, err
 	}
 	resp := &kv.KeysReply{}
 	resp.Index, resp.Keys = v.KeyNames(req.Prefix, req.Separator, func(key string) bool {
@@ -60,44 +63,46 @@ func (h *handlers) keys(c *transport.Call, v *state.View, req *kv.KeysRequest) (
 		resp.Filtered = !c.Authorizer.Anonymous()
 		return false
 	})
-	return resp, nil
+	return resp, permit, nil
 }
 
 // errNoKey is answered to a change that names no key.
 var errNoKey = errors.New("Must provide key")
 
 // mayChange asks for the right to make a change of a key.
-func mayChange(z *acl.Authorizer, op kv.Op, key string) error {
+func mayChange(z *acl.Authorizer, op kv.Op, key string) (acl.Permit, error) {
 	if op == kv.OpDeleteTree {
 		return z.RequirePrefix(acl.Key, acl.Write, key)
 	}
 	return z.Require(acl.Key, acl.Write, key)
 }
 
-func (h *handlers) apply(ctx context.Context, c *transport.Call, req *kv.ApplyRequest) (*kv.ApplyReply, error) {
+func (h *handlers) apply(ctx context.Context, c *transport.Call, req *kv.ApplyRequest) (*kv.ApplyReply, acl.Permit, error) {
 	switch req.Op {
 	case kv.OpSet, kv.OpCAS, kv.OpLock, kv.OpUnlock, kv.OpDelete, kv.OpDeleteTree, kv.OpDeleteCAS:
 	default:
-		return nil, fmt.Errorf("unknown KV operation: %s", req.Op)
+		return nil, acl.Permit{}, fmt.Errorf("unknown KV operation: %s", req.Op)
 	}
 	if req.Entry.Key == "" && req.Op != kv.OpDeleteTree {
-		return nil, errNoKey
+		return nil, acl.Permit{}, errNoKey
 	}
-	if err := mayChange(c.Authorizer, req.Op, req.Entry.Key); err != nil {
-		return nil, err
+	permit, err := mayChange(c.Authorizer, req.Op, req.Entry.Key)
+	if err != nil {
+		return nil, acl.Permit{}, err
 	}
 	// Looked at before the entry is written: delays are in this server's memory, and every server must make the same
 	// of an entry.
 	if req.Op == kv.OpLock && h.cfg.Delays.Active(req.Entry.Key) {
-		return &kv.ApplyReply{OK: false}, nil
+		return &kv.ApplyReply{OK: false}, permit, nil
 	}
 	command := *req
 	command.Target = read.Target{}
-	value, err := c.Apply(ctx, fsm.KV, &command)
+	value, err := c.Apply(ctx, permit, fsm.KV, &command)
 	if err != nil {
-		return nil, applyError("raft apply failed", err)
+		return nil, acl.Permit{}, applyError("raft apply failed", err)
 	}
-	return reply[kv.ApplyReply](value)
+	resp, err := reply[kv.ApplyReply](value)
+	return resp, permit, err
 }
 
 func applyKey(tx *state.Tx, req *kv.ApplyRequest) (*kv.ApplyReply, error) {

@@ -317,6 +317,8 @@ func (p policy) Allows(r acl.Resource, a acl.Access, name string) bool {
 	return granted
 }
 
+func (p policy) AllowsAny(acl.Resource, acl.Access) bool { return true }
+
 func (p policy) AllowsPrefix(r acl.Resource, a acl.Access, prefix string) bool {
 	for _, rule := range p {
 		if parts := strings.SplitN(strings.TrimPrefix(rule, "-"), ":", 3); strings.HasPrefix(rule, "-") && parts[0] == string(r) && strings.HasPrefix(parts[2], prefix) {

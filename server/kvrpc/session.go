@@ -14,26 +14,27 @@ import (
 	"github.com/sarnmesh/sarn/server/transport"
 )
 
-func (h *handlers) sessionCreate(ctx context.Context, c *transport.Call, req *kv.SessionCreateRequest) (*kv.SessionCreateReply, error) {
+func (h *handlers) sessionCreate(ctx context.Context, c *transport.Call, req *kv.SessionCreateRequest) (*kv.SessionCreateReply, acl.Permit, error) {
 	if req.Session.Node == "" {
-		return nil, errors.New("Must provide Node")
+		return nil, acl.Permit{}, errors.New("Must provide Node")
 	}
-	if err := c.Authorizer.Require(acl.Session, acl.Write, req.Session.Node); err != nil {
-		return nil, err
+	permit, err := c.Authorizer.Require(acl.Session, acl.Write, req.Session.Node)
+	if err != nil {
+		return nil, acl.Permit{}, err
 	}
 	command := kv.SessionCreateRequest{Session: req.Session}
 	s := &command.Session
 	if err := s.Normalize(h.cfg.MinTTL); err != nil {
-		return nil, err
+		return nil, acl.Permit{}, err
 	}
 	s.ID = uuid.NewString()
-	if _, err := c.Apply(ctx, fsm.SessionCreate, &command); err != nil {
-		return nil, applyError("apply failed", err)
+	if _, err := c.Apply(ctx, permit, fsm.SessionCreate, &command); err != nil {
+		return nil, acl.Permit{}, applyError("apply failed", err)
 	}
 	if after := s.ExpiresAfter(); after > 0 {
 		h.cfg.TTL.Renew(s.ID, after)
 	}
-	return &kv.SessionCreateReply{ID: s.ID}, nil
+	return &kv.SessionCreateReply{ID: s.ID}, permit, nil
 }
 
 func applySessionCreate(tx *state.Tx, req *kv.SessionCreateRequest) (*struct{}, error) {
@@ -43,19 +44,20 @@ func applySessionCreate(tx *state.Tx, req *kv.SessionCreateRequest) (*struct{}, 
 	return nil, nil
 }
 
-func (h *handlers) sessionDestroy(ctx context.Context, c *transport.Call, req *kv.SessionDestroyRequest) (*struct{}, error) {
+func (h *handlers) sessionDestroy(ctx context.Context, c *transport.Call, req *kv.SessionDestroyRequest) (*struct{}, acl.Permit, error) {
 	_, s := c.Store.View().Session(req.ID)
 	if s == nil {
-		return &struct{}{}, nil
+		return &struct{}{}, acl.Open(), nil
 	}
-	if err := c.Authorizer.Require(acl.Session, acl.Write, s.Node); err != nil {
-		return nil, err
+	permit, err := c.Authorizer.Require(acl.Session, acl.Write, s.Node)
+	if err != nil {
+		return nil, acl.Permit{}, err
 	}
-	if _, err := c.Apply(ctx, fsm.SessionDestroy, &kv.SessionDestroyRequest{Target: read.Target{}, ID: req.ID}); err != nil {
-		return nil, applyError("apply failed", err)
+	if _, err := c.Apply(ctx, permit, fsm.SessionDestroy, &kv.SessionDestroyRequest{Target: read.Target{}, ID: req.ID}); err != nil {
+		return nil, acl.Permit{}, applyError("apply failed", err)
 	}
 	h.cfg.TTL.Forget(s.ID)
-	return &struct{}{}, nil
+	return &struct{}{}, permit, nil
 }
 
 func applySessionDestroy(tx *state.Tx, req *kv.SessionDestroyRequest) (*struct{}, error) {
@@ -63,25 +65,26 @@ func applySessionDestroy(tx *state.Tx, req *kv.SessionDestroyRequest) (*struct{}
 	return nil, nil
 }
 
-func (h *handlers) sessionRenew(_ context.Context, c *transport.Call, req *kv.SessionRenewRequest) (*kv.SessionsReply, error) {
+func (h *handlers) sessionRenew(_ context.Context, c *transport.Call, req *kv.SessionRenewRequest) (*kv.SessionsReply, acl.Permit, error) {
 	resp := &kv.SessionsReply{Sessions: []*kv.Session{}}
 	index, s := c.Store.View().Session(req.ID)
 	resp.Index = index
 	if s == nil {
 		resp.NotFound = true
-		return resp, nil
+		return resp, acl.Open(), nil
 	}
-	if err := c.Authorizer.Require(acl.Session, acl.Write, s.Node); err != nil {
-		return nil, err
+	permit, err := c.Authorizer.Require(acl.Session, acl.Write, s.Node)
+	if err != nil {
+		return nil, acl.Permit{}, err
 	}
 	if after := s.ExpiresAfter(); after > 0 {
 		h.cfg.TTL.Renew(s.ID, after)
 	}
 	resp.Sessions = append(resp.Sessions, s)
-	return resp, nil
+	return resp, permit, nil
 }
 
-func (h *handlers) sessions(c *transport.Call, v *state.View, req *kv.SessionsRequest) (*kv.SessionsReply, error) {
+func (h *handlers) sessions(c *transport.Call, v *state.View, req *kv.SessionsRequest) (*kv.SessionsReply, acl.Permit, error) {
 	resp := &kv.SessionsReply{}
 	var all []*kv.Session
 	switch {
@@ -103,5 +106,5 @@ func (h *handlers) sessions(c *transport.Call, v *state.View, req *kv.SessionsRe
 		}
 	}
 	resp.Filtered = len(resp.Sessions) < len(all) && !c.Authorizer.Anonymous()
-	return resp, nil
+	return resp, c.Authorizer.Filtering(), nil
 }

@@ -14,21 +14,22 @@ import (
 	"github.com/sarnmesh/sarn/server/transport"
 )
 
-func (h *handlers) txn(ctx context.Context, c *transport.Call, req *kv.TxnRequest) (*kv.TxnReply, error) {
+func (h *handlers) txn(ctx context.Context, c *transport.Call, req *kv.TxnRequest) (*kv.TxnReply, acl.Permit, error) {
 	ops, problems := h.check(c, c.Store.View(), req.Ops)
+	permit := c.Authorizer.Filtering() // of what may be read; check asked for everything else
 	if len(problems) > 0 {
-		return &kv.TxnReply{Errors: problems}, nil
+		return &kv.TxnReply{Errors: problems}, permit, nil
 	}
-	value, err := c.Apply(ctx, fsm.Txn, &kv.TxnRequest{Ops: ops})
+	value, err := c.Apply(ctx, permit, fsm.Txn, &kv.TxnRequest{Ops: ops})
 	if err != nil {
-		return nil, err
+		return nil, acl.Permit{}, err
 	}
 	stored, err := reply[kv.TxnReply](value)
 	if err != nil {
-		return nil, err
+		return nil, acl.Permit{}, err
 	}
 	stored.Results, _ = readable(c.Authorizer, stored.Results)
-	return stored, nil
+	return stored, permit, nil
 }
 
 func applyTxn(tx *state.Tx, req *kv.TxnRequest) (*kv.TxnReply, error) {
@@ -36,24 +37,24 @@ func applyTxn(tx *state.Tx, req *kv.TxnRequest) (*kv.TxnReply, error) {
 	return &reply, nil
 }
 
-func (h *handlers) txnRead(c *transport.Call, v *state.View, req *kv.TxnReadRequest) (*kv.TxnReadReply, error) {
+func (h *handlers) txnRead(c *transport.Call, v *state.View, req *kv.TxnReadRequest) (*kv.TxnReadReply, acl.Permit, error) {
 	resp := &kv.TxnReadReply{}
 	for i := range req.Ops {
 		if req.Ops[i].Writes() {
-			return nil, errors.New("a transaction that only reads has an operation that writes")
+			return nil, acl.Permit{}, errors.New("a transaction that only reads has an operation that writes")
 		}
 	}
 	resp.Index = 1
 	ops, problems := h.check(c, v, req.Ops)
 	if len(problems) > 0 {
 		resp.Errors = problems
-		return resp, nil
+		return resp, c.Authorizer.Filtering(), nil
 	}
 	resp.TxnReply = v.Txn(ops)
 	var dropped bool
 	resp.Results, dropped = readable(c.Authorizer, resp.Results)
 	resp.Filtered = dropped && !c.Authorizer.Anonymous()
-	return resp, nil
+	return resp, c.Authorizer.Filtering(), nil
 }
 
 // check looks at all operations before any is done: verbs, required fields, rights and lock delays. It returns copies
@@ -86,7 +87,8 @@ func (h *handlers) checkOp(c *transport.Call, v *state.View, vetter *catalogrpc.
 			return *op, fmt.Errorf("unknown session operation: %s", op.Session.Verb)
 		}
 		if _, s := v.Session(op.Session.Session.ID); s != nil {
-			return *op, c.Authorizer.Require(acl.Session, acl.Write, s.Node)
+			_, err := c.Authorizer.Require(acl.Session, acl.Write, s.Node)
+			return *op, err
 		}
 	}
 	return *op, nil
@@ -99,7 +101,7 @@ func (h *handlers) checkKey(z *acl.Authorizer, op *kv.TxnKV) error {
 		if key == "" && op.Verb != kv.OpDeleteTree {
 			return errNoKey
 		}
-		if err := mayChange(z, op.Verb, key); err != nil {
+		if _, err := mayChange(z, op.Verb, key); err != nil {
 			return err
 		}
 		if op.Verb == kv.OpLock && h.cfg.Delays.Active(key) {
@@ -113,7 +115,8 @@ func (h *handlers) checkKey(z *acl.Authorizer, op *kv.TxnKV) error {
 		switch op.Verb {
 		case kv.OpCheckIndex, kv.OpCheckSession, kv.OpCheckNotExists:
 			// Their failure tells about the key: nothing is left to filter.
-			return z.Require(acl.Key, acl.Read, key)
+			_, err := z.Require(acl.Key, acl.Read, key)
+			return err
 		case kv.OpGetTree:
 			return h.mayGetTree(z, key)
 		}
@@ -126,7 +129,8 @@ func (h *handlers) mayGetTree(z *acl.Authorizer, prefix string) error {
 	if !h.cfg.KeyListPolicy {
 		return nil
 	}
-	return z.Require(acl.Key, acl.List, prefix)
+	_, err := z.Require(acl.Key, acl.List, prefix)
+	return err
 }
 
 // checkVerb refuses a verb that the objects of the catalog do not have.

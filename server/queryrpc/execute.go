@@ -15,16 +15,16 @@ import (
 
 // execute needs no right on the query: what it finds is shown as far as the token allows, that of the query if it has
 // one.
-func (h *handlers) execute(ctx context.Context, c *transport.Call, v *state.View, req *query.ExecuteRequest) (*query.ExecuteReply, error) {
+func (h *handlers) execute(ctx context.Context, c *transport.Call, v *state.View, req *query.ExecuteRequest) (*query.ExecuteReply, acl.Permit, error) {
 	q, err := resolve(v, req.Query)
 	if err != nil {
-		return nil, err
+		return nil, acl.Permit{}, err
 	}
 	z, token := c.Authorizer, req.Token
 	if q.Token != "" {
 		token = q.Token
 		if z, err = c.Resolve(ctx, token); err != nil {
-			return nil, err
+			return nil, acl.Permit{}, err
 		}
 	}
 	reply := h.search(c, z, v, q, req.Connect)
@@ -34,9 +34,9 @@ func (h *handlers) execute(ctx context.Context, c *transport.Call, v *state.View
 	}
 	reply.Instances = query.Limit(reply.Instances, req.Limit)
 	if len(reply.Instances) > 0 || h.cfg.Elsewhere == nil {
-		return reply, nil
+		return reply, z.Filtering(), nil
 	}
-	return reply, h.failover(ctx, c, q, req, token, reply)
+	return reply, z.Filtering(), h.failover(ctx, c, q, req, token, reply)
 }
 
 // search returns the instances here that the query is about and that the token may see, in random order.
@@ -114,8 +114,8 @@ func (h *handlers) failover(ctx context.Context, c *transport.Call, q *query.Que
 }
 
 // remote executes a query for another datacenter, which has resolved it.
-func (h *handlers) remote(c *transport.Call, v *state.View, req *query.RemoteRequest) (*query.ExecuteReply, error) {
+func (h *handlers) remote(c *transport.Call, v *state.View, req *query.RemoteRequest) (*query.ExecuteReply, acl.Permit, error) {
 	reply := h.search(c, c.Authorizer, v, &req.Query, req.Connect)
 	reply.Instances = query.Limit(reply.Instances, req.Limit)
-	return reply, nil
+	return reply, c.Authorizer.Filtering(), nil
 }

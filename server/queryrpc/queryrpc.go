@@ -75,49 +75,50 @@ func errUnknown(id string) error {
 
 var errNewID = errors.New("ID must be empty when creating a new prepared query")
 
-func (h *handlers) apply(ctx context.Context, c *transport.Call, req *query.ApplyRequest) (*query.ApplyReply, error) {
+func (h *handlers) apply(ctx context.Context, c *transport.Call, req *query.ApplyRequest) (*query.ApplyReply, acl.Permit, error) {
 	command := &query.ApplyRequest{Op: req.Op, Query: req.Query}
 	q := &command.Query
 	switch req.Op {
 	case query.Create:
 		if q.ID != "" {
-			return nil, errNewID
+			return nil, acl.Permit{}, errNewID
 		}
 		q.ID = uuid.NewString()
 	case query.Update:
 	case query.Delete:
 		command.Query = query.Query{ID: q.ID}
 	default:
-		return nil, fmt.Errorf("Unknown prepared query operation: %s", req.Op)
+		return nil, acl.Permit{}, fmt.Errorf("Unknown prepared query operation: %s", req.Op)
 	}
-	if err := requireWrite(c.Authorizer, q); err != nil {
-		return nil, err
+	permit, err := requireWrite(c.Authorizer, q)
+	if err != nil {
+		return nil, acl.Permit{}, err
 	}
 	if req.Op != query.Create {
 		if err := checkID(q.ID); err != nil {
-			return nil, fmt.Errorf("Prepared Query lookup failed: %w", err)
+			return nil, acl.Permit{}, fmt.Errorf("Prepared Query lookup failed: %w", err)
 		}
 		_, old := c.Store.View().Query(q.ID)
 		if old == nil {
-			return nil, errUnknown(q.ID)
+			return nil, acl.Permit{}, errUnknown(q.ID)
 		}
-		if err := requireWrite(c.Authorizer, old); err != nil {
-			return nil, err
+		if _, err := requireWrite(c.Authorizer, old); err != nil {
+			return nil, acl.Permit{}, err
 		}
 		q.ID = old.ID
 	}
 	if req.Op != query.Delete {
 		if err := check(q); err != nil {
-			return nil, err
+			return nil, acl.Permit{}, err
 		}
 	}
-	if _, err := c.Apply(ctx, fsm.PreparedQuery, command); err != nil {
+	if _, err := c.Apply(ctx, permit, fsm.PreparedQuery, command); err != nil {
 		if r, ok := errors.AsType[*refusal](err); ok {
 			err = fmt.Errorf(applyFailed+"%w", r.error)
 		}
-		return nil, err
+		return nil, acl.Permit{}, err
 	}
-	return &query.ApplyReply{ID: q.ID}, nil
+	return &query.ApplyReply{ID: q.ID}, permit, nil
 }
 
 // check checks a definition before it enters the log.
@@ -165,19 +166,19 @@ func refused(err error) error {
 
 // requireWrite asks for the right to make or change a query. One that has no name lives no longer than its session, and
 // is everybody's who knows its ID.
-func requireWrite(z *acl.Authorizer, q *query.Query) error {
+func requireWrite(z *acl.Authorizer, q *query.Query) (acl.Permit, error) {
 	if name, ok := q.RightName(); ok {
 		return z.Require(acl.Query, acl.Write, name)
 	}
-	return nil
+	return acl.Open(), nil
 }
 
 // requireRead asks for the right to see a query whose ID is known.
-func requireRead(z *acl.Authorizer, q *query.Query) error {
+func requireRead(z *acl.Authorizer, q *query.Query) (acl.Permit, error) {
 	if name, ok := q.RightName(); ok {
 		return z.Require(acl.Query, acl.Read, name)
 	}
-	return nil
+	return acl.Open(), nil
 }
 
 // seesAll reports whether a token may see the tokens in queries, and the queries without a name.
@@ -205,23 +206,24 @@ func checkID(id string) error {
 	return nil
 }
 
-func (h *handlers) get(c *transport.Call, v *state.View, req *query.GetRequest) (*query.Reply, error) {
+func (h *handlers) get(c *transport.Call, v *state.View, req *query.GetRequest) (*query.Reply, acl.Permit, error) {
 	if err := checkID(req.ID); err != nil {
-		return nil, err
+		return nil, acl.Permit{}, err
 	}
 	index, q := v.Query(req.ID)
 	if q == nil {
-		return nil, query.ErrNotFound // at once, also when the request would block
+		return nil, acl.Permit{}, query.ErrNotFound // at once, also when the request would block
 	}
-	if err := requireRead(c.Authorizer, q); err != nil {
-		return nil, err
+	permit, err := requireRead(c.Authorizer, q)
+	if err != nil {
+		return nil, acl.Permit{}, err
 	}
 	reply := &query.Reply{Queries: []*query.Query{shown(c.Authorizer, q)}}
 	reply.Index = index
-	return reply, nil
+	return reply, permit, nil
 }
 
-func (h *handlers) list(c *transport.Call, v *state.View, req *query.ListRequest) (*query.Reply, error) {
+func (h *handlers) list(c *transport.Call, v *state.View, req *query.ListRequest) (*query.Reply, acl.Permit, error) {
 	index, all := v.Queries()
 	reply := &query.Reply{Queries: make([]*query.Query, 0, len(all))}
 	reply.Index = index
@@ -234,18 +236,19 @@ func (h *handlers) list(c *transport.Call, v *state.View, req *query.ListRequest
 		}
 		reply.Queries = append(reply.Queries, shown(c.Authorizer, q))
 	}
-	return reply, nil
+	return reply, c.Authorizer.Filtering(), nil
 }
 
-func (h *handlers) explain(c *transport.Call, v *state.View, req *query.ExecuteRequest) (*query.ExplainReply, error) {
+func (h *handlers) explain(c *transport.Call, v *state.View, req *query.ExecuteRequest) (*query.ExplainReply, acl.Permit, error) {
 	q, err := resolve(v, req.Query)
 	if err != nil {
-		return nil, err
+		return nil, acl.Permit{}, err
 	}
-	if err := requireRead(c.Authorizer, q); err != nil {
-		return nil, err
+	permit, err := requireRead(c.Authorizer, q)
+	if err != nil {
+		return nil, acl.Permit{}, err
 	}
-	return &query.ExplainReply{Query: shown(c.Authorizer, q)}, nil
+	return &query.ExplainReply{Query: shown(c.Authorizer, q)}, permit, nil
 }
 
 func resolve(v *state.View, idOrName string) (*query.Query, error) {

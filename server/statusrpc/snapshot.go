@@ -18,8 +18,9 @@ import (
 )
 
 // save writes an archive of the state. In default mode this is the leader, which confirms that first.
-func (h *handlers) save(ctx context.Context, c *transport.Call, req *operator.SnapshotRequest, _ io.Reader, reply func(*operator.SnapshotReply) error, out io.Writer) error {
-	if err := c.Authorizer.Require(acl.ACL, acl.Write, ""); err != nil {
+func (h *handlers) save(ctx context.Context, c *transport.Call, req *operator.SnapshotRequest, _ io.Reader, reply func(acl.Permit, *operator.SnapshotReply) error, out io.Writer) error {
+	permit, err := c.Authorizer.Require(acl.ACL, acl.Write, "")
+	if err != nil {
 		return err
 	}
 	if req.Mode != read.Stale {
@@ -37,15 +38,16 @@ func (h *handlers) save(ctx context.Context, c *transport.Call, req *operator.Sn
 	status, _ := h.cfg.Raft.Status()
 	resp.KnownLeader = status.Known()
 	resp.LastContact, _ = h.cfg.Raft.LastContact()
-	if err := reply(resp); err != nil {
+	if err := reply(permit, resp); err != nil {
 		return err
 	}
 	return snapshot.Write(out, meta, data, time.Now())
 }
 
 // restore replaces the state by an archive. It is checked as a whole before anything is changed.
-func (h *handlers) restore(ctx context.Context, c *transport.Call, _ *operator.StatusRequest, in io.Reader, reply func(*struct{}) error, _ io.Writer) error {
-	if err := c.Authorizer.Require(acl.ACL, acl.Write, ""); err != nil {
+func (h *handlers) restore(ctx context.Context, c *transport.Call, _ *operator.StatusRequest, in io.Reader, reply func(acl.Permit, *struct{}) error, _ io.Writer) error {
+	permit, err := c.Authorizer.Require(acl.ACL, acl.Write, "")
+	if err != nil {
 		return err
 	}
 	if s, _ := h.cfg.Raft.Status(); !s.Leading {
@@ -76,5 +78,5 @@ func (h *handlers) restore(ctx context.Context, c *transport.Call, _ *operator.S
 	if err := h.cfg.Raft.Restore(ctx, meta, tmp); err != nil && !errors.Is(err, context.DeadlineExceeded) {
 		return err
 	}
-	return reply(&struct{}{})
+	return reply(permit, &struct{}{})
 }

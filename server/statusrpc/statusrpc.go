@@ -69,25 +69,25 @@ func Register(r *transport.Registry, a *fsm.Appliers, cfg Config) {
 	transport.Handle(r, event.FireCall, h.fire)
 }
 
-func (h *handlers) leader(context.Context, *transport.Call, *operator.StatusRequest) (*operator.LeaderReply, error) {
+func (h *handlers) leader(context.Context, *transport.Call, *operator.StatusRequest) (*operator.LeaderReply, acl.Permit, error) {
 	s, _ := h.cfg.Raft.Status()
 	address := s.LeaderAddress
 	if a, ok := h.cfg.Membership().AddressOf(s.LeaderID); ok {
 		address = a
 	}
-	return &operator.LeaderReply{Address: address}, nil
+	return &operator.LeaderReply{Address: address}, acl.Open(), nil
 }
 
-func (h *handlers) peers(context.Context, *transport.Call, *operator.StatusRequest) (*operator.PeersReply, error) {
+func (h *handlers) peers(context.Context, *transport.Call, *operator.StatusRequest) (*operator.PeersReply, acl.Permit, error) {
 	reply := &operator.PeersReply{Peers: []string{}}
 	members, _, err := h.cfg.Raft.Members()
 	if err != nil {
-		return reply, nil // not started yet: it has none
+		return reply, acl.Open(), nil // not started yet: it has none
 	}
 	for _, p := range members {
 		reply.Peers = append(reply.Peers, h.addressOf(p))
 	}
-	return reply, nil
+	return reply, acl.Open(), nil
 }
 
 // addressOf returns where a member is now.
@@ -98,22 +98,23 @@ func (h *handlers) addressOf(p consensus.Server) string {
 	return p.Address
 }
 
-func (h *handlers) stats(context.Context, *transport.Call, *StatsRequest) (*membership.Stats, error) {
+func (h *handlers) stats(context.Context, *transport.Call, *StatsRequest) (*membership.Stats, acl.Permit, error) {
 	p := h.cfg.Raft.Progress()
 	s := &membership.Stats{LastContact: -1, LastTerm: p.LastTerm, LastIndex: p.LastIndex}
 	if since, heard := h.cfg.Raft.LastContact(); heard {
 		s.LastContact = since
 	}
-	return s, nil
+	return s, acl.Open(), nil
 }
 
-func (h *handlers) configuration(_ context.Context, c *transport.Call, _ *operator.StatusRequest) (*operator.RaftConfiguration, error) {
-	if err := c.Authorizer.Require(acl.Operator, acl.Read, ""); err != nil {
-		return nil, err
+func (h *handlers) configuration(_ context.Context, c *transport.Call, _ *operator.StatusRequest) (*operator.RaftConfiguration, acl.Permit, error) {
+	permit, err := c.Authorizer.Require(acl.Operator, acl.Read, "")
+	if err != nil {
+		return nil, acl.Permit{}, err
 	}
 	members, index, err := h.cfg.Raft.Members()
 	if err != nil {
-		return nil, err
+		return nil, acl.Permit{}, err
 	}
 	known := map[string]gossip.Server{}
 	for _, o := range h.cfg.Pool.Members() {
@@ -136,66 +137,70 @@ func (h *handlers) configuration(_ context.Context, c *transport.Call, _ *operat
 		}
 		reply.Servers = append(reply.Servers, s)
 	}
-	return reply, nil
+	return reply, permit, nil
 }
 
-func (h *handlers) removePeer(_ context.Context, c *transport.Call, req *operator.RemovePeerRequest) (*struct{}, error) {
-	if err := c.Authorizer.Require(acl.Operator, acl.Write, ""); err != nil {
-		return nil, err
+func (h *handlers) removePeer(_ context.Context, c *transport.Call, req *operator.RemovePeerRequest) (*struct{}, acl.Permit, error) {
+	permit, err := c.Authorizer.Require(acl.Operator, acl.Write, "")
+	if err != nil {
+		return nil, acl.Permit{}, err
 	}
 	members, _, err := h.cfg.Raft.Members()
 	if err != nil {
-		return nil, err
+		return nil, acl.Permit{}, err
 	}
 	for _, p := range members {
 		if req.ID != "" && p.ID == req.ID || req.ID == "" && (p.Address == req.Address || h.addressOf(p) == req.Address) {
 			h.cfg.Logger.Warn("removing a Raft member by an operator's request", "id", p.ID, "address", p.Address)
-			return nil, h.cfg.Raft.Remove(p.ID)
+			return nil, permit, h.cfg.Raft.Remove(p.ID)
 		}
 	}
 	if req.ID != "" {
-		return nil, fmt.Errorf("id %q was not found in the Raft configuration", req.ID)
+		return nil, acl.Permit{}, fmt.Errorf("id %q was not found in the Raft configuration", req.ID)
 	}
-	return nil, fmt.Errorf("address %q was not found in the Raft configuration", req.Address)
+	return nil, acl.Permit{}, fmt.Errorf("address %q was not found in the Raft configuration", req.Address)
 }
 
-func (h *handlers) transferLeader(_ context.Context, c *transport.Call, req *operator.TransferLeaderRequest) (*struct{}, error) {
-	if err := c.Authorizer.Require(acl.Operator, acl.Write, ""); err != nil {
-		return nil, err
+func (h *handlers) transferLeader(_ context.Context, c *transport.Call, req *operator.TransferLeaderRequest) (*struct{}, acl.Permit, error) {
+	permit, err := c.Authorizer.Require(acl.Operator, acl.Write, "")
+	if err != nil {
+		return nil, acl.Permit{}, err
 	}
 	if req.ID != "" {
 		members, _, err := h.cfg.Raft.Members()
 		if err != nil {
-			return nil, err
+			return nil, acl.Permit{}, err
 		}
 		if !slices.ContainsFunc(members, func(p consensus.Server) bool { return p.ID == req.ID }) {
-			return nil, fmt.Errorf("Could not find address for server id %s", req.ID)
+			return nil, acl.Permit{}, fmt.Errorf("Could not find address for server id %s", req.ID)
 		}
 		if req.ID == h.cfg.ID {
-			return nil, errors.New("cannot transfer leadership to itself")
+			return nil, acl.Permit{}, errors.New("cannot transfer leadership to itself")
 		}
 	}
-	return nil, h.cfg.Raft.Transfer(req.ID)
+	return nil, permit, h.cfg.Raft.Transfer(req.ID)
 }
 
-func (h *handlers) health(_ context.Context, c *transport.Call, _ *operator.StatusRequest) (*operator.Health, error) {
-	if err := c.Authorizer.Require(acl.Operator, acl.Read, ""); err != nil {
-		return nil, err
+func (h *handlers) health(_ context.Context, c *transport.Call, _ *operator.StatusRequest) (*operator.Health, acl.Permit, error) {
+	permit, err := c.Authorizer.Require(acl.Operator, acl.Read, "")
+	if err != nil {
+		return nil, acl.Permit{}, err
 	}
 	st, ok := h.cfg.Membership().Health()
 	if !ok {
-		return &operator.Health{}, nil
+		return &operator.Health{}, permit, nil
 	}
 	reply := &operator.Health{Healthy: st.Healthy, FailureTolerance: st.FailureTolerance}
 	for _, s := range h.withMeta(c, st.Servers) {
 		reply.Servers = append(reply.Servers, &s.ServerHealth)
 	}
-	return reply, nil
+	return reply, permit, nil
 }
 
-func (h *handlers) state(_ context.Context, c *transport.Call, _ *operator.StatusRequest) (*operator.State, error) {
-	if err := c.Authorizer.Require(acl.Operator, acl.Read, ""); err != nil {
-		return nil, err
+func (h *handlers) state(_ context.Context, c *transport.Call, _ *operator.StatusRequest) (*operator.State, acl.Permit, error) {
+	permit, err := c.Authorizer.Require(acl.Operator, acl.Read, "")
+	if err != nil {
+		return nil, acl.Permit{}, err
 	}
 	st, _ := h.cfg.Membership().Health()
 	servers := map[string]*operator.ServerState{}
@@ -203,7 +208,7 @@ func (h *handlers) state(_ context.Context, c *transport.Call, _ *operator.Statu
 		servers[s.ID] = s
 	}
 	st.Servers = servers
-	return &st, nil
+	return &st, permit, nil
 }
 
 // withMeta returns copies of the servers with the meta of their nodes, ordered by name.
@@ -221,9 +226,10 @@ func (h *handlers) withMeta(c *transport.Call, servers map[string]*operator.Serv
 	return all
 }
 
-func (h *handlers) usage(c *transport.Call, v *state.View, _ *operator.UsageRequest) (*operator.UsageReply, error) {
-	if err := c.Authorizer.Require(acl.Operator, acl.Read, ""); err != nil {
-		return nil, err
+func (h *handlers) usage(c *transport.Call, v *state.View, _ *operator.UsageRequest) (*operator.UsageReply, acl.Permit, error) {
+	permit, err := c.Authorizer.Require(acl.Operator, acl.Read, "")
+	if err != nil {
+		return nil, acl.Permit{}, err
 	}
 	index, u := v.Usage()
 	reply := &operator.UsageReply{Usage: map[string]operator.Usage{c.Datacenter: {
@@ -231,24 +237,25 @@ func (h *handlers) usage(c *transport.Call, v *state.View, _ *operator.UsageRequ
 		BillableServiceInstances: u.BillableServiceInstance,
 	}}}
 	reply.Index = index
-	return reply, nil
+	return reply, permit, nil
 }
 
-func (h *handlers) fire(_ context.Context, c *transport.Call, req *event.FireRequest) (*struct{}, error) {
-	if err := c.Authorizer.Require(acl.Event, acl.Write, req.Event.Name); err != nil {
-		return nil, err
+func (h *handlers) fire(_ context.Context, c *transport.Call, req *event.FireRequest) (*struct{}, acl.Permit, error) {
+	permit, err := c.Authorizer.Require(acl.Event, acl.Write, req.Event.Name)
+	if err != nil {
+		return nil, acl.Permit{}, err
 	}
 	if err := req.Event.Check(); err != nil {
-		return nil, err
+		return nil, acl.Permit{}, err
 	}
 	name, payload, err := req.Event.Encode()
 	if err != nil {
-		return nil, err
+		return nil, acl.Permit{}, err
 	}
 	if err := h.cfg.Pool.Fire(name, payload); err != nil {
-		return nil, fmt.Errorf("error broadcasting event: %w", err)
+		return nil, acl.Permit{}, fmt.Errorf("error broadcasting event: %w", err)
 	}
-	return nil, nil
+	return nil, permit, nil
 }
 
 var keyOps = map[operator.KeyringOp]gossip.KeyOp{
@@ -256,17 +263,18 @@ var keyOps = map[operator.KeyringOp]gossip.KeyOp{
 	operator.KeyringUse: gossip.UseKey, operator.KeyringRemove: gossip.RemoveKey,
 }
 
-func (h *handlers) keyring(_ context.Context, c *transport.Call, req *operator.KeyringRequest) (*operator.KeyringReply, error) {
+func (h *handlers) keyring(_ context.Context, c *transport.Call, req *operator.KeyringRequest) (*operator.KeyringReply, acl.Permit, error) {
 	access := acl.Write
 	if req.Op == operator.KeyringList {
 		access = acl.Read
 	}
-	if err := c.Authorizer.Require(acl.Keyring, access, ""); err != nil {
-		return nil, err
+	permit, err := c.Authorizer.Require(acl.Keyring, access, "")
+	if err != nil {
+		return nil, acl.Permit{}, err
 	}
 	op, ok := keyOps[req.Op]
 	if !ok {
-		return nil, wireerr.BadRequest("unknown keyring operation %q", req.Op)
+		return nil, acl.Permit{}, wireerr.BadRequest("unknown keyring operation %q", req.Op)
 	}
 	resp := &operator.KeyringResponse{Datacenter: c.Datacenter, Keys: map[string]int{}, PrimaryKeys: map[string]int{}}
 	report, err := h.cfg.Pool.Keys(op, req.Key, req.RelayFactor)
@@ -282,7 +290,7 @@ func (h *handlers) keyring(_ context.Context, c *transport.Call, req *operator.K
 	if err != nil {
 		resp.Error = err.Error()
 	}
-	return &operator.KeyringReply{Responses: []*operator.KeyringResponse{resp}}, nil
+	return &operator.KeyringReply{Responses: []*operator.KeyringResponse{resp}}, permit, nil
 }
 
 // autopilotFact is the name under which the configuration is stored.
@@ -319,9 +327,10 @@ func StoredAutopilot(v *state.View) (conf operator.AutopilotConfig, ok bool) {
 	return conf, true
 }
 
-func (h *handlers) autopilot(c *transport.Call, v *state.View, _ *operator.AutopilotConfigRequest) (*operator.AutopilotConfigReply, error) {
-	if err := c.Authorizer.Require(acl.Operator, acl.Read, ""); err != nil {
-		return nil, err
+func (h *handlers) autopilot(c *transport.Call, v *state.View, _ *operator.AutopilotConfigRequest) (*operator.AutopilotConfigReply, acl.Permit, error) {
+	permit, err := c.Authorizer.Require(acl.Operator, acl.Read, "")
+	if err != nil {
+		return nil, acl.Permit{}, err
 	}
 	conf, ok := StoredAutopilot(v)
 	if !ok {
@@ -329,18 +338,19 @@ func (h *handlers) autopilot(c *transport.Call, v *state.View, _ *operator.Autop
 	}
 	reply := &operator.AutopilotConfigReply{Config: conf}
 	reply.Index = conf.ModifyIndex
-	return reply, nil
+	return reply, permit, nil
 }
 
-func (h *handlers) setAutopilot(ctx context.Context, c *transport.Call, req *operator.SetAutopilotConfigRequest) (*operator.SetAutopilotConfigReply, error) {
-	if err := c.Authorizer.Require(acl.Operator, acl.Write, ""); err != nil {
-		return nil, err
-	}
-	value, err := c.Apply(ctx, fsm.Autopilot, &setAutopilot{Config: req.Config, CAS: req.CAS, Index: req.Config.ModifyIndex})
+func (h *handlers) setAutopilot(ctx context.Context, c *transport.Call, req *operator.SetAutopilotConfigRequest) (*operator.SetAutopilotConfigReply, acl.Permit, error) {
+	permit, err := c.Authorizer.Require(acl.Operator, acl.Write, "")
 	if err != nil {
-		return nil, err
+		return nil, acl.Permit{}, err
 	}
-	return value.(*operator.SetAutopilotConfigReply), nil
+	value, err := c.Apply(ctx, permit, fsm.Autopilot, &setAutopilot{Config: req.Config, CAS: req.CAS, Index: req.Config.ModifyIndex})
+	if err != nil {
+		return nil, acl.Permit{}, err
+	}
+	return value.(*operator.SetAutopilotConfigReply), permit, nil
 }
 
 // StoreAutopilot stores the first configuration of a cluster, unless there is one.

@@ -460,7 +460,7 @@ func (d *Dispatcher) run(ctx context.Context, r request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	c.Apply = d.cfg.Log.Apply
+	c.apply = d.cfg.Log.Apply
 	return r.rt.call(ctx, c, r.req)
 }
 

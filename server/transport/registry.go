@@ -5,6 +5,7 @@ package transport
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 
@@ -17,8 +18,9 @@ import (
 
 // A Call is what a handler may use beside its request.
 type Call struct {
-	// Authorizer answers for the request's token. A handler asks it before it reads or writes anything, and leaves out
-	// of lists what it does not grant.
+	// Authorizer answers for the request's token. A handler asks it before it reads or writes anything, leaves out of
+	// lists what it does not grant, and shows the Permit it was given: no reply goes out and no command into the log
+	// without one.
 	Authorizer *acl.Authorizer
 	// Store is the local state.
 	Store *state.Store
@@ -26,9 +28,33 @@ type Call struct {
 	Datacenter string
 	// Resolve finds what another token may do.
 	Resolve func(ctx context.Context, token string) (*acl.Authorizer, error)
-	// Apply writes a command to the Raft log and returns its applier's reply once it is applied here. Only on the
-	// leader; nil for reads.
-	Apply func(ctx context.Context, k fsm.Kind, req any) (any, error)
+
+	apply func(ctx context.Context, k fsm.Kind, req any) (any, error) // nil for reads
+}
+
+// Apply writes a command that was permitted to the Raft log and returns its applier's reply once it is applied here.
+// Only on the leader, and not for reads.
+func (c *Call) Apply(ctx context.Context, p acl.Permit, k fsm.Kind, req any) (any, error) {
+	if !p.Given() {
+		return nil, errNoPermit
+	}
+	return c.apply(ctx, k, req)
+}
+
+// errNoPermit reports a fault of a handler: it asked nobody.
+var errNoPermit = errors.New("the call was not authorized")
+
+// permitted lets a handler's reply out.
+func permitted[Resp any](resp *Resp, p acl.Permit, err error) (any, error) {
+	switch {
+	case err != nil:
+		return nil, err
+	case !p.Given():
+		return nil, errNoPermit
+	case resp == nil:
+		resp = new(Resp)
+	}
+	return resp, nil
 }
 
 // A Registry maps method names to handlers. Fill it before it is used; it is then read only.
@@ -62,23 +88,21 @@ func newRoute[Req, Resp any](m rpc.Method[Req, Resp]) *route {
 
 // HandleRead registers the handler of a read. It sets Index (and Filtered, NotFound) of the reply's Meta; it is called
 // again, on a newer view, while a blocking read's index has not passed the one asked for.
-func HandleRead[Req, Resp any](r *Registry, m rpc.Method[Req, Resp], f func(c *Call, v *state.View, req *Req) (*Resp, error)) {
-	HandleReadContext(r, m, func(_ context.Context, c *Call, v *state.View, req *Req) (*Resp, error) { return f(c, v, req) })
+func HandleRead[Req, Resp any](r *Registry, m rpc.Method[Req, Resp], f func(c *Call, v *state.View, req *Req) (*Resp, acl.Permit, error)) {
+	HandleReadContext(r, m, func(_ context.Context, c *Call, v *state.View, req *Req) (*Resp, acl.Permit, error) {
+		return f(c, v, req)
+	})
 }
 
 // HandleReadContext is HandleRead for a read that goes beyond the local state: it asks others, or for another token's
 // rights.
-func HandleReadContext[Req, Resp any](r *Registry, m rpc.Method[Req, Resp], f func(ctx context.Context, c *Call, v *state.View, req *Req) (*Resp, error)) {
+func HandleReadContext[Req, Resp any](r *Registry, m rpc.Method[Req, Resp], f func(ctx context.Context, c *Call, v *state.View, req *Req) (*Resp, acl.Permit, error)) {
 	if m.Kind != rpc.KindRead {
 		panic(fmt.Sprintf("transport: %s is not a read", m.Name))
 	}
 	rt := newRoute(m)
 	rt.view = func(ctx context.Context, c *Call, v *state.View, req any) (any, error) {
-		resp, err := f(ctx, c, v, req.(*Req))
-		if err != nil {
-			return nil, err
-		}
-		return resp, nil
+		return permitted(f(ctx, c, v, req.(*Req)))
 	}
 	r.add(rt)
 	// Both sides of a read must carry what the dispatcher needs.
@@ -91,36 +115,34 @@ func HandleReadContext[Req, Resp any](r *Registry, m rpc.Method[Req, Resp], f fu
 }
 
 // Handle registers the handler of any other call.
-func Handle[Req, Resp any](r *Registry, m rpc.Method[Req, Resp], f func(ctx context.Context, c *Call, req *Req) (*Resp, error)) {
+func Handle[Req, Resp any](r *Registry, m rpc.Method[Req, Resp], f func(ctx context.Context, c *Call, req *Req) (*Resp, acl.Permit, error)) {
 	if m.Kind == rpc.KindRead {
 		panic(fmt.Sprintf("transport: %s is a read", m.Name))
 	}
 	rt := newRoute(m)
 	rt.call = func(ctx context.Context, c *Call, req any) (any, error) {
-		resp, err := f(ctx, c, req.(*Req))
-		if err != nil {
-			return nil, err
-		}
-		if resp == nil {
-			resp = new(Resp)
-		}
-		return resp, nil
+		return permitted(f(ctx, c, req.(*Req)))
 	}
 	r.add(rt)
 }
 
 // HandleServers is Handle for calls that only servers may make of one another.
-func HandleServers[Req, Resp any](r *Registry, m rpc.Method[Req, Resp], f func(ctx context.Context, c *Call, req *Req) (*Resp, error)) {
+func HandleServers[Req, Resp any](r *Registry, m rpc.Method[Req, Resp], f func(ctx context.Context, c *Call, req *Req) (*Resp, acl.Permit, error)) {
 	Handle(r, m, f)
 	r.routes[m.Name].serversOnly = true
 }
 
 // HandleStream registers the handler of a call that takes or gives a stream of bytes: it reads what follows the request
 // from in, replies once, and then writes what follows the reply to out.
-func HandleStream[Req, Resp any](r *Registry, m rpc.Method[Req, Resp], f func(ctx context.Context, c *Call, req *Req, in io.Reader, reply func(*Resp) error, out io.Writer) error) {
+func HandleStream[Req, Resp any](r *Registry, m rpc.Method[Req, Resp], f func(ctx context.Context, c *Call, req *Req, in io.Reader, reply func(acl.Permit, *Resp) error, out io.Writer) error) {
 	rt := newRoute(m)
 	rt.stream = func(ctx context.Context, c *Call, req any, in io.Reader, reply func(any) error, out io.Writer) error {
-		return f(ctx, c, req.(*Req), in, func(resp *Resp) error { return reply(resp) }, out)
+		return f(ctx, c, req.(*Req), in, func(p acl.Permit, resp *Resp) error {
+			if !p.Given() {
+				return errNoPermit
+			}
+			return reply(resp)
+		}, out)
 	}
 	r.add(rt)
 }

@@ -87,7 +87,7 @@ func (d *Dispatcher) performStream(ctx context.Context, r request, in io.Reader,
 		if err != nil {
 			return err
 		}
-		c.Apply = d.cfg.Log.Apply
+		c.apply = d.cfg.Log.Apply
 		return r.rt.stream(ctx, c, r.req, in, reply, out)
 	}
 	if r.rt.Kind == rpc.KindLocal || r.rt.Kind == rpc.KindRead && d.mayAnswerStale(r.options()) {
