@@ -35,6 +35,11 @@ type Settings struct {
 	CSRMaxPerSecond     float64       // default 50; 0 means no limit
 	CSRMaxConcurrent    int           // used when CSRMaxPerSecond is 0; 0 means no limit
 	SkipValidate        bool
+	// RotationPeriod is the age at which a generated root is replaced; 0, the default, leaves it until it is about to
+	// expire. RotationConfirmTimeout is how long a new root waits for proxies that do not confirm that they trust it
+	// before it signs all the same; default 10m. Both are Sarn's own.
+	RotationPeriod         time.Duration
+	RotationConfirmTimeout time.Duration
 	// Of the built-in provider; PEM, empty means that they are generated.
 	PrivateKey string
 	RootCert   string
@@ -49,6 +54,8 @@ const (
 	minLeafTTL         = time.Hour
 	maxLeafTTL         = 8760 * time.Hour
 	minIntermediateTTL = 3 * time.Hour
+	minConfirmTimeout  = time.Second
+	maxConfirmTimeout  = 24 * time.Hour // well before cross-signed certificates expire
 )
 
 // ParseSettings decodes and checks the settings of a provider. Letter case of keys does not matter; keys it does not
@@ -56,7 +63,7 @@ const (
 func ParseSettings(provider string, config map[string]any) (Settings, error) {
 	s := Settings{
 		LeafCertTTL: 72 * time.Hour, IntermediateCertTTL: 8760 * time.Hour, RootCertTTL: 87600 * time.Hour,
-		PrivateKeyType: KeyEC, PrivateKeyBits: 256, CSRMaxPerSecond: 50,
+		PrivateKeyType: KeyEC, PrivateKeyBits: 256, CSRMaxPerSecond: 50, RotationConfirmTimeout: 10 * time.Minute,
 	}
 	var problems []error
 	for key, value := range config {
@@ -116,6 +123,10 @@ func (s *Settings) set(key string, value any) (name string, err error) {
 			return name, err
 		}
 		return name, fmt.Errorf("expected type 'bool', got %T", value)
+	case is("RotationPeriod"):
+		return name, setDuration(&s.RotationPeriod, value)
+	case is("RotationConfirmTimeout"):
+		return name, setDuration(&s.RotationConfirmTimeout, value)
 	case is("PrivateKey"):
 		return name, setString(&s.PrivateKey, value)
 	case is("RootCert"):
@@ -185,6 +196,14 @@ func (s *Settings) validate(provider string, config map[string]any) error {
 		return fmt.Errorf("Intermediate Cert TTL must be greater or equal than 3 * LeafCertTTL (>=%s).", 3*s.LeafCertTTL)
 	case s.RootCertTTL <= s.IntermediateCertTTL:
 		return fmt.Errorf("root cert TTL is set and is not greater than intermediate cert ttl. root cert ttl: %s, intermediate cert ttl: %s", s.RootCertTTL, s.IntermediateCertTTL)
+	case s.RotationPeriod != 0 && s.RotationPeriod < s.LeafCertTTL:
+		return fmt.Errorf("rotation period must be greater or equal than the leaf cert TTL (>=%s), or 0 for none", s.LeafCertTTL)
+	case s.RotationPeriod != 0 && s.RotationPeriod >= s.RootCertTTL:
+		return fmt.Errorf("rotation period must be less than the root cert TTL (<%s)", s.RootCertTTL)
+	case s.RotationPeriod != 0 && s.PrivateKey != "":
+		return errors.New("rotation period is for generated keys, not for one that is given")
+	case s.RotationConfirmTimeout < minConfirmTimeout || s.RotationConfirmTimeout > maxConfirmTimeout:
+		return fmt.Errorf("rotation confirm timeout must be between %s and %s", minConfirmTimeout, maxConfirmTimeout)
 	}
 	switch s.PrivateKeyType {
 	case KeyEC:
@@ -232,7 +251,7 @@ func (s *Settings) validate(provider string, config map[string]any) error {
 // configKeys are the names of all settings, for NormalizeConfig and Redact.
 var configKeys = []string{
 	"LeafCertTTL", "IntermediateCertTTL", "RootCertTTL", "PrivateKeyType", "PrivateKeyBits", "CSRMaxPerSecond",
-	"CSRMaxConcurrent", "SkipValidate", "PrivateKey", "RootCert",
+	"CSRMaxConcurrent", "SkipValidate", "PrivateKey", "RootCert", "RotationPeriod", "RotationConfirmTimeout",
 	"Address", "Token", "RootPKIPath", "RootPKINamespace", "IntermediatePKIPath", "IntermediatePKINamespace", "Namespace",
 	"CAFile", "CAPath", "CertFile", "KeyFile", "TLSServerName", "TLSSkipVerify", "AuthMethod",
 	"ExistingARN", "DeleteOnExit", "ClusterID",
