@@ -35,6 +35,12 @@ const (
 	PreparedQuery
 	Peering       // peerings with other clusters, and their secrets
 	PeeringChange // what is imported from them
+	ACLBootstrap
+	ACLTokens
+	ACLPolicies
+	ACLRoles
+	ACLAuthMethods
+	ACLBindingRules
 )
 
 // A Command is one write: a kind and its request, a pointer to the type its applier takes.
