@@ -53,14 +53,21 @@ type Configuration struct {
 	catalog.Indexes
 }
 
-// ProviderState is what a provider keeps in the replicated state. It holds the signing key: it leaves the servers'
-// log and snapshots in no answer whatsoever.
+// ProviderState is what a provider keeps in the replicated state for one root. It holds the signing key, or what gives
+// access to it: it leaves the servers' log and snapshots in no answer whatsoever.
 type ProviderState struct {
 	ID           string // that of the root it belongs to
-	PrivateKey   string // PEM
+	Provider     string `json:",omitempty"` // empty means the built-in one
+	PrivateKey   string // PEM, of the built-in provider
 	RootCert     string // PEM
-	Intermediate string `json:",omitempty"` // PEM, empty where the root signs directly
+	Intermediate string `json:",omitempty"` // PEM: the signing certificate, then those above it; empty where the root signs
 	// Given tells that the operator supplied the key.
 	Given bool `json:",omitempty"`
+	// Config are the settings of an outside provider, secrets included, as they were for this root.
+	Config map[string]any `json:",omitempty"`
+	// State is what the provider wants to remember, and is shown as Configuration.State: no secrets.
+	State map[string]string `json:",omitempty"`
+	// CleanedUp tells that the provider has removed, outside, what only this root needed.
+	CleanedUp bool `json:",omitempty"`
 	catalog.Indexes
 }

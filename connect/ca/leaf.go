@@ -14,6 +14,7 @@ import (
 	"io"
 	"math/big"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -40,7 +41,7 @@ func NewCSR(id connect.ID, key crypto.Signer, random io.Reader) (string, error) 
 // A Request is a certificate request that passed ParseCSR: an identity, and the key it is to be bound to.
 type Request struct {
 	id  connect.ID
-	key crypto.PublicKey
+	csr *x509.CertificateRequest
 }
 
 // ID returns the identity asked for.
@@ -53,30 +54,9 @@ var ErrCSR = errors.New("invalid certificate request")
 // its own key, which is strong enough, and names exactly one SPIFFE ID, of a service, agent, mesh gateway or server of
 // this trust domain and datacenter, and nothing else. Whatever more it may say is never looked at again.
 func ParseCSR(text, trustDomain, datacenter string) (*Request, error) {
-	if len(text) > maxCSR {
-		return nil, fmt.Errorf("%w: it is larger than %d bytes", ErrCSR, maxCSR)
-	}
-	block, rest := pem.Decode([]byte(text))
-	if block == nil || block.Type != blockRequest || len(bytes.TrimSpace(rest)) != 0 {
-		return nil, fmt.Errorf("%w: it is not one PEM block of type %s", ErrCSR, blockRequest)
-	}
-	csr, err := x509.ParseCertificateRequest(block.Bytes)
+	csr, err := readCSR(text)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrCSR, err)
-	}
-	if err := csr.CheckSignature(); err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrCSR, err)
-	}
-	if err := checkKey(csr.PublicKey); err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrCSR, err)
-	}
-	switch {
-	case len(csr.URIs) != 1:
-		return nil, fmt.Errorf("%w: CSR SAN contains an invalid number of URIs: %d", ErrCSR, len(csr.URIs))
-	case len(csr.EmailAddresses) != 0:
-		return nil, fmt.Errorf("%w: CSR SAN does not allow specifying email addresses", ErrCSR)
-	case len(csr.DNSNames) != 0 || len(csr.IPAddresses) != 0:
-		return nil, fmt.Errorf("%w: CSR SAN does not allow specifying DNS names or IP addresses", ErrCSR)
 	}
 	id, err := connect.ParseID(csr.URIs[0].String())
 	if err != nil {
@@ -91,7 +71,42 @@ func ParseCSR(text, trustDomain, datacenter string) (*Request, error) {
 	if id.Datacenter() != datacenter {
 		return nil, fmt.Errorf("%w: SPIFFE ID in CSR from a different datacenter: %s, we are %s", ErrCSR, id.Datacenter(), datacenter)
 	}
-	return &Request{id, csr.PublicKey}, nil
+	return &Request{id, csr}, nil
+}
+
+// readCSR reads a request that is signed with its own key, which is strong enough, and that asks for one URI.
+func readCSR(text string) (*x509.CertificateRequest, error) {
+	if len(text) > maxCSR {
+		return nil, fmt.Errorf("it is larger than %d bytes", maxCSR)
+	}
+	block, rest := pem.Decode([]byte(text))
+	if block == nil || block.Type != blockRequest || len(bytes.TrimSpace(rest)) != 0 {
+		return nil, fmt.Errorf("it is not one PEM block of type %s", blockRequest)
+	}
+	csr, err := x509.ParseCertificateRequest(block.Bytes)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkKey(csr.PublicKey); err != nil {
+		return nil, err
+	}
+	if err := csr.CheckSignature(); err != nil {
+		return nil, err
+	}
+	switch {
+	case len(csr.URIs) != 1:
+		return nil, fmt.Errorf("CSR SAN contains an invalid number of URIs: %d", len(csr.URIs))
+	case len(csr.EmailAddresses) != 0:
+		return nil, errors.New("CSR SAN does not allow specifying email addresses")
+	case len(csr.DNSNames) != 0 || len(csr.IPAddresses) != 0:
+		return nil, errors.New("CSR SAN does not allow specifying DNS names or IP addresses")
+	}
+	// Names of kinds that the standard library passes over are counted too.
+	names, err := alternativeNames(csr.Extensions)
+	if err != nil || len(names) != 1 {
+		return nil, errors.New("CSR SAN does not allow specifying names other than one URI")
+	}
+	return csr, nil
 }
 
 // checkKey refuses keys that are weak or that peers may not know.
@@ -145,7 +160,7 @@ type LeafParams struct {
 // SignLeaf makes the certificate for a request from the request's identity and key alone.
 func SignLeaf(ctx context.Context, r *Request, p LeafParams) (*Leaf, error) {
 	issuer := p.Provider.Issuer()
-	keyID, err := KeyID(r.key)
+	keyID, err := KeyID(r.csr.PublicKey)
 	if err != nil {
 		return nil, err
 	}
@@ -171,7 +186,7 @@ func SignLeaf(ctx context.Context, r *Request, p LeafParams) (*Leaf, error) {
 	if !template.NotAfter.After(p.Now) {
 		return nil, errors.New("the signing certificate has expired")
 	}
-	der, err := p.Provider.Sign(ctx, template, r.key)
+	der, err := p.Provider.Sign(ctx, template, r.csr)
 	if err != nil {
 		return nil, fmt.Errorf("sign certificate: %w", err)
 	}
@@ -179,13 +194,17 @@ func SignLeaf(ctx context.Context, r *Request, p LeafParams) (*Leaf, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read signed certificate: %w", err)
 	}
+	if err := checkSigned(cert, template, r.csr.PublicKey, issuer); err != nil {
+		return nil, fmt.Errorf("the CA provider signed something else than it was asked for: %w", err)
+	}
 	var chain strings.Builder
 	chain.WriteString(EncodeCertificate(der))
-	for _, text := range p.Provider.Intermediates() {
+	intermediates := p.Provider.Intermediates()
+	for _, text := range intermediates {
 		chain.WriteString(withNewline(text))
 	}
 	for _, text := range p.Root.IntermediateCerts {
-		if c, err := ParseCertificate(text); err == nil && p.Now.Before(c.NotAfter) {
+		if c, err := ParseCertificate(text); err == nil && p.Now.Before(c.NotAfter) && !hasCertificate(intermediates, c) {
 			chain.WriteString(withNewline(text))
 		}
 	}
@@ -207,6 +226,14 @@ func SignLeaf(ctx context.Context, r *Request, p LeafParams) (*Leaf, error) {
 		leaf.ServerURI = uri
 	}
 	return leaf, nil
+}
+
+// hasCertificate tells whether one of several certificates in PEM is c.
+func hasCertificate(texts []string, c *x509.Certificate) bool {
+	return slices.ContainsFunc(texts, func(text string) bool {
+		other, err := ParseCertificate(text)
+		return err == nil && other.Equal(c)
+	})
 }
 
 func withNewline(text string) string {

@@ -1,6 +1,7 @@
 package ca
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -110,6 +111,34 @@ func ParseCertificate(text string) (*x509.Certificate, error) {
 		return nil, fmt.Errorf("first PEM-block should be %s type", blockCertificate)
 	}
 	return x509.ParseCertificate(block.Bytes)
+}
+
+// maxChain bounds the certificates of one text.
+const maxChain = 16
+
+// ParseCertificates reads all certificates of a PEM text that has nothing else, at least one.
+func ParseCertificates(text string) ([]*x509.Certificate, error) {
+	var out []*x509.Certificate
+	for rest := []byte(text); len(bytes.TrimSpace(rest)) > 0; {
+		var block *pem.Block
+		if block, rest = pem.Decode(rest); block == nil {
+			return nil, errors.New("no PEM-encoded data found")
+		}
+		if block.Type != blockCertificate {
+			return nil, fmt.Errorf("a PEM block is of type %s, not %s", block.Type, blockCertificate)
+		}
+		c, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, err
+		}
+		if out = append(out, c); len(out) > maxChain {
+			return nil, fmt.Errorf("more than %d certificates", maxChain)
+		}
+	}
+	if out == nil {
+		return nil, errors.New("no PEM-encoded data found")
+	}
+	return out, nil
 }
 
 // Hex writes bytes in hexadecimal, separated by colons.

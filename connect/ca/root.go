@@ -1,7 +1,7 @@
 package ca
 
 import (
-	"context"
+	"bytes"
 	"crypto"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -93,9 +93,21 @@ func DescribeRoot(certPEM, name, clusterID string) (*Root, error) {
 	}, nil
 }
 
-// CheckRoot returns an error unless cert can sign for the trust domain of the cluster with key: a certificate authority
-// in its time of validity whose key that is, and whose name, if it has a SPIFFE one, is the trust domain.
+// CheckRoot returns an error unless cert can be a root of the cluster's trust domain, as CheckAuthority has it, and key is
+// its key.
 func CheckRoot(cert *x509.Certificate, key crypto.Signer, clusterID string, now time.Time) error {
+	if err := CheckAuthority(cert, clusterID, now); err != nil {
+		return err
+	}
+	if !samePublic(cert.PublicKey, key.Public()) {
+		return errors.New("the private key does not belong to the root certificate")
+	}
+	return nil
+}
+
+// CheckAuthority returns an error unless cert can be a root of the cluster's trust domain: a certificate authority in its
+// time of validity, whose name, if it has a SPIFFE one, is the trust domain.
+func CheckAuthority(cert *x509.Certificate, clusterID string, now time.Time) error {
 	switch {
 	case !cert.IsCA || !cert.BasicConstraintsValid:
 		return errors.New("the root certificate is not a certificate authority")
@@ -103,10 +115,6 @@ func CheckRoot(cert *x509.Certificate, key crypto.Signer, clusterID string, now 
 		return errors.New("the root certificate may not sign certificates")
 	case now.Before(cert.NotBefore) || now.After(cert.NotAfter):
 		return errors.New("the root certificate is not valid at this time")
-	}
-	public, ok := cert.PublicKey.(interface{ Equal(crypto.PublicKey) bool })
-	if !ok || !public.Equal(key.Public()) {
-		return errors.New("the private key does not belong to the root certificate")
 	}
 	for _, u := range cert.URIs {
 		if id, err := connect.ParseID(u.String()); err == nil {
@@ -118,79 +126,19 @@ func CheckRoot(cert *x509.Certificate, key crypto.Signer, clusterID string, now 
 	return nil
 }
 
-// ErrNoCrossSigning reports a provider that cannot sign another's root.
-var ErrNoCrossSigning = errors.New("the provider does not support cross-signing")
-
-// A Provider signs under one root. The built-in one is made with NewBuiltIn; one that speaks to an outside authority
-// does so in its methods, which may block until ctx ends.
-type Provider interface {
-	// Root returns the root certificate in PEM.
-	Root() string
-	// Issuer returns the certificate that signs leaves: the root, or an intermediate under it.
-	Issuer() *x509.Certificate
-	// Intermediates returns, in PEM, what leaves are sent with so that the root verifies them; none when it signs itself.
-	Intermediates() []string
-	// Sign makes a certificate from a template for a public key, signed by the issuer, in DER.
-	Sign(ctx context.Context, template *x509.Certificate, key crypto.PublicKey) ([]byte, error)
-	// CrossSign makes a certificate for another root's name and key, signed by this provider, in DER; or returns
-	// ErrNoCrossSigning.
-	CrossSign(ctx context.Context, template *x509.Certificate, key crypto.PublicKey) ([]byte, error)
-}
-
-// NewBuiltIn returns a provider that signs with a root's own key. Signatures take randomness from random.
-func NewBuiltIn(rootPEM string, key crypto.Signer, random io.Reader) (Provider, error) {
-	cert, err := ParseCertificate(rootPEM)
+// SameAuthority tells whether two certificates in PEM are of the same authority: its name and its key, whoever signed them.
+func SameAuthority(a, b string) bool {
+	x, err := ParseCertificate(a)
 	if err != nil {
-		return nil, fmt.Errorf("error parsing root cert: %w", err)
+		return false
 	}
-	return &builtIn{rootPEM, cert, key, random}, nil
+	y, err := ParseCertificate(b)
+	return err == nil && bytes.Equal(x.RawSubject, y.RawSubject) && samePublic(x.PublicKey, y.PublicKey)
 }
 
-type builtIn struct {
-	pem    string
-	cert   *x509.Certificate
-	key    crypto.Signer
-	random io.Reader
-}
-
-func (b *builtIn) Root() string              { return b.pem }
-func (b *builtIn) Issuer() *x509.Certificate { return b.cert }
-func (b *builtIn) Intermediates() []string   { return nil }
-
-func (b *builtIn) Sign(_ context.Context, template *x509.Certificate, key crypto.PublicKey) ([]byte, error) {
-	return x509.CreateCertificate(b.random, template, b.cert, key, b.key)
-}
-
-func (b *builtIn) CrossSign(ctx context.Context, template *x509.Certificate, key crypto.PublicKey) ([]byte, error) {
-	return b.Sign(ctx, template, key)
-}
-
-// CrossSign lets the old provider vouch for a new root: it returns, in PEM, a certificate with the new root's name and
-// key under the old root, valid for CrossSignedTTL. Those who know only the old root verify new leaves with it.
-func CrossSign(ctx context.Context, old Provider, newRoot string, serial uint64, now time.Time) (string, error) {
-	cert, err := ParseCertificate(newRoot)
-	if err != nil {
-		return "", fmt.Errorf("error parsing root cert: %w", err)
-	}
-	issuer := old.Issuer()
-	template := &x509.Certificate{
-		SerialNumber:          new(big.Int).SetUint64(serial),
-		RawSubject:            cert.RawSubject,
-		URIs:                  cert.URIs,
-		SignatureAlgorithm:    signatureAlgorithm(issuer.PublicKey),
-		BasicConstraintsValid: true,
-		IsCA:                  true,
-		KeyUsage:              cert.KeyUsage,
-		NotBefore:             now.Add(-backdate),
-		NotAfter:              earlier(now.Add(CrossSignedTTL), earlier(issuer.NotAfter, cert.NotAfter)),
-		SubjectKeyId:          cert.SubjectKeyId,
-		AuthorityKeyId:        issuer.SubjectKeyId,
-	}
-	der, err := old.CrossSign(ctx, template, cert.PublicKey)
-	if err != nil {
-		return "", err
-	}
-	return EncodeCertificate(der), nil
+func samePublic(a, b crypto.PublicKey) bool {
+	key, ok := a.(interface{ Equal(crypto.PublicKey) bool })
+	return ok && key.Equal(b)
 }
 
 func earlier(a, b time.Time) time.Time {

@@ -5,8 +5,6 @@ package connectrpc
 import (
 	"context"
 	"crypto/rand"
-	"encoding/binary"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -21,6 +19,7 @@ import (
 	"github.com/sarnmesh/sarn/catalog/state"
 	"github.com/sarnmesh/sarn/catalog/trust"
 	"github.com/sarnmesh/sarn/connect/ca"
+	"github.com/sarnmesh/sarn/server/caprovider"
 	"github.com/sarnmesh/sarn/server/fsm"
 )
 
@@ -40,9 +39,12 @@ type Authority struct {
 
 	changing sync.Mutex // held while roots or configuration are changed
 
+	kinds map[string]caprovider.Kind // by provider
+
 	mu       sync.Mutex // guards what follows
-	provider ca.Provider
-	rootID   string // of provider
+	stopped  bool
+	provider ca.Provider          // nil before it is first needed
+	kept     *trust.ProviderState // that provider was opened with
 	limit    limiter
 }
 
@@ -58,7 +60,24 @@ func New(cfg Config) *Authority {
 		cfg.Logger = hclog.NewNullLogger()
 	}
 	cfg.Settings = ca.NormalizeConfig(cfg.Settings)
-	return &Authority{cfg: cfg, log: cfg.Logger.Named("connect")}
+	return &Authority{
+		cfg: cfg, log: cfg.Logger.Named("connect"),
+		kinds: map[string]caprovider.Kind{ca.BuiltIn: caprovider.BuiltIn{Random: cfg.Random}},
+	}
+}
+
+// Stop ends what providers run. The leader calls it at the end of its leadership; Initialize makes it undone.
+func (a *Authority) Stop() {
+	a.mu.Lock()
+	provider := a.provider
+	a.stopped, a.provider, a.kept = true, nil, nil
+	a.mu.Unlock()
+	if provider != nil {
+		provider.Close()
+	}
+	for _, kind := range a.kinds {
+		kind.Close()
+	}
 }
 
 // An ApplyFunc writes a command to the Raft log.
@@ -104,6 +123,9 @@ func (a *Authority) Initialize(ctx context.Context, store *state.Store, apply Ap
 	}
 	a.changing.Lock()
 	defer a.changing.Unlock()
+	a.mu.Lock()
+	a.stopped = false
+	a.mu.Unlock()
 	view := store.View()
 	_, config := view.CAConfig()
 	_, roots := view.CARoots()
@@ -180,20 +202,16 @@ func (a *Authority) Maintain(ctx context.Context, store *state.Store, apply Appl
 // change makes next the configuration, and a new root if that is asked for (newRoot), or needed because of what the
 // settings say. The caller holds a.changing.
 func (a *Authority) change(ctx context.Context, view *state.View, apply ApplyFunc, next *trust.Configuration, newRoot bool) error {
-	switch next.Provider {
-	case ca.BuiltIn, ca.Vault, ca.AWSPCA:
-	default:
+	kind, ok := a.kinds[next.Provider]
+	if !ok {
 		return fmt.Errorf("could not initialize provider: unknown CA provider %q", next.Provider)
 	}
 	settings, err := ca.ParseSettings(next.Provider, next.Config)
 	if err != nil {
 		return fmt.Errorf("error configuring provider: %w", err)
 	}
-	if next.Provider != ca.BuiltIn {
-		return fmt.Errorf("could not initialize provider: CA provider %q is not built into this binary", next.Provider)
-	}
-	configIndex, config := view.CAConfig()
-	rootsIndex, roots := view.CARoots()
+	_, config := view.CAConfig()
+	_, roots := view.CARoots()
 	active := ca.ActiveRoot(roots)
 	if config != nil {
 		next.ClusterID = config.ClusterID
@@ -201,73 +219,146 @@ func (a *Authority) change(ctx context.Context, view *state.View, apply ApplyFun
 			next.FromAgent = config.FromAgent
 		}
 	}
-	next.Config = withoutKey(next.Config)
-	cmd := &setCommand{RootsIndex: rootsIndex, ConfigIndex: configIndex, Config: next}
-	kind := fsm.CAConfig
+	wanted := caprovider.Wanted{Config: next.Config, Settings: settings, ClusterID: next.ClusterID, Root: active, New: newRoot}
 	if active != nil {
-		kept := view.CAProvider(active.ID)
-		newRoot = newRoot || kept == nil || config.Provider != next.Provider || ca.KeyNeeded(active, kept, settings)
-	}
-	if newRoot || active == nil {
-		kind = fsm.CARoots
-		root, kept, err := a.newRoot(settings, next.ClusterID)
-		if err != nil {
-			return fmt.Errorf("error configuring provider: %w", err)
+		if kept := view.CAProvider(active.ID); kept != nil && providerName(kept) == next.Provider {
+			wanted.Current = kept
 		}
-		if active != nil && active.ID != root.ID && !next.ForceWithoutCrossSigning {
-			if err := a.crossSign(ctx, view, active, root); err != nil {
-				return err
+		if !next.ForceWithoutCrossSigning && (newRoot || wanted.Current == nil) {
+			// Told before anything is made outside.
+			if old, err := a.providerOf(view, active); err == nil && !old.CrossSigns() {
+				return errNoCrossSigning
 			}
 		}
-		cmd.Provider = kept
-		cmd.Roots = ca.Rotate(roots, root, time.Now(), settings.LeafCertTTL)
 	}
-	_, err = apply(ctx, kind, cmd)
+	kept, err := kind.Establish(ctx, wanted)
+	if err == nil {
+		err = ca.CheckEstablished(kept, next.ClusterID, time.Now())
+	}
+	if err != nil {
+		return fmt.Errorf("error configuring provider: %w", err)
+	}
+	root, err := describe(kept, next)
+	if err != nil {
+		return fmt.Errorf("error configuring provider: %w", err)
+	}
+	next.Config, next.State = withoutKey(next.Config), kept.State
+	if active != nil && active.ID == root.ID {
+		return a.store(ctx, view, apply, next, kept)
+	}
+	if active != nil && !next.ForceWithoutCrossSigning {
+		if err := a.crossSign(ctx, view, active, root); err != nil {
+			return err
+		}
+	}
+	return a.install(ctx, view, apply, next, root, kept, settings.LeafCertTTL)
+}
+
+// store is the last step of a change that leaves the root as it is: it writes the configuration, and what the provider
+// keeps, where that is something else now.
+func (a *Authority) store(ctx context.Context, view *state.View, apply ApplyFunc, next *trust.Configuration, kept *trust.ProviderState) error {
+	rootsIndex, roots := view.CARoots()
+	configIndex, _ := view.CAConfig()
+	kind, cmd := fsm.CAConfig, &setCommand{RootsIndex: rootsIndex, ConfigIndex: configIndex, Config: next}
+	if old := view.CAProvider(kept.ID); old == nil || !sameKept(old, kept) {
+		cmd.Provider = kept
+		if old != nil && old.Intermediate != kept.Intermediate {
+			renewed, err := withIntermediate(roots, kept)
+			if err != nil {
+				return err
+			}
+			kind, cmd.Roots = fsm.CARoots, renewed
+		}
+	}
+	_, err := apply(ctx, kind, cmd)
 	return err
 }
 
-// newRoot makes a root with the key and certificate given in the settings, or generated ones.
-func (a *Authority) newRoot(s ca.Settings, clusterID string) (*trust.Root, *trust.ProviderState, error) {
-	now := time.Now()
-	kept := &trust.ProviderState{Given: s.PrivateKey != ""}
-	key, err := ca.GenerateKey(a.cfg.Random, s.PrivateKeyType, s.PrivateKeyBits)
-	if s.PrivateKey != "" {
-		key, err = ca.ParseKey(s.PrivateKey)
+// install is the last step of a change to another root: it writes the configuration, the root, cross-signed if it is to
+// be, and what its provider keeps.
+func (a *Authority) install(ctx context.Context, view *state.View, apply ApplyFunc, next *trust.Configuration, root *trust.Root, kept *trust.ProviderState, leafTTL time.Duration) error {
+	rootsIndex, roots := view.CARoots()
+	configIndex, _ := view.CAConfig()
+	_, err := apply(ctx, fsm.CARoots, &setCommand{
+		RootsIndex: rootsIndex, ConfigIndex: configIndex, Config: next, Provider: kept,
+		Roots: ca.Rotate(roots, root, time.Now(), leafTTL),
+	})
+	return err
+}
+
+// providerName is the name of the provider that keeps something.
+func providerName(kept *trust.ProviderState) string {
+	if kept.Provider == "" {
+		return ca.BuiltIn
 	}
+	return kept.Provider
+}
+
+// rootNames are the names of roots by provider. That of others is made of the provider's name.
+var rootNames = map[string]string{
+	ca.BuiltIn: "Consul CA Primary Cert", ca.Vault: "Vault CA Primary Cert", ca.AWSPCA: "Aws-Pca CA Primary Cert",
+}
+
+// describe returns the root that was established, and completes what is kept for it.
+func describe(kept *trust.ProviderState, next *trust.Configuration) (*trust.Root, error) {
+	name, ok := rootNames[next.Provider]
+	if !ok {
+		name = next.Provider + " CA Primary Cert"
+	}
+	root, err := ca.DescribeRoot(kept.RootCert, name, next.ClusterID)
 	if err != nil {
-		return nil, nil, fmt.Errorf("error parsing private key: %w", err)
-	}
-	if kept.PrivateKey, err = ca.EncodeKey(key); err != nil {
-		return nil, nil, err
-	}
-	if kept.RootCert = s.RootCert; kept.RootCert == "" {
-		var random [12]byte
-		if _, err := io.ReadFull(a.cfg.Random, random[:]); err != nil {
-			return nil, nil, err
-		}
-		kept.RootCert, err = ca.NewRoot(ca.RootParams{
-			Key: key, Serial: serial(random[:8]), ClusterID: clusterID, Label: hex.EncodeToString(random[8:]),
-			Now: now, TTL: s.RootCertTTL, Random: a.cfg.Random,
-		})
-		if err != nil {
-			return nil, nil, err
-		}
-	} else {
-		cert, err := ca.ParseCertificate(s.RootCert)
-		if err != nil {
-			return nil, nil, fmt.Errorf("error parsing root cert: %w", err)
-		}
-		if err := ca.CheckRoot(cert, key, clusterID, now); err != nil {
-			return nil, nil, err
-		}
-	}
-	root, err := ca.DescribeRoot(kept.RootCert, "Consul CA Primary Cert", clusterID)
-	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	kept.ID = root.ID
-	return root, kept, nil
+	if next.Provider != ca.BuiltIn {
+		kept.Provider, kept.Config = next.Provider, next.Config
+	}
+	return root, setIntermediate(root, kept)
 }
+
+// setIntermediate makes the certificates between a root and its leaves part of what is known of the root, beside a
+// cross-signed one.
+func setIntermediate(root *trust.Root, kept *trust.ProviderState) error {
+	intermediates, issuer, err := ca.SigningChain(kept)
+	if err != nil || intermediates == nil {
+		return err
+	}
+	root.IntermediateCerts = intermediates
+	if len(issuer.SubjectKeyId) > 0 {
+		root.SigningKeyID = ca.Hex(issuer.SubjectKeyId)
+	}
+	return nil
+}
+
+// withIntermediate returns the roots after the provider of one has got another intermediate.
+func withIntermediate(roots []*trust.Root, kept *trust.ProviderState) ([]*trust.Root, error) {
+	out := make([]*trust.Root, len(roots))
+	for i, r := range roots {
+		c := *r
+		out[i] = &c
+		if r.ID != kept.ID {
+			continue
+		}
+		var crossed []string // those that have the root's own name and key
+		for _, text := range r.IntermediateCerts {
+			if ca.SameAuthority(text, r.RootCert) {
+				crossed = append(crossed, text)
+			}
+		}
+		if err := setIntermediate(&c, kept); err != nil {
+			return nil, err
+		}
+		c.IntermediateCerts = append(crossed, c.IntermediateCerts...)
+	}
+	return out, nil
+}
+
+func sameKept(a, b *trust.ProviderState) bool {
+	return a.PrivateKey == b.PrivateKey && a.RootCert == b.RootCert && a.Intermediate == b.Intermediate && a.Given == b.Given &&
+		a.Provider == b.Provider && maps.Equal(a.State, b.State) && sameSettings(a.Config, b.Config)
+}
+
+var errNoCrossSigning = errors.New("The current CA Provider does not support cross-signing. You can try again with ForceWithoutCrossSigning set, but this may interrupt connections until every proxy has learnt the new root.")
 
 // crossSign adds to a new root what makes it trusted by those who know only the active one.
 func (a *Authority) crossSign(ctx context.Context, view *state.View, active, root *trust.Root) error {
@@ -279,42 +370,52 @@ func (a *Authority) crossSign(ctx context.Context, view *state.View, active, roo
 	if _, err := io.ReadFull(a.cfg.Random, random[:]); err != nil {
 		return err
 	}
-	cert, err := ca.CrossSign(ctx, provider, root.RootCert, serial(random[:]), time.Now())
+	cert, err := ca.CrossSign(ctx, provider, root.RootCert, caprovider.Serial(random[:]), time.Now())
 	if errors.Is(err, ca.ErrNoCrossSigning) {
-		return errors.New("The current CA Provider does not support cross-signing. You can try again with ForceWithoutCrossSigning set, but this may interrupt connections until every proxy has learnt the new root.")
+		return errNoCrossSigning
 	}
 	if err != nil {
 		return fmt.Errorf("cross-sign the new root: %w", err)
 	}
-	root.IntermediateCerts = []string{cert}
+	root.IntermediateCerts = append([]string{cert}, root.IntermediateCerts...)
 	return nil
 }
 
-// providerOf returns what signs under a root, which must have been read from view.
+// providerOf returns what signs under a root, which must have been read from view. That of the active root is kept open.
 func (a *Authority) providerOf(view *state.View, root *trust.Root) (ca.Provider, error) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.provider != nil && a.rootID == root.ID {
-		return a.provider, nil
-	}
 	kept := view.CAProvider(root.ID)
 	if kept == nil {
-		return nil, errors.New("the signing key of the active CA root is missing")
+		return nil, errors.New("the signing key of the CA root is missing")
 	}
-	key, err := ca.ParseKey(kept.PrivateKey)
-	if err != nil {
-		return nil, fmt.Errorf("signing key of the active CA root: %w", err)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.stopped {
+		return nil, errStopped
 	}
-	p, err := ca.NewBuiltIn(kept.RootCert, key, a.cfg.Random)
+	if a.provider != nil && a.kept.ID == kept.ID && a.kept.ModifyIndex == kept.ModifyIndex {
+		return a.provider, nil
+	}
+	p, err := a.open(kept)
 	if err != nil {
 		return nil, err
 	}
-	a.provider, a.rootID = p, root.ID
+	if a.provider != nil {
+		a.provider.Close()
+	}
+	a.provider, a.kept = p, kept
 	return p, nil
 }
 
-// serial makes a positive serial number that any JSON reader takes exactly.
-func serial(random []byte) uint64 { return max(binary.BigEndian.Uint64(random)>>11, 1) }
+var errStopped = errors.New("this server is no longer the leader, which signs")
+
+// open returns a provider that the caller closes.
+func (a *Authority) open(kept *trust.ProviderState) (ca.Provider, error) {
+	kind, ok := a.kinds[providerName(kept)]
+	if !ok {
+		return nil, fmt.Errorf("this server has no CA provider %q", providerName(kept))
+	}
+	return kind.Open(kept)
+}
 
 func (a *Authority) uuid() (string, error) {
 	var b [16]byte

@@ -1,0 +1,83 @@
+package ca
+
+import (
+	"crypto"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+)
+
+// clockSlack is how far the clock of an outside authority may be ahead.
+const clockSlack = 10 * time.Minute
+
+// checkSigned compares what a provider has signed with what it was asked for: the key, the names byte by byte, that it is
+// no authority itself, its end, and whose signature it bears (spec/threats.md classes 1 and 18).
+func checkSigned(cert, template *x509.Certificate, key crypto.PublicKey, issuer *x509.Certificate) error {
+	if !samePublic(cert.PublicKey, key) {
+		return errors.New("the certificate is for another key")
+	}
+	got, err := alternativeNames(cert.Extensions)
+	if err != nil {
+		return err
+	}
+	var want []string
+	for _, u := range template.URIs {
+		want = append(want, string([]byte{tagURI})+u.String())
+	}
+	for _, name := range template.DNSNames {
+		want = append(want, string([]byte{tagDNS})+name)
+	}
+	slices.Sort(want)
+	switch {
+	case !slices.Equal(got, want):
+		return fmt.Errorf("the certificate has other names: %q, want %q", got, want)
+	case template.RawSubject == nil && len(template.Subject.Names) == 0 && template.Subject.CommonName == "" && len(cert.Subject.Names) != 0:
+		return fmt.Errorf("the certificate has a subject, %q", cert.Subject)
+	case cert.IsCA != template.IsCA:
+		return fmt.Errorf("authority: %v, want %v", cert.IsCA, template.IsCA)
+	case template.IsCA && template.MaxPathLenZero && (cert.MaxPathLen != 0 || !cert.MaxPathLenZero):
+		return errors.New("the certificate may sign other authorities")
+	case !template.IsCA && cert.KeyUsage&(x509.KeyUsageCertSign|x509.KeyUsageCRLSign) != 0:
+		return errors.New("the certificate may sign others")
+	case cert.NotAfter.After(template.NotAfter.Add(clockSlack)):
+		return fmt.Errorf("the certificate is valid until %v, want %v", cert.NotAfter, template.NotAfter)
+	}
+	for _, use := range template.ExtKeyUsage {
+		if !slices.Contains(cert.ExtKeyUsage, use) && !slices.Contains(cert.ExtKeyUsage, x509.ExtKeyUsageAny) {
+			return errors.New("the certificate is not for clients and servers")
+		}
+	}
+	return cert.CheckSignatureFrom(issuer)
+}
+
+// Tags of alternative names (RFC 5280, section 4.2.1.6).
+const (
+	tagDNS = 2
+	tagURI = 6
+)
+
+var oidAlternativeNames = asn1.ObjectIdentifier{2, 5, 29, 17}
+
+// alternativeNames returns the alternative names of a certificate or request, sorted, each as the byte of its tag and its
+// bytes; those of kinds that the standard library passes over too.
+func alternativeNames(extensions []pkix.Extension) ([]string, error) {
+	var out []string
+	for _, e := range extensions {
+		if !e.Id.Equal(oidAlternativeNames) {
+			continue
+		}
+		var names []asn1.RawValue
+		if rest, err := asn1.Unmarshal(e.Value, &names); err != nil || len(rest) != 0 {
+			return nil, errors.New("the alternative names cannot be read")
+		}
+		for _, n := range names {
+			out = append(out, string([]byte{byte(n.Tag)})+string(n.Bytes))
+		}
+	}
+	slices.Sort(out)
+	return out, nil
+}
