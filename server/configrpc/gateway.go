@@ -22,16 +22,9 @@ func (h *handlers) gatewayServices(c *transport.Call, v *state.View, req *entry.
 	if err != nil {
 		return nil, acl.Permit{}, err
 	}
-	own := recorder{v: v}
-	var links []entry.GatewayService
-	for _, kind := range gatewayKinds {
-		if e := own.Entry(kind, req.Gateway); e != nil {
-			links = append(links, entry.GatewayServices(e)...)
-		}
-	}
 	reply := &entry.GatewayServicesReply{Services: []entry.GatewayService{}}
-	index, links := expand(v, links)
-	reply.Index = max(index, own.index, v.EntriesGone(gatewayKinds...))
+	index, links := LinkedServices(v, req.Gateway)
+	reply.Index = index
 	for _, l := range links {
 		if !c.Authorizer.May(acl.Service, acl.Read, l.Service.Name) {
 			reply.Filtered = !c.Authorizer.Anonymous()
@@ -40,6 +33,20 @@ func (h *handlers) gatewayServices(c *transport.Call, v *state.View, req *entry.
 		reply.Services = append(reply.Services, l)
 	}
 	return reply, permit, nil
+}
+
+// LinkedServices returns what the entries of a gateway link, ordered by service, then port, and the index of the last
+// change to that.
+func LinkedServices(v *state.View, gateway string) (uint64, []entry.GatewayService) {
+	own := recorder{v: v}
+	var links []entry.GatewayService
+	for _, kind := range gatewayKinds {
+		if e := own.Entry(kind, gateway); e != nil {
+			links = append(links, entry.GatewayServices(e)...)
+		}
+	}
+	index, links := expand(v, links)
+	return max(index, own.index, v.EntriesGone(gatewayKinds...)), links
 }
 
 // expand puts the services there are in the place of wildcards, but for those that the same gateway or listener names

@@ -39,7 +39,7 @@ func (h *handlers) intentions(c *transport.Call, v *state.View, req *intention.L
 	reply.Index = index
 	for _, e := range entries {
 		for _, n := range intention.FromEntry(e) {
-			if _, err := mayRead(c.Authorizer, n); err != nil {
+			if !MayReadIntention(c.Authorizer, n) {
 				reply.Filtered = !c.Authorizer.Anonymous()
 				continue
 			}
@@ -50,6 +50,12 @@ func (h *handlers) intentions(c *transport.Call, v *state.View, req *intention.L
 	}
 	intention.Sort(reply.Intentions)
 	return reply, c.Authorizer.Filtering(), nil
+}
+
+// MayReadIntention reports whether a token may see an intention.
+func MayReadIntention(z *acl.Authorizer, n *intention.Intention) bool {
+	_, err := mayRead(z, n)
+	return err == nil
 }
 
 // mayRead asks for the right to see an intention, on its source or its destination; the refusal tells no more.
