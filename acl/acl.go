@@ -1,7 +1,6 @@
 // Package acl decides who may do what. An Authorizer answers for one token; a denied answer names the missing right.
 //
-// Access control is off in this version of the package: Everything grants every right. The rule language, tokens and
-// policies build on the types here.
+// Rules are written in policies (Parse), put together for a token (Compile), and asked through an Authorizer.
 package acl
 
 import "fmt"
@@ -113,6 +112,12 @@ func (z *Authorizer) MayAny(r Resource, a Access) bool {
 		return d.AllowsAny(r, a)
 	}
 	return z.decider.Allows(r, a, "")
+}
+
+// MayReadImported reports whether nodes (acl.Node) or services (acl.Service) that a peer exports to this cluster may be
+// seen: by who may write any service, or read all (spec/acl.md section 3, rule 9).
+func (z *Authorizer) MayReadImported(r Resource) bool {
+	return z.MayAny(Service, Write) || z.MayPrefix(r, Read, "")
 }
 
 // Require returns a permit when the right is granted, else a *DeniedError.
