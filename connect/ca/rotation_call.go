@@ -74,7 +74,7 @@ type Rotation struct {
 	Required  int             // nodes that have to confirm
 	Confirmed int             // those that have
 	Nodes     []*RotationNode // in the order of their names; at most MaxRotationNodes, those that are awaited first
-	Index     uint64          `json:"-"`
+	Index     uint64          `json:"-" cbor:"Index"`
 }
 
 // MaxRotationNodes bounds Rotation.Nodes.

@@ -46,6 +46,8 @@ type Authority struct {
 	provider ca.Provider          // nil before it is first needed
 	kept     *trust.ProviderState // that provider was opened with
 	limit    limiter
+
+	reports reports // of nodes, about the rotation under way
 }
 
 // New returns an authority.
@@ -188,15 +190,21 @@ func (a *Authority) Maintain(ctx context.Context, store *state.Store, apply Appl
 		a.log.Info("pruned CA roots that are no longer in use", "left", len(kept))
 		view = store.View()
 	}
-	// Nine tenths of its life are over.
-	life := active.NotAfter.Sub(active.NotBefore)
 	kept := view.CAProvider(active.ID)
-	if config.Provider == ca.BuiltIn && kept != nil && !kept.Given && now.After(active.NotAfter.Add(-life/10)) {
-		a.log.Info("replacing the CA root before it expires", "expires", active.NotAfter)
-		next := *config
-		return a.change(ctx, view, apply, &next, true)
+	if config.Provider != ca.BuiltIn || kept == nil || kept.Given || ca.PendingRoot(roots) != nil {
+		return nil
 	}
-	return nil
+	// Nine tenths of its life are over, or it is as old as it may get.
+	switch life := active.NotAfter.Sub(active.NotBefore); {
+	case now.After(active.NotAfter.Add(-life / 10)):
+		a.log.Info("replacing the CA root before it expires", "expires", active.NotAfter)
+	case aged(active, config, now):
+		a.log.Info("replacing the CA root, as its rotation period is over", "root", active.ID)
+	default:
+		return nil
+	}
+	next := *config
+	return a.change(ctx, view, apply, &next, true)
 }
 
 // change makes next the configuration, and a new root if that is asked for (newRoot), or needed because of what the
@@ -219,9 +227,11 @@ func (a *Authority) change(ctx context.Context, view *state.View, apply ApplyFun
 			next.FromAgent = config.FromAgent
 		}
 	}
-	wanted := caprovider.Wanted{Config: next.Config, Settings: settings, ClusterID: next.ClusterID, Root: active, New: newRoot}
+	rememberLeaves(config, next, active)
+	present := present(view, next.Provider, settings)
+	wanted := caprovider.Wanted{Config: next.Config, Settings: settings, ClusterID: next.ClusterID, Root: present, New: newRoot}
 	if active != nil {
-		if kept := view.CAProvider(active.ID); kept != nil && providerName(kept) == next.Provider {
+		if kept := view.CAProvider(present.ID); kept != nil && providerName(kept) == next.Provider {
 			wanted.Current = kept
 		}
 		if !next.ForceWithoutCrossSigning && (newRoot || wanted.Current == nil) {
@@ -243,7 +253,7 @@ func (a *Authority) change(ctx context.Context, view *state.View, apply ApplyFun
 		return fmt.Errorf("error configuring provider: %w", err)
 	}
 	next.Config, next.State = withoutKey(next.Config), kept.State
-	if active != nil && active.ID == root.ID {
+	if active != nil && (present.ID == root.ID || active.ID == root.ID) {
 		return a.store(ctx, view, apply, next, kept)
 	}
 	if active != nil && !next.ForceWithoutCrossSigning {
@@ -251,11 +261,11 @@ func (a *Authority) change(ctx context.Context, view *state.View, apply ApplyFun
 			return err
 		}
 	}
-	return a.install(ctx, view, apply, next, root, kept, settings.LeafCertTTL)
+	return a.install(ctx, view, apply, next, root, kept, settings)
 }
 
-// store is the last step of a change that leaves the root as it is: it writes the configuration, and what the provider
-// keeps, where that is something else now.
+// store is the last step of a change to a root that is there: it writes the configuration, and what the provider keeps,
+// where that is something else now. Where the root is the active one, another is pending no more.
 func (a *Authority) store(ctx context.Context, view *state.View, apply ApplyFunc, next *trust.Configuration, kept *trust.ProviderState) error {
 	rootsIndex, roots := view.CARoots()
 	configIndex, _ := view.CAConfig()
@@ -270,18 +280,24 @@ func (a *Authority) store(ctx context.Context, view *state.View, apply ApplyFunc
 			kind, cmd.Roots = fsm.CARoots, renewed
 		}
 	}
+	if ca.PendingRoot(roots) != nil && ca.ActiveRoot(roots).ID == kept.ID {
+		if cmd.Roots == nil {
+			cmd.Roots = roots
+		}
+		kind, cmd.Roots = fsm.CARoots, ca.Withdraw(cmd.Roots)
+	}
 	_, err := apply(ctx, kind, cmd)
 	return err
 }
 
 // install is the last step of a change to another root: it writes the configuration, the root, cross-signed if it is to
-// be, and what its provider keeps.
-func (a *Authority) install(ctx context.Context, view *state.View, apply ApplyFunc, next *trust.Configuration, root *trust.Root, kept *trust.ProviderState, leafTTL time.Duration) error {
-	rootsIndex, roots := view.CARoots()
+// be, and what its provider keeps. The root is pending until it is known to be trusted; see rotation.go.
+func (a *Authority) install(ctx context.Context, view *state.View, apply ApplyFunc, next *trust.Configuration, root *trust.Root, kept *trust.ProviderState, s ca.Settings) error {
+	rootsIndex, _ := view.CARoots()
 	configIndex, _ := view.CAConfig()
 	_, err := apply(ctx, fsm.CARoots, &setCommand{
 		RootsIndex: rootsIndex, ConfigIndex: configIndex, Config: next, Provider: kept,
-		Roots: ca.Rotate(roots, root, time.Now(), leafTTL),
+		Roots: introduce(view, root, next, s),
 	})
 	return err
 }

@@ -193,7 +193,7 @@ func TestRotation(t *testing.T) {
 
 func TestOldRootsArePruned(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s, a := newServer(t, connectrpc.Config{})
+		s, a := newServer(t, connectrpc.Config{Settings: map[string]any{"leaf_cert_ttl": "10h"}})
 		if err := setConfig(t.Context(), s.Caller(), map[string]any{"LeafCertTTL": "10h", "PrivateKeyBits": 384}); err != nil {
 			t.Fatal(err)
 		}

@@ -28,6 +28,9 @@ func (a *Authority) Register(r *transport.Registry, f *fsm.Appliers) {
 	transport.HandleRead(r, ca.ConfigCall, a.config)
 	transport.Handle(r, ca.SetConfigCall, a.setConfig)
 	transport.Handle(r, ca.SignCall, a.sign)
+	transport.Handle(r, ca.ConfirmCall, a.confirm)
+	transport.Handle(r, ca.RotateCall, a.rotate)
+	transport.Handle(r, ca.RotationCall, a.rotation)
 }
 
 func (a *Authority) roots(_ *transport.Call, v *state.View, _ *ca.RootsRequest) (*ca.RootsReply, acl.Permit, error) {

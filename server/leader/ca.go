@@ -2,6 +2,7 @@ package leader
 
 import (
 	"context"
+	"sync"
 	"time"
 
 	"github.com/sarnmesh/sarn/catalog/state"
@@ -14,6 +15,10 @@ type Authority interface {
 	Initialize(ctx context.Context, store *state.Store, apply func(ctx context.Context, k fsm.Kind, req any) (any, error)) error
 	// Maintain prunes old roots and replaces the present one before it expires.
 	Maintain(ctx context.Context, store *state.Store, apply func(ctx context.Context, k fsm.Kind, req any) (any, error)) error
+	// Rotate lets new roots sign once they are known to be trusted, until ctx ends.
+	Rotate(ctx context.Context, store *state.Store, apply func(ctx context.Context, k fsm.Kind, req any) (any, error))
+	// Stop ends what the authority runs for a leader.
+	Stop()
 }
 
 // maintainCAEvery is how often roots are looked after.
@@ -25,6 +30,10 @@ func CA(a Authority) Duty {
 		if err := a.Initialize(ctx, l.Store, l.Apply); err != nil {
 			return err
 		}
+		defer a.Stop()
+		var wg sync.WaitGroup
+		defer wg.Wait()
+		wg.Go(func() { a.Rotate(ctx, l.Store, l.Apply) })
 		tick := time.NewTicker(maintainCAEvery)
 		defer tick.Stop()
 		for {

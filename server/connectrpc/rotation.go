@@ -1,0 +1,494 @@
+package connectrpc
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/sarnmesh/sarn/acl"
+	"github.com/sarnmesh/sarn/catalog"
+	"github.com/sarnmesh/sarn/catalog/state"
+	"github.com/sarnmesh/sarn/catalog/trust"
+	"github.com/sarnmesh/sarn/connect/ca"
+	"github.com/sarnmesh/sarn/internal/wireerr"
+	"github.com/sarnmesh/sarn/server/fsm"
+	"github.com/sarnmesh/sarn/server/transport"
+)
+
+// A new root takes over in two phases. First it is pending: it is among the replicated roots, so every agent puts it into
+// what its proxies trust, and nothing is signed with it. Agents tell the leader when all their proxies have accepted it.
+// Once all of them have, or the time for that is over, it becomes active, and agents have their leaves signed anew. The
+// phase is replicated state; who has confirmed is not: a new leader is told again.
+
+// recheck is how often the leader looks again whom a pending root waits for: nodes fail, and lose their proxies.
+const recheck = time.Second
+
+// maxRotationWait bounds a call that waits for news of a rotation. It is shorter than servers wait for one another.
+const maxRotationWait = 50 * time.Second
+
+// reports are what nodes have told this leader. The zero reports are ready for use.
+type reports struct {
+	mu      sync.Mutex
+	last    map[string]report // by node, in lower case
+	changes uint64
+	news    chan struct{} // closed and replaced when last changes
+}
+
+// A report is what a node has told last.
+type report struct {
+	ca.ConfirmRequest
+	at time.Time
+}
+
+// watch returns a channel that is closed at the next change, and how many there have been.
+func (r *reports) watch() (news <-chan struct{}, changes uint64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.news == nil {
+		r.news = make(chan struct{})
+	}
+	return r.news, r.changes
+}
+
+// set takes a report, or forgets all of them for none.
+func (r *reports) set(req *ca.ConfirmRequest) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if req == nil {
+		r.last = nil
+	} else {
+		if r.last == nil {
+			r.last = map[string]report{}
+		}
+		r.last[strings.ToLower(req.Node)] = report{*req, time.Now()}
+	}
+	r.changes++
+	if r.news != nil {
+		close(r.news)
+		r.news = nil
+	}
+}
+
+// all returns the last reports by node, in lower case.
+func (r *reports) all() map[string]report {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return maps.Clone(r.last)
+}
+
+// alive reports whether gossip knows a node, and takes it to be alive.
+func alive(v *state.View, node string) (known, well bool) {
+	c := v.Check(node, catalog.SerfCheckID)
+	return c != nil, c != nil && c.Status != catalog.Critical
+}
+
+// required returns the nodes whose agents have to confirm new roots: those with proxies, gateways or native services that
+// gossip takes to be alive. Where there are such services on nodes without an agent, any server may serve their proxies.
+func required(v *state.View) map[string]bool {
+	nodes, seen := map[string]bool{}, map[string]bool{}
+	external := false
+	_, all := v.AllInstances()
+	for i := range all {
+		if i.Service.Kind == catalog.KindTypical && !i.Service.Connect.Native || i.Node.PeerName != "" || seen[i.Node.Node] {
+			continue
+		}
+		seen[i.Node.Node] = true
+		switch known, well := alive(v, i.Node.Node); {
+		case well:
+			nodes[i.Node.Node] = true
+		case !known:
+			external = true
+		}
+	}
+	if external {
+		_, servers := v.Instances(catalog.ServerServiceName, true)
+		for _, i := range servers {
+			if _, well := alive(v, i.Node.Node); well {
+				nodes[i.Node.Node] = true
+			}
+		}
+	}
+	return nodes
+}
+
+// introduce returns the set of roots after a new one has been made: the pending one, or at once the active one where
+// there is nobody to confirm it.
+func introduce(v *state.View, root *trust.Root, next *trust.Configuration, s ca.Settings) []*trust.Root {
+	_, roots := v.CARoots()
+	active := ca.ActiveRoot(roots)
+	if active == nil || active.ID == root.ID || len(required(v)) == 0 {
+		return ca.Rotate(roots, root, time.Now(), longestLeaf(active, next, s))
+	}
+	return ca.Spread(roots, root, time.Now())
+}
+
+// rememberLeaves notes in the configuration that is to follow another how long leaves of the active root may live.
+func rememberLeaves(config, next *trust.Configuration, active *trust.Root) {
+	if config == nil || active == nil {
+		return
+	}
+	s, err := ca.ParseSettings(config.Provider, config.Config)
+	if err != nil { // of another version: what it says is taken as far as it is understood
+		s.LeafCertTTL = max(s.LeafCertTTL, config.LongestLeaf)
+	}
+	next.LongestRoot, next.LongestLeaf = active.ID, longestLeaf(active, config, s)
+}
+
+// longestLeaf returns the longest life that a leaf of the active root can have, nil for none.
+func longestLeaf(active *trust.Root, config *trust.Configuration, s ca.Settings) time.Duration {
+	if active != nil && config.LongestRoot == active.ID {
+		return max(s.LeafCertTTL, config.LongestLeaf)
+	}
+	return s.LeafCertTTL
+}
+
+// aim returns the root that the configuration in force is for: the pending one, or the active one when none is.
+func aim(roots []*trust.Root) *trust.Root {
+	if pending := ca.PendingRoot(roots); pending != nil {
+		return pending
+	}
+	return ca.ActiveRoot(roots)
+}
+
+// present returns the root that changed settings are compared with: the one that the configuration in force is for, or the
+// active one when they ask for its key again while another is pending; nil when there is none.
+func present(v *state.View, provider string, s ca.Settings) *trust.Root {
+	_, roots := v.CARoots()
+	active, pending := ca.ActiveRoot(roots), ca.PendingRoot(roots)
+	if pending == nil {
+		return active
+	}
+	suits := func(r *trust.Root) bool {
+		kept := v.CAProvider(r.ID)
+		return kept != nil && provider == ca.BuiltIn && providerName(kept) == provider && !ca.KeyNeeded(r, kept, s)
+	}
+	if suits(active) && !suits(pending) {
+		return active
+	}
+	return pending
+}
+
+// aged reports whether a root is as old as the configuration lets it become.
+func aged(active *trust.Root, config *trust.Configuration, now time.Time) bool {
+	s, err := ca.ParseSettings(config.Provider, config.Config)
+	if err != nil || s.RotationPeriod == 0 {
+		return false
+	}
+	since := active.ActiveSince
+	if since.IsZero() {
+		since = active.NotBefore
+	}
+	return now.Sub(since) >= s.RotationPeriod
+}
+
+// Rotate makes pending roots active in their time, until ctx ends. The leader runs it.
+func (a *Authority) Rotate(ctx context.Context, store *state.Store, apply ApplyFunc) {
+	if a.cfg.Disabled {
+		return
+	}
+	a.reports.set(nil)
+	for ctx.Err() == nil {
+		news, _ := a.reports.watch()
+		view := store.WatchView()
+		view.CAConfig()
+		_, roots := view.CARoots()
+		if ca.PendingRoot(roots) == nil {
+			await(ctx, view, nil, 0)
+			continue
+		}
+		if err := a.advance(ctx, store, apply); err != nil && ctx.Err() == nil {
+			a.log.Warn("the new CA root can not be made the active one, will retry", "error", err)
+		}
+		await(ctx, view, news, recheck)
+	}
+}
+
+// await waits until something that was read through the view has changed, news is closed, or the time is over, 0 for any.
+func await(ctx context.Context, view *state.View, news <-chan struct{}, most time.Duration) {
+	ctx, cancel := context.WithCancel(ctx)
+	if most > 0 {
+		ctx, cancel = context.WithTimeout(ctx, most)
+	}
+	defer cancel()
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		select {
+		case <-news:
+			cancel()
+		case <-ctx.Done():
+		}
+	})
+	view.Wait(ctx) // whatever it was
+	cancel()
+	wg.Wait()
+}
+
+// maxNamed bounds how many names a line of the log has.
+const maxNamed = 20
+
+// advance makes the pending root the active one if it is time for that.
+func (a *Authority) advance(ctx context.Context, store *state.Store, apply ApplyFunc) error {
+	a.changing.Lock()
+	defer a.changing.Unlock()
+	view := store.View()
+	r, err := a.progress(view)
+	switch {
+	case err != nil:
+		return err
+	case r.Phase != ca.PhaseSpreading:
+		return nil
+	case r.Confirmed == r.Required:
+		a.log.Info("the new CA root is trusted by every proxy and signs from now on", "root", r.NewRootID, "nodes", r.Required,
+			"after", time.Since(r.Since).Round(time.Millisecond))
+	case time.Now().Before(r.Until):
+		return nil
+	default:
+		a.log.Warn("the new CA root signs from now on, though not everybody has confirmed to trust it", "root", r.NewRootID,
+			"awaited", awaited(r))
+	}
+	return a.activate(ctx, view, apply)
+}
+
+// awaited tells who has not confirmed, and why.
+func awaited(r *ca.Rotation) string {
+	var out []string
+	for _, n := range r.Nodes {
+		switch {
+		case n.Confirmed:
+		case len(out) == maxNamed:
+			return fmt.Sprintf("%s and %d more nodes", strings.Join(out, "; "), r.Required-r.Confirmed-maxNamed)
+		case len(n.Waiting) > 0:
+			out = append(out, n.Node+": "+strings.Join(n.Waiting[:min(len(n.Waiting), maxNamed)], ", "))
+		default:
+			out = append(out, n.Node)
+		}
+	}
+	return strings.Join(out, "; ")
+}
+
+// activate makes the pending root the active one. The caller holds a.changing.
+func (a *Authority) activate(ctx context.Context, view *state.View, apply ApplyFunc) error {
+	rootsIndex, roots := view.CARoots()
+	configIndex, config := view.CAConfig()
+	s, err := ca.ParseSettings(config.Provider, config.Config)
+	if err != nil {
+		return err
+	}
+	_, err = apply(ctx, fsm.CARoots, &setCommand{
+		RootsIndex: rootsIndex, ConfigIndex: configIndex,
+		Roots: ca.Rotate(roots, ca.PendingRoot(roots), time.Now(), longestLeaf(ca.ActiveRoot(roots), config, s)),
+	})
+	return err
+}
+
+// progress tells how far the rotation is, as far as this server has been told.
+func (a *Authority) progress(view *state.View) (*ca.Rotation, error) {
+	rootsIndex, roots := view.CARoots()
+	_, config := view.CAConfig()
+	active, pending := ca.ActiveRoot(roots), ca.PendingRoot(roots)
+	if config == nil || active == nil {
+		return nil, errNotReady
+	}
+	s, err := ca.ParseSettings(config.Provider, config.Config)
+	if err != nil {
+		return nil, err
+	}
+	_, changes := a.reports.watch()
+	r := &ca.Rotation{
+		Phase: ca.PhaseNone, NewRootID: aim(roots).ID, OldRootIDs: []string{}, Nodes: []*ca.RotationNode{}, Index: rootsIndex + changes,
+	}
+	var pruned time.Time
+	for _, o := range roots {
+		if o.ID == r.NewRootID {
+			continue
+		}
+		r.OldRootIDs = append(r.OldRootIDs, o.ID)
+		if o.PruneAfter.After(pruned) {
+			pruned = o.PruneAfter
+		}
+	}
+	if len(r.OldRootIDs) == 0 {
+		return r, nil
+	}
+	r.Since = active.ActiveSince
+	bundle := ca.Bundle(roots)
+	confirmed := func(told report) bool {
+		return told.Bundle == bundle && told.Missing == 0 &&
+			(pending != nil || told.ActiveRoot == active.ID && told.OldLeaves == 0)
+	}
+	told := a.reports.all()
+	nodes := required(view)
+	for name, t := range told {
+		if _, well := alive(view, name); well && t.Missing > 0 {
+			nodes[t.Node] = true
+		}
+	}
+	for name := range nodes {
+		t := told[strings.ToLower(name)]
+		n := &ca.RotationNode{
+			Node: name, Confirmed: confirmed(t), Seen: t.at, Proxies: t.ConfirmRequest.Confirmed, Missing: t.Missing, Waiting: t.Waiting,
+			Leaves: t.Leaves, OldLeaves: t.OldLeaves,
+		}
+		r.Nodes = append(r.Nodes, n)
+		r.Required++
+		if n.Confirmed {
+			r.Confirmed++
+		}
+	}
+	slices.SortFunc(r.Nodes, func(x, y *ca.RotationNode) int {
+		if x.Confirmed != y.Confirmed {
+			return cmp.Compare(btoi(x.Confirmed), btoi(y.Confirmed))
+		}
+		return strings.Compare(x.Node, y.Node)
+	})
+	r.Nodes = r.Nodes[:min(len(r.Nodes), ca.MaxRotationNodes)]
+	switch {
+	case pending != nil:
+		r.Phase, r.Since, r.Until = ca.PhaseSpreading, pending.SpreadSince, pending.SpreadSince.Add(s.RotationConfirmTimeout)
+	case r.Confirmed < r.Required && time.Since(active.ActiveSince) < s.RotationConfirmTimeout:
+		r.Phase = ca.PhaseSigning
+	default:
+		r.Phase, r.Until = ca.PhaseRetiring, pruned
+	}
+	return r, nil
+}
+
+func btoi(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// confirm takes what a node tells.
+func (a *Authority) confirm(_ context.Context, c *transport.Call, req *ca.ConfirmRequest) (*ca.ConfirmReply, acl.Permit, error) {
+	if a.cfg.Disabled {
+		return nil, acl.Permit{}, wireerr.ErrConnectDisabled
+	}
+	permit, err := c.Authorizer.Require(acl.Node, acl.Write, req.Node)
+	if err != nil {
+		return nil, acl.Permit{}, err
+	}
+	view := c.Store.View()
+	switch {
+	case view.Node(req.Node) == nil:
+		return nil, acl.Permit{}, wireerr.BadRequest("node %q is not in the catalog", req.Node)
+	case req.Confirmed < 0 || req.Missing < 0 || req.Leaves < 0 || req.OldLeaves < 0 || len(req.Bundle) > 128 || len(req.ActiveRoot) > 128 ||
+		len(req.Waiting) > min(ca.MaxWaiting, req.Missing) || slices.ContainsFunc(req.Waiting, func(w string) bool { return len(w) > maxWaitingText }):
+		return nil, acl.Permit{}, wireerr.BadRequest("this can not be what a node has to tell")
+	}
+	kept := *req
+	kept.Target.Token = ""
+	a.reports.set(&kept)
+	r, err := a.progress(view)
+	if err != nil {
+		return nil, acl.Permit{}, err
+	}
+	return &ca.ConfirmReply{Again: r.Phase == ca.PhaseSpreading || r.Phase == ca.PhaseSigning}, permit, nil
+}
+
+// maxWaitingText bounds what is said about one proxy.
+const maxWaitingText = 512
+
+// rotation tells how far the rotation is.
+func (a *Authority) rotation(ctx context.Context, c *transport.Call, req *ca.RotationRequest) (*ca.Rotation, acl.Permit, error) {
+	if a.cfg.Disabled {
+		return nil, acl.Permit{}, wireerr.ErrConnectDisabled
+	}
+	permit, err := c.Authorizer.Require(acl.Operator, acl.Read, "")
+	if err != nil {
+		return nil, acl.Permit{}, err
+	}
+	most := maxRotationWait
+	if req.MaxWait > 0 {
+		most = min(req.MaxWait, most)
+	}
+	until := time.Now().Add(most)
+	for {
+		news, _ := a.reports.watch()
+		view := c.Store.WatchView()
+		view.CAConfig()
+		view.CARoots()
+		r, err := a.progress(c.Store.View())
+		if err != nil {
+			return nil, acl.Permit{}, err
+		}
+		left := time.Until(until)
+		if req.MinIndex == 0 || r.Index != req.MinIndex || left <= 0 {
+			return r, permit, nil
+		}
+		await(ctx, view, news, left)
+		if ctx.Err() != nil {
+			return nil, acl.Permit{}, ctx.Err()
+		}
+	}
+}
+
+// rotate makes a new root, or the pending one active.
+func (a *Authority) rotate(ctx context.Context, c *transport.Call, req *ca.RotateRequest) (*struct{}, acl.Permit, error) {
+	if a.cfg.Disabled {
+		return nil, acl.Permit{}, wireerr.ErrConnectDisabled
+	}
+	permit, err := c.Authorizer.Require(acl.Operator, acl.Write, "")
+	if err != nil {
+		return nil, acl.Permit{}, err
+	}
+	apply := func(ctx context.Context, k fsm.Kind, req any) (any, error) { return c.Apply(ctx, permit, k, req) }
+	a.changing.Lock()
+	defer a.changing.Unlock()
+	view := c.Store.View()
+	_, config := view.CAConfig()
+	_, roots := view.CARoots()
+	active, pending := ca.ActiveRoot(roots), ca.PendingRoot(roots)
+	if config == nil || active == nil {
+		return nil, acl.Permit{}, errNotReady
+	}
+	asked := req.PrivateKeyType != "" || req.PrivateKeyBits != 0
+	if !req.Force || asked || pending == nil {
+		if kept := view.CAProvider(aim(roots).ID); kept != nil && kept.Given && !asked {
+			return nil, acl.Permit{}, wireerr.BadRequest("the key of the root was given by the operator: give another in the configuration, or a type for a generated one")
+		}
+		next := *config
+		next.Config = withKeyType(config.Config, req.PrivateKeyType, req.PrivateKeyBits)
+		if err := a.change(ctx, view, apply, &next, true); err != nil {
+			return nil, acl.Permit{}, err
+		}
+		view = c.Store.View()
+		_, roots = view.CARoots()
+		pending = ca.PendingRoot(roots)
+	}
+	if req.Force && pending != nil {
+		a.log.Warn("the new CA root signs from now on, as an operator has asked, whoever trusts it", "root", pending.ID)
+		if err := a.activate(ctx, view, apply); err != nil {
+			return nil, acl.Permit{}, err
+		}
+	}
+	return &struct{}{}, permit, nil
+}
+
+// withKeyType returns settings that ask for a generated key, of another type or size unless that is "" and 0.
+func withKeyType(config map[string]any, keyType string, bits int) map[string]any {
+	out := make(map[string]any, len(config)+2)
+	for k, v := range config {
+		gone := strings.EqualFold(k, "RootCert") || (keyType != "" || bits != 0) && strings.EqualFold(k, "PrivateKeyBits") ||
+			keyType != "" && strings.EqualFold(k, "PrivateKeyType")
+		if !gone {
+			out[k] = v
+		}
+	}
+	if keyType != "" {
+		out["PrivateKeyType"] = keyType
+		if bits == 0 && keyType == ca.KeyRSA {
+			bits = 2048
+		}
+	}
+	if bits != 0 {
+		out["PrivateKeyBits"] = bits
+	}
+	return out
+}
