@@ -203,13 +203,11 @@ func hclMembers(list *hclast.ObjectList) ([]member, error) {
 		m := member{}
 		switch v := item.Val.(type) {
 		case *hclast.LiteralType:
-			value := v.Token.Value()
-			m.isText = true
-			if s, ok := value.(string); ok {
-				m.text = s
-			} else {
-				m.text = v.Token.Text
+			text, err := tokenText(v.Token)
+			if err != nil {
+				return nil, err
 			}
+			m.text, m.isText = text, true
 		case *hclast.ObjectType:
 			inner, err := hclMembers(v.List)
 			if err != nil {
@@ -220,7 +218,7 @@ func hclMembers(list *hclast.ObjectList) ([]member, error) {
 			return nil, fmt.Errorf("line %d: a list is not expected here", item.Pos().Line)
 		}
 		for i := len(item.Keys) - 1; i >= 0; i-- {
-			name, err := keyText(item.Keys[i].Token)
+			name, err := tokenText(item.Keys[i].Token)
 			if err != nil {
 				return nil, err
 			}
@@ -234,12 +232,20 @@ func hclMembers(list *hclast.ObjectList) ([]member, error) {
 	return all, nil
 }
 
-func keyText(t hcltoken.Token) (string, error) {
-	s, ok := t.Value().(string)
-	if !ok {
-		return "", fmt.Errorf("line %d: %s is no name", t.Pos.Line, t.Text)
+// tokenText returns the text that a token stands for. The library panics where it cannot be read.
+func tokenText(t hcltoken.Token) (text string, err error) {
+	switch t.Type {
+	case hcltoken.IDENT, hcltoken.STRING, hcltoken.HEREDOC:
+	default: // numbers and the like are no levels, whatever they say
+		return t.Text, nil
 	}
-	return s, nil
+	defer func() {
+		if recover() != nil {
+			err = fmt.Errorf("line %d: the text cannot be read", t.Pos.Line)
+		}
+	}()
+	text, _ = t.Value().(string)
+	return text, nil
 }
 
 // parseJSON reads the JSON form. A list stands for its elements, as in HCL's own reading of it.
