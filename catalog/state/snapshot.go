@@ -68,6 +68,7 @@ func (s *Store) Restore(r io.Reader) error {
 		return err
 	}
 	old := s.data.Swap(fresh)
+	s.aclVersion.Add(1)
 	close(old.replaced)
 	return nil
 }

@@ -14,7 +14,8 @@ import (
 
 // A Store is the whole replicated state. One goroutine writes; any number read.
 type Store struct {
-	data atomic.Pointer[data]
+	data       atomic.Pointer[data]
+	aclVersion atomic.Uint64
 }
 
 // data is what a restore replaces as a whole.
@@ -29,6 +30,10 @@ func New() *Store {
 	s.data.Store(&data{db: mvcc.NewDB(tables()...), replaced: make(chan struct{})})
 	return s
 }
+
+// ACLVersion returns a number that is another one after every change of what tokens may do has become visible. It is
+// this process's own and no part of the state.
+func (s *Store) ACLVersion() uint64 { return s.aclVersion.Load() }
 
 // A View reads one snapshot of the state. Its methods are in the files of their tables; each returns, with the result,
 // the index of the last change that touched it.
@@ -77,16 +82,24 @@ type Tx struct {
 	// stale are instances that wait to be reassembled while waiting is set; see together.
 	waiting bool
 	stale   []catalog.Instance
+
+	store *Store // nil while a snapshot is loaded
+	acl   bool   // access control has changed
 }
 
 // Write opens the write transaction for the log entry with this index.
 func (s *Store) Write(index uint64) *Tx {
 	d := s.data.Load()
-	return &Tx{View: View{d.db.Write(), d.replaced}, Index: index}
+	return &Tx{View: View{d.db.Write(), d.replaced}, Index: index, store: s}
 }
 
 // Commit makes the changes visible.
-func (t *Tx) Commit() { t.tx.Commit() }
+func (t *Tx) Commit() {
+	t.tx.Commit()
+	if t.acl && t.store != nil {
+		t.store.aclVersion.Add(1)
+	}
+}
 
 // Abort gives up what was not committed.
 func (t *Tx) Abort() { t.tx.Abort() }
