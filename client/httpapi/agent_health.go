@@ -82,7 +82,7 @@ func worse(a, b string) string {
 }
 
 func (s *Server) healthOf(v *catalog.Service) agentHealth {
-	h := agentHealth{catalog.Passing, v, s.cfg.Agent.Local.ChecksFor(v.ID), s.cfg.Datacenter}
+	h := agentHealth{catalog.Passing, v, s.registered.ChecksFor(v.ID), s.cfg.Datacenter}
 	for _, c := range h.checks {
 		status := c.Record.Status
 		if c.Record.Type == definition.TypeMaintenance {
@@ -102,53 +102,55 @@ func answerHealth(w http.ResponseWriter, r *http.Request, code int, reason strin
 	return statusValue{code, v}
 }
 
-func (s *Server) agentHealthByID(w http.ResponseWriter, r *http.Request) (any, error) {
+func (s *Server) agentHealthByID(w http.ResponseWriter, r *http.Request) (any, acl.Permit, error) {
 	if err := s.checkTenancy(w, r); err != nil {
-		return nil, err
+		return refused(err)
 	}
 	id := argument(w, r)
 	if id == "" {
-		return nil, errors.New("Missing serviceID")
+		return refused(errors.New("Missing serviceID"))
 	}
 	z, err := s.authorizer(w, r)
 	if err != nil {
-		return nil, err
+		return refused(err)
 	}
-	svc := s.cfg.Agent.Local.Service(id)
+	svc := s.registered.Service(id)
 	if svc == nil {
-		return answerHealth(w, r, http.StatusNotFound, "ServiceId "+id+" not found", agentHealth{status: catalog.Critical}), nil
+		return answerHealth(w, r, http.StatusNotFound, "ServiceId "+id+" not found", agentHealth{status: catalog.Critical}), acl.Open(), nil
 	}
-	if _, err := z.Require(acl.Service, acl.Read, svc.Instance.Service); err != nil {
-		return nil, err
+	p, err := z.Require(acl.Service, acl.Read, svc.Instance.Service)
+	if err != nil {
+		return refused(err)
 	}
 	h := s.healthOf(svc.Instance)
-	return answerHealth(w, r, healthCodes[h.status], h.status, h), nil
+	return answerHealth(w, r, healthCodes[h.status], h.status, h), p, nil
 }
 
-func (s *Server) agentHealthByName(w http.ResponseWriter, r *http.Request) (any, error) {
+func (s *Server) agentHealthByName(w http.ResponseWriter, r *http.Request) (any, acl.Permit, error) {
 	if err := s.checkTenancy(w, r); err != nil {
-		return nil, err
+		return refused(err)
 	}
 	name := argument(w, r)
 	if name == "" {
-		return nil, errors.New("Missing service Name")
+		return refused(errors.New("Missing service Name"))
 	}
 	z, err := s.authorizer(w, r)
 	if err != nil {
-		return nil, err
+		return refused(err)
 	}
-	if _, err := z.Require(acl.Service, acl.Read, name); err != nil {
-		return nil, err
+	p, err := z.Require(acl.Service, acl.Read, name)
+	if err != nil {
+		return refused(err)
 	}
 	list, status := agentHealths{}, catalog.Passing
-	for _, svc := range s.cfg.Agent.Local.Services() {
+	for _, svc := range s.registered.Services() {
 		if svc.Instance.Service == name {
 			h := s.healthOf(svc.Instance)
 			list, status = append(list, h), worse(status, h.status)
 		}
 	}
 	if len(list) == 0 {
-		return answerHealth(w, r, http.StatusNotFound, "ServiceName "+name+" Not Found", list), nil
+		return answerHealth(w, r, http.StatusNotFound, "ServiceName "+name+" Not Found", list), p, nil
 	}
-	return answerHealth(w, r, healthCodes[status], status, list), nil
+	return answerHealth(w, r, healthCodes[status], status, list), p, nil
 }

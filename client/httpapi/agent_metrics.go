@@ -70,25 +70,26 @@ func wantsPrometheus(w http.ResponseWriter, r *http.Request) bool {
 	return false
 }
 
-func (s *Server) agentMetrics(w http.ResponseWriter, r *http.Request) (any, error) {
-	if err := s.requireAgent(w, r, acl.Read); err != nil {
-		return nil, err
+func (s *Server) agentMetrics(w http.ResponseWriter, r *http.Request) (any, acl.Permit, error) {
+	a, p, err := s.ownAgent(w, r, acl.Read)
+	if err != nil {
+		return refused(err)
 	}
 	if wantsPrometheus(w, r) {
-		if s.cfg.Agent.Prometheus == nil {
+		if a.Prometheus == nil {
 			w.Header().Set("X-Consul-Reason", "Prometheus is not enabled since its retention time is not positive")
-			return nil, nil
+			return done(p, nil)
 		}
 		plain := r.Clone(r.Context())
 		plain.Header.Del("Accept") // one text form is offered
-		s.cfg.Agent.Prometheus.ServeHTTP(w, plain)
-		return nil, nil
+		a.Prometheus.ServeHTTP(w, plain)
+		return done(p, nil)
 	}
-	if s.cfg.Agent.Metrics == nil {
-		return nil, errNoMetrics
+	if a.Metrics == nil {
+		return refused(errNoMetrics)
 	}
-	v, err := s.cfg.Agent.Metrics.DisplayMetrics(w, r)
-	return summarize(v), err
+	v, err := a.Metrics.DisplayMetrics(w, r)
+	return summarize(v), p, err
 }
 
 // metricsEncoder sends each summary at once.
@@ -103,19 +104,20 @@ func (e metricsEncoder) Encode(v any) error {
 	return e.json.Encode(summarize(v))
 }
 
-func (s *Server) agentMetricsStream(w http.ResponseWriter, r *http.Request) (any, error) {
-	if err := s.requireAgent(w, r, acl.Read); err != nil {
-		return nil, err
+func (s *Server) agentMetricsStream(w http.ResponseWriter, r *http.Request) (any, acl.Permit, error) {
+	a, p, err := s.ownAgent(w, r, acl.Read)
+	if err != nil {
+		return refused(err)
 	}
-	if s.cfg.Agent.Metrics == nil {
-		return nil, errNoMetrics
+	if a.Metrics == nil {
+		return refused(errNoMetrics)
 	}
 	w.Header()["Content-Type"] = typeJSON
 	w.WriteHeader(http.StatusOK)
 	flush := func() { http.NewResponseController(w).Flush() }
 	flush()
-	s.cfg.Agent.Metrics.Stream(r.Context(), metricsEncoder{json.NewEncoder(w), flush})
-	return nil, nil
+	a.Metrics.Stream(r.Context(), metricsEncoder{json.NewEncoder(w), flush})
+	return done(p, nil)
 }
 
 const (
@@ -139,9 +141,10 @@ func (q *lineQueue) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-func (s *Server) agentMonitor(w http.ResponseWriter, r *http.Request) (any, error) {
-	if err := s.requireAgent(w, r, acl.Read); err != nil {
-		return nil, err
+func (s *Server) agentMonitor(w http.ResponseWriter, r *http.Request) (any, acl.Permit, error) {
+	a, p, err := s.ownAgent(w, r, acl.Read)
+	if err != nil {
+		return refused(err)
 	}
 	q := query(w)
 	name := q.get("loglevel")
@@ -153,19 +156,19 @@ func (s *Server) agentMonitor(w http.ResponseWriter, r *http.Request) (any, erro
 		level = hclog.Error
 	}
 	if level == hclog.NoLevel || level == hclog.Off {
-		return nil, wireerr.BadRequest("Unknown log level: %s", name)
+		return refused(wireerr.BadRequest("Unknown log level: %s", name))
 	}
-	if s.cfg.Agent.Logs == nil {
-		return nil, wireerr.Errorf(http.StatusNotImplemented, "this agent's log cannot be followed")
+	if a.Logs == nil {
+		return refused(wireerr.Errorf(http.StatusNotImplemented, "this agent's log cannot be followed"))
 	}
 	lines := &lineQueue{lines: make(chan []byte, monitorLines)}
 	sink := hclog.NewSinkAdapter(&hclog.LoggerOptions{Level: level, JSONFormat: q.has("logjson"), Output: lines})
-	s.cfg.Agent.Logs.RegisterSink(sink)
-	defer s.cfg.Agent.Logs.DeregisterSink(sink)
+	a.Logs.RegisterSink(sink)
+	defer a.Logs.DeregisterSink(sink)
 	w.Header()["Content-Type"] = typeText
 	w.WriteHeader(http.StatusOK)
 	lines.copyTo(r.Context(), w)
-	return nil, nil
+	return done(p, nil)
 }
 
 // copyTo sends lines until the client has gone, flushed a few times a second.

@@ -13,23 +13,14 @@ import (
 	"github.com/sarnmesh/sarn/internal/wireerr"
 )
 
-// requireAgent asks for a right on this agent.
-func (s *Server) requireAgent(w http.ResponseWriter, r *http.Request, a acl.Access) error {
-	z, err := s.authorizer(w, r)
+func (s *Server) agentSelf(w http.ResponseWriter, r *http.Request) (any, acl.Permit, error) {
+	a, p, err := s.ownAgent(w, r, acl.Read)
 	if err != nil {
-		return err
+		return refused(err)
 	}
-	_, err = z.Require(acl.Agent, a, s.cfg.NodeName)
-	return err
-}
-
-func (s *Server) agentSelf(w http.ResponseWriter, r *http.Request) (any, error) {
-	if err := s.requireAgent(w, r, acl.Read); err != nil {
-		return nil, err
-	}
-	self, err := s.cfg.Agent.Agent.Self(r.Context())
+	self, err := a.Agent.Self(r.Context())
 	if err != nil {
-		return nil, err
+		return refused(err)
 	}
 	out := *self
 	out.Stats = maps.Clone(self.Stats)
@@ -40,53 +31,55 @@ func (s *Server) agentSelf(w http.ResponseWriter, r *http.Request) (any, error) 
 	if counts == nil {
 		counts = map[string]string{}
 	}
-	scripts, ttls := s.cfg.Agent.Local.Counts()
+	scripts, ttls := a.Local.Counts()
 	counts["check_monitors"], counts["check_ttls"] = strconv.Itoa(scripts), strconv.Itoa(ttls)
-	counts["checks"], counts["services"] = strconv.Itoa(len(s.cfg.Agent.Local.Checks())), strconv.Itoa(len(s.cfg.Agent.Local.Services()))
+	counts["checks"], counts["services"] = strconv.Itoa(len(a.Local.Checks())), strconv.Itoa(len(a.Local.Services()))
 	out.Stats["agent"] = counts
-	return &out, nil
+	return &out, p, nil
 }
 
-func (s *Server) agentHost(w http.ResponseWriter, r *http.Request) (any, error) {
+func (s *Server) agentHost(w http.ResponseWriter, r *http.Request) (any, acl.Permit, error) {
+	a, p, err := s.require(w, r, acl.Operator, acl.Read, "")
+	if err != nil {
+		return refused(err)
+	}
+	if a.Host != nil {
+		return a.Host(), p, nil
+	}
+	return hostinfo.Collect(""), p, nil
+}
+
+func (s *Server) agentVersion(http.ResponseWriter, *http.Request) (any, acl.Permit, error) {
+	a, p, err := s.ownFor(acl.Open(), nil)
+	return &a.Version, p, err
+}
+
+func (s *Server) agentMembers(w http.ResponseWriter, r *http.Request) (any, acl.Permit, error) {
 	z, err := s.authorizer(w, r)
 	if err != nil {
-		return nil, err
+		return refused(err)
 	}
-	if _, err := z.Require(acl.Operator, acl.Read, ""); err != nil {
-		return nil, err
-	}
-	if s.cfg.Agent.Host != nil {
-		return s.cfg.Agent.Host(), nil
-	}
-	return hostinfo.Collect(""), nil
-}
-
-func (s *Server) agentVersion(http.ResponseWriter, *http.Request) (any, error) {
-	return &s.cfg.Agent.Version, nil
-}
-
-func (s *Server) agentMembers(w http.ResponseWriter, r *http.Request) (any, error) {
-	z, err := s.authorizer(w, r)
+	a, p, err := s.ownFor(z.Filtering(), nil)
 	if err != nil {
-		return nil, err
+		return refused(err)
 	}
 	q := query(w)
 	wan := q.get("wan") != ""
 	if segment := q.get("segment"); segment != "" {
 		switch {
 		case wan:
-			return nil, wireerr.BadRequest("Cannot provide a segment with wan=true")
+			return refused(wireerr.BadRequest("Cannot provide a segment with wan=true"))
 		case segment != "_all":
-			return nil, fmt.Errorf("network segments are not supported: %q", segment)
+			return refused(fmt.Errorf("network segments are not supported: %q", segment))
 		}
 	}
 	f, err := filter.Compile[AgentMember](q.get("filter"))
 	if err != nil {
-		return nil, err
+		return refused(err)
 	}
-	members, err := s.cfg.Agent.Agent.Members(wan)
+	members, err := a.Agent.Members(wan)
 	if err != nil || members == nil && wan {
-		return members, err
+		return members, p, err
 	}
 	seen := make([]AgentMember, 0, len(members))
 	for _, m := range members {
@@ -95,7 +88,7 @@ func (s *Server) agentMembers(w http.ResponseWriter, r *http.Request) (any, erro
 		}
 	}
 	setFiltered(w, len(seen) < len(members))
-	return f.Select(seen), nil
+	return f.Select(seen), p, nil
 }
 
 // setFiltered tells a client with a token that ACLs removed something.
@@ -105,42 +98,42 @@ func setFiltered(w http.ResponseWriter, filtered bool) {
 	}
 }
 
-func (s *Server) agentReload(w http.ResponseWriter, r *http.Request) (any, error) {
-	if err := s.requireAgent(w, r, acl.Write); err != nil {
-		return nil, err
+func (s *Server) agentReload(w http.ResponseWriter, r *http.Request) (any, acl.Permit, error) {
+	a, p, err := s.ownAgent(w, r, acl.Write)
+	if err != nil {
+		return refused(err)
 	}
-	return nil, s.cfg.Agent.Agent.Reload(r.Context())
+	return done(p, a.Agent.Reload(r.Context()))
 }
 
-func (s *Server) agentJoin(w http.ResponseWriter, r *http.Request) (any, error) {
-	if err := s.requireAgent(w, r, acl.Write); err != nil {
-		return nil, err
+func (s *Server) agentJoin(w http.ResponseWriter, r *http.Request) (any, acl.Permit, error) {
+	a, p, err := s.ownAgent(w, r, acl.Write)
+	if err != nil {
+		return refused(err)
 	}
 	address := argument(w, r)
-	err := s.cfg.Agent.Agent.Join(r.Context(), address, query(w).get("wan") != "")
+	err = a.Agent.Join(r.Context(), address, query(w).get("wan") != "")
 	if err != nil && !strings.Contains(err.Error(), "Failed to join "+address) {
-		return nil, fmt.Errorf("1 error occurred:\n\t* Failed to join %s: %w\n\n", address, err)
+		err = fmt.Errorf("1 error occurred:\n\t* Failed to join %s: %w\n\n", address, err)
 	}
-	return nil, err
+	return done(p, err)
 }
 
-func (s *Server) agentLeave(w http.ResponseWriter, r *http.Request) (any, error) {
-	if err := s.requireAgent(w, r, acl.Write); err != nil {
-		return nil, err
-	}
-	return nil, s.cfg.Agent.Agent.Leave(r.Context())
-}
-
-func (s *Server) agentForceLeave(w http.ResponseWriter, r *http.Request) (any, error) {
-	z, err := s.authorizer(w, r)
+func (s *Server) agentLeave(w http.ResponseWriter, r *http.Request) (any, acl.Permit, error) {
+	a, p, err := s.ownAgent(w, r, acl.Write)
 	if err != nil {
-		return nil, err
+		return refused(err)
 	}
-	if _, err := z.Require(acl.Operator, acl.Write, ""); err != nil {
-		return nil, err
+	return done(p, a.Agent.Leave(r.Context()))
+}
+
+func (s *Server) agentForceLeave(w http.ResponseWriter, r *http.Request) (any, acl.Permit, error) {
+	a, p, err := s.require(w, r, acl.Operator, acl.Write, "")
+	if err != nil {
+		return refused(err)
 	}
 	q := query(w)
-	return nil, s.cfg.Agent.Agent.ForceLeave(argument(w, r), q.has("prune"), q.has("wan"))
+	return done(p, a.Agent.ForceLeave(argument(w, r), q.has("prune"), q.has("wan")))
 }
 
 // tokenNames maps the names of the token endpoint, with those of old, to tokens.
@@ -153,28 +146,29 @@ var tokenNames = map[string]AgentToken{
 	"config_file_service_registration": TokenRegistration,
 }
 
-func (s *Server) agentToken(w http.ResponseWriter, r *http.Request) (any, error) {
+func (s *Server) agentToken(w http.ResponseWriter, r *http.Request) (any, acl.Permit, error) {
 	if !s.cfg.ACLEnabled {
-		return nil, wireerr.ErrACLDisabled
+		return refused(wireerr.ErrACLDisabled)
 	}
-	if err := s.requireAgent(w, r, acl.Write); err != nil {
-		return nil, err
+	a, p, err := s.ownAgent(w, r, acl.Write)
+	if err != nil {
+		return refused(err)
 	}
 	var body struct{ Token string }
 	if err := s.decode(r, &body, true); err != nil {
-		return nil, err
+		return refused(err)
 	}
 	name := argument(w, r)
 	kind, ok := tokenNames[name]
 	if !ok {
-		return nil, wireerr.NotFound("Token %q is unknown", name)
+		return refused(wireerr.NotFound("Token %q is unknown", name))
 	}
-	if err := s.cfg.Agent.Agent.SetToken(kind, body.Token); err != nil {
-		return nil, err
+	if err := a.Agent.SetToken(kind, body.Token); err != nil {
+		return refused(err)
 	}
 	s.log.Info("agent token changed", "token", string(kind))
 	if kind == TokenDefault || kind == TokenAgent {
-		s.cfg.Agent.Local.SyncSoon()
+		a.Local.SyncSoon()
 	}
-	return nil, nil
+	return done(p, nil)
 }

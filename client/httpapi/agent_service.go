@@ -88,19 +88,19 @@ func (m agentServiceMap) appendJSON(dst []byte) []byte {
 	return append(dst, '}')
 }
 
-func (s *Server) agentServices(w http.ResponseWriter, r *http.Request) (any, error) {
+func (s *Server) agentServices(w http.ResponseWriter, r *http.Request) (any, acl.Permit, error) {
 	if err := s.checkTenancy(w, r); err != nil {
-		return nil, err
+		return refused(err)
 	}
 	z, err := s.authorizer(w, r)
 	if err != nil {
-		return nil, err
+		return refused(err)
 	}
 	f, err := filter.Compile[*catalog.Service](query(w).get("filter"))
 	if err != nil {
-		return nil, err
+		return refused(err)
 	}
-	all := s.cfg.Agent.Local.Services()
+	all := s.registered.Services()
 	seen := make([]*catalog.Service, 0, len(all))
 	for _, svc := range all {
 		if z.May(acl.Service, acl.Read, svc.Instance.Service) {
@@ -108,7 +108,7 @@ func (s *Server) agentServices(w http.ResponseWriter, r *http.Request) (any, err
 		}
 	}
 	setFiltered(w, len(seen) < len(all))
-	return agentServiceMap{s.cfg.Datacenter, f.Select(seen)}, nil
+	return agentServiceMap{s.cfg.Datacenter, f.Select(seen)}, z.Filtering(), nil
 }
 
 // agentServiceValue is written as one service with its hash.
@@ -121,17 +121,13 @@ func (v agentServiceValue) appendJSON(dst []byte) []byte {
 	return appendAgentService(dst, v.service, v.datacenter, v.hash)
 }
 
-func (s *Server) agentService(w http.ResponseWriter, r *http.Request) (any, error) {
+func (s *Server) agentService(w http.ResponseWriter, r *http.Request) (any, acl.Permit, error) {
 	if err := s.checkTenancy(w, r); err != nil {
-		return nil, err
+		return refused(err)
 	}
 	o, err := s.parseOptions(w, r)
 	if err != nil {
-		return nil, err
-	}
-	z, err := s.authorizer(w, r)
-	if err != nil {
-		return nil, err
+		return refused(err)
 	}
 	id, hash := argument(w, r), query(w).get("hash")
 	wait := o.MaxWait
@@ -142,19 +138,25 @@ func (s *Server) agentService(w http.ResponseWriter, r *http.Request) (any, erro
 		wait = maxHashWait
 	}
 	var limit *time.Timer
+	over := false
 	for {
-		svc, changed := s.cfg.Agent.Local.WatchService(id)
-		if svc == nil {
-			return nil, wireerr.NotFound("unknown service ID: %s", id)
+		z, err := s.authorizer(w, r) // again after each wait: the token may be good no more
+		if err != nil {
+			return refused(err)
 		}
-		if _, err := z.Require(acl.Service, acl.Read, svc.Instance.Service); err != nil {
-			return nil, err
+		svc, changed := s.registered.WatchService(id)
+		if svc == nil {
+			return refused(wireerr.NotFound("unknown service ID: %s", id))
+		}
+		p, err := z.Require(acl.Service, acl.Read, svc.Instance.Service)
+		if err != nil {
+			return refused(err)
 		}
 		now := contentHash(svc.Instance)
 		value := agentServiceValue{svc.Instance, s.cfg.Datacenter, now}
 		w.Header()["X-Consul-Contenthash"] = []string{now}
-		if hash != now {
-			return value, nil
+		if hash != now || over {
+			return value, p, nil
 		}
 		if limit == nil {
 			limit = time.NewTimer(wait + rand.N(wait/16+1))
@@ -163,95 +165,95 @@ func (s *Server) agentService(w http.ResponseWriter, r *http.Request) (any, erro
 		select {
 		case <-changed:
 		case <-limit.C:
-			return value, nil
+			over = true
 		case <-r.Context().Done():
-			return nil, r.Context().Err()
+			return refused(r.Context().Err())
 		}
 	}
 }
 
 // mayWriteService asks for the rights that registering an instance needs.
-func (s *Server) mayWriteService(z *acl.Authorizer, v *catalog.Service) error {
-	if _, err := z.Require(acl.Service, acl.Write, v.Service); err != nil {
-		return err
+func (s *Server) mayWriteService(z *acl.Authorizer, v *catalog.Service) (acl.Permit, error) {
+	p, err := z.Require(acl.Service, acl.Write, v.Service)
+	if old := s.registered.Service(v.ID); err == nil && old != nil {
+		p, err = z.Require(acl.Service, acl.Write, old.Given.Service)
 	}
-	if old := s.cfg.Agent.Local.Service(v.ID); old != nil {
-		if _, err := z.Require(acl.Service, acl.Write, old.Given.Service); err != nil {
-			return err
-		}
+	if err == nil && v.Kind == catalog.KindConnectProxy {
+		p, err = z.Require(acl.Service, acl.Write, v.Proxy.DestinationServiceName)
 	}
-	if v.Kind == catalog.KindConnectProxy {
-		_, err := z.Require(acl.Service, acl.Write, v.Proxy.DestinationServiceName)
-		return err
-	}
-	return nil
+	return p, err
 }
 
-func (s *Server) agentRegisterService(w http.ResponseWriter, r *http.Request) (any, error) {
+func (s *Server) agentRegisterService(w http.ResponseWriter, r *http.Request) (any, acl.Permit, error) {
 	if err := s.checkTenancy(w, r); err != nil {
-		return nil, err
+		return refused(err)
 	}
 	body, err := s.readBody(r, s.cfg.MaxBodySize)
 	if err != nil {
-		return nil, err
+		return refused(err)
 	}
 	def, err := definition.DecodeService(bytes.NewReader(body.b))
 	putBuffer(body)
 	if err != nil {
-		return nil, decodeFailed(err)
+		return refused(decodeFailed(err))
 	}
 	def.Token = "" // the request's is used
 	if err := def.ValidateIdentity(); err != nil {
-		return nil, err
+		return refused(err)
 	}
 	z, err := s.authorizer(w, r)
 	if err != nil {
-		return nil, err
+		return refused(err)
 	}
 	if err := def.ValidateRegistration(); err != nil {
-		return nil, err
+		return refused(err)
 	}
-	if err := s.mayWriteService(z, def.Instance()); err != nil {
-		return nil, err
+	p, err := s.mayWriteService(z, def.Instance())
+	if err != nil {
+		return refused(err)
 	}
 	side, err := def.ExpandSidecar()
 	if err != nil {
-		return nil, err
+		return refused(err)
 	}
 	if side != nil {
-		if err := s.mayWriteService(z, side.Instance()); err != nil {
-			return nil, err
+		if p, err = s.mayWriteService(z, side.Instance()); err != nil {
+			return refused(err)
 		}
 	}
 	replace, given := query(w).lookup("replace-existing-checks")
-	return nil, s.cfg.Agent.Local.RegisterService(r.Context(), def, local.Options{
+	a, err := s.own.With(p)
+	if err != nil {
+		return refused(err)
+	}
+	return done(p, a.Local.RegisterService(r.Context(), def, local.Options{
 		Token: requestToken(query(w), r.Header), ReplaceChecks: given && (replace == "" || replace == "true"),
-	})
+	}))
 }
 
-// ownService returns a registered service that the request may change.
-func (s *Server) ownService(w http.ResponseWriter, r *http.Request, id string) error {
+// ownService asks for the right to change a registered service.
+func (s *Server) ownService(w http.ResponseWriter, r *http.Request, id string) (AgentConfig, acl.Permit, error) {
 	if err := s.checkTenancy(w, r); err != nil {
-		return err
+		return AgentConfig{}, acl.Permit{}, err
 	}
 	z, err := s.authorizer(w, r)
 	if err != nil {
-		return err
+		return AgentConfig{}, acl.Permit{}, err
 	}
-	svc := s.cfg.Agent.Local.Service(id)
+	svc := s.registered.Service(id)
 	if svc == nil {
-		return wireerr.NotFound("Unknown service ID %q. Ensure that the service ID is passed, not the service name.", id)
+		return AgentConfig{}, acl.Permit{}, wireerr.NotFound("Unknown service ID %q. Ensure that the service ID is passed, not the service name.", id)
 	}
-	_, err = z.Require(acl.Service, acl.Write, svc.Given.Service)
-	return err
+	return s.ownFor(z.Require(acl.Service, acl.Write, svc.Given.Service))
 }
 
-func (s *Server) agentDeregisterService(w http.ResponseWriter, r *http.Request) (any, error) {
+func (s *Server) agentDeregisterService(w http.ResponseWriter, r *http.Request) (any, acl.Permit, error) {
 	id := argument(w, r)
-	if err := s.ownService(w, r, id); err != nil {
-		return nil, err
+	a, p, err := s.ownService(w, r, id)
+	if err != nil {
+		return refused(err)
 	}
-	return nil, s.cfg.Agent.Local.DeregisterService(r.Context(), id)
+	return done(p, a.Local.DeregisterService(r.Context(), id))
 }
 
 // maintenanceParams reads enable and reason.
@@ -267,32 +269,30 @@ func maintenanceParams(w http.ResponseWriter) (on bool, reason string, err error
 	return on, q.get("reason"), nil
 }
 
-func (s *Server) agentServiceMaintenance(w http.ResponseWriter, r *http.Request) (any, error) {
+func (s *Server) agentServiceMaintenance(w http.ResponseWriter, r *http.Request) (any, acl.Permit, error) {
 	id := argument(w, r)
 	if id == "" {
-		return nil, wireerr.BadRequest("Missing service ID")
+		return refused(wireerr.BadRequest("Missing service ID"))
 	}
 	on, reason, err := maintenanceParams(w)
 	if err != nil {
-		return nil, err
+		return refused(err)
 	}
-	if err := s.ownService(w, r, id); err != nil {
-		return nil, err
+	a, p, err := s.ownService(w, r, id)
+	if err != nil {
+		return refused(err)
 	}
-	return nil, s.cfg.Agent.Local.SetServiceMaintenance(r.Context(), id, on, reason, requestToken(query(w), r.Header))
+	return done(p, a.Local.SetServiceMaintenance(r.Context(), id, on, reason, requestToken(query(w), r.Header)))
 }
 
-func (s *Server) agentNodeMaintenance(w http.ResponseWriter, r *http.Request) (any, error) {
+func (s *Server) agentNodeMaintenance(w http.ResponseWriter, r *http.Request) (any, acl.Permit, error) {
 	on, reason, err := maintenanceParams(w)
 	if err != nil {
-		return nil, err
+		return refused(err)
 	}
-	z, err := s.authorizer(w, r)
+	a, p, err := s.require(w, r, acl.Node, acl.Write, s.cfg.NodeName)
 	if err != nil {
-		return nil, err
+		return refused(err)
 	}
-	if _, err := z.Require(acl.Node, acl.Write, s.cfg.NodeName); err != nil {
-		return nil, err
-	}
-	return nil, s.cfg.Agent.Local.SetNodeMaintenance(r.Context(), on, reason, requestToken(query(w), r.Header))
+	return done(p, a.Local.SetNodeMaintenance(r.Context(), on, reason, requestToken(query(w), r.Header)))
 }

@@ -108,32 +108,45 @@ func (s *Server) agentRoots(w http.ResponseWriter, r *http.Request) (any, error)
 
 // agentLeaf serves /v1/agent/connect/ca/leaf/:service. The right to be the service is asked for every time, whoever had
 // the certificate made (spec/connect.md section 18).
-func (s *Server) agentLeaf(w http.ResponseWriter, r *http.Request) (any, error) {
+func (s *Server) agentLeaf(w http.ResponseWriter, r *http.Request) (any, acl.Permit, error) {
 	o, err := s.parseQuery(w, r)
 	if err != nil {
-		return nil, err
+		return refused(err)
 	}
 	service := argument(w, r)
 	if service == "" {
-		return nil, leaf.ErrIdentity
+		return refused(leaf.ErrIdentity)
 	}
-	if s.cfg.Connect.Leaf == nil {
-		return nil, wireerr.ErrConnectDisabled
+	if !s.connect {
+		return refused(wireerr.ErrConnectDisabled)
 	}
-	z, err := s.authorizer(w, r)
+	may := func() (acl.Permit, error) {
+		z, err := s.authorizer(w, r)
+		if err != nil {
+			return acl.Permit{}, err
+		}
+		return z.Require(acl.Service, acl.Write, service)
+	}
+	p, err := may()
 	if err != nil {
-		return nil, err
+		return refused(err)
 	}
-	if _, err := z.Require(acl.Service, acl.Write, service); err != nil {
-		return nil, err
+	leaves, err := s.leaves.With(p)
+	if err != nil {
+		return refused(err)
 	}
-	res, err := s.cfg.Connect.Leaf.Get(r.Context(), leaf.Request{
+	res, err := leaves.Get(r.Context(), leaf.Request{
 		Service: service, Token: o.Token, MinIndex: o.MinIndex, MaxWait: o.MaxWait,
 	})
 	if err != nil {
-		return nil, err
+		return refused(err)
+	}
+	if o.MinIndex > 0 { // the wait was long enough for the token to be good no more
+		if p, err = may(); err != nil {
+			return refused(err)
+		}
 	}
 	w.Header()["X-Consul-Index"] = []string{strconv.FormatUint(max(res.Index, 1), 10)}
 	setCached(w, res.Hit, res.Age)
-	return res.Leaf, nil
+	return res.Leaf, p, nil
 }

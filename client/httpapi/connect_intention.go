@@ -293,31 +293,32 @@ func (s *Server) legacyIntention(w http.ResponseWriter, r *http.Request, op inte
 
 // agentAuthorize serves /v1/agent/connect/authorize: may the holder of a certificate call a local service (spec/connect.md
 // section 5). TLS has verified the certificate, with it the trust domain.
-func (s *Server) agentAuthorize(w http.ResponseWriter, r *http.Request) (any, error) {
+func (s *Server) agentAuthorize(w http.ResponseWriter, r *http.Request) (any, acl.Permit, error) {
 	o, err := s.parseQuery(w, r)
 	if err != nil {
-		return nil, err
+		return refused(err)
 	}
 	var body struct{ Target, ClientCertURI, ClientCertSerial string }
 	if err := s.decode(r, &body, false); err != nil {
-		return nil, err
+		return refused(err)
 	}
 	if body.Target == "" {
-		return nil, wireerr.BadRequest("Target service must be specified")
+		return refused(wireerr.BadRequest("Target service must be specified"))
 	}
 	id, err := connect.ParseID(body.ClientCertURI)
 	if err != nil {
-		return nil, wireerr.BadRequest("ClientCertURI not a valid Connect identifier")
+		return refused(wireerr.BadRequest("ClientCertURI not a valid Connect identifier"))
 	}
 	if id.Kind() != connect.Service {
-		return nil, wireerr.BadRequest("ClientCertURI not a valid Service identifier")
+		return refused(wireerr.BadRequest("ClientCertURI not a valid Service identifier"))
 	}
 	z, err := s.authorizer(w, r)
 	if err != nil {
-		return nil, err
+		return refused(err)
 	}
-	if _, err := z.Require(acl.Service, acl.Write, body.Target); err != nil {
-		return nil, err
+	p, err := z.Require(acl.Service, acl.Write, body.Target)
+	if err != nil {
+		return refused(err)
 	}
 	req := &intention.MatchRequest{
 		Options: read.Options{Target: read.Target{Token: o.Token}}, By: intention.ByDestination, Names: []string{body.Target},
@@ -332,7 +333,7 @@ func (s *Server) agentAuthorize(w http.ResponseWriter, r *http.Request) (any, er
 		setCached(w, info.Hit, info.Age)
 	}
 	if err != nil {
-		return nil, err
+		return refused(err)
 	}
 	s.setMeta(w, &resp.Meta)
 	def := intention.Default{Allow: s.cfg.DefaultPolicy != entry.Deny}
@@ -347,5 +348,5 @@ func (s *Server) agentAuthorize(w http.ResponseWriter, r *http.Request) (any, er
 	return struct {
 		Authorized bool
 		Reason     string
-	}{d.Allowed, d.Reason}, nil
+	}{d.Allowed, d.Reason}, p, nil
 }

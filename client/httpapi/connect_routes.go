@@ -13,8 +13,8 @@ func (s *Server) connectRoutes() []endpoint {
 		{"/v1/connect/intentions/check", "GET", s.intentionCheck},
 		{"/v1/connect/intentions/", "GET,PUT,DELETE", s.intentionByID},
 		{"/v1/agent/connect/ca/roots", "GET", s.agentRoots},
-		{"/v1/agent/connect/ca/leaf/", "GET", s.agentLeaf},
-		{"/v1/agent/connect/authorize", "POST", s.agentAuthorize},
+		{"/v1/agent/connect/ca/leaf/", "GET", permitted(s.agentLeaf)},
+		{"/v1/agent/connect/authorize", "POST", permitted(s.agentAuthorize)},
 		{"/v1/discovery-chain/", "GET,POST", s.discoveryChain},
 		{"/v1/internal/service-virtual-ip", "PUT", s.serviceVirtualIP},
 	}

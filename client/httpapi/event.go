@@ -16,7 +16,7 @@ import (
 func (s *Server) eventRoutes() []endpoint {
 	return []endpoint{
 		{"/v1/event/fire/", "PUT", s.eventFire},
-		{"/v1/event/list", "GET", s.eventList},
+		{"/v1/event/list", "GET", permitted(s.eventList)},
 	}
 }
 
@@ -59,17 +59,10 @@ func (s *Server) eventFire(w http.ResponseWriter, r *http.Request) (any, error) 
 const maxEventWait = 10 * time.Minute
 
 // eventList serves /v1/event/list. Its index is not ordered, so it waits only for another than the one given.
-func (s *Server) eventList(w http.ResponseWriter, r *http.Request) (any, error) {
+func (s *Server) eventList(w http.ResponseWriter, r *http.Request) (any, acl.Permit, error) {
 	o, err := s.parseOptions(w, r)
 	if err != nil {
-		return nil, err
-	}
-	if s.cfg.Events == nil {
-		return nil, wireerr.Errorf(http.StatusNotImplemented, "events are not available on this agent")
-	}
-	z, err := s.authorizer(w, r)
-	if err != nil {
-		return nil, err
+		return refused(err)
 	}
 	var limit <-chan time.Time
 	if o.MinIndex != 0 {
@@ -81,8 +74,21 @@ func (s *Server) eventList(w http.ResponseWriter, r *http.Request) (any, error) 
 		defer t.Stop()
 		limit = t.C
 	}
+	over := false
 	for {
-		all, changed := s.cfg.Events.List(query(w).get("name"))
+		z, err := s.authorizer(w, r) // again after each wait: the token may be good no more
+		if err != nil {
+			return refused(err)
+		}
+		p := z.Filtering()
+		log, err := s.events.With(p)
+		if err != nil {
+			return refused(err)
+		}
+		if log == nil {
+			return refused(wireerr.Errorf(http.StatusNotImplemented, "events are not available on this agent"))
+		}
+		all, changed := log.List(query(w).get("name"))
 		list := make([]*event.Event, 0, len(all))
 		for _, e := range all {
 			if z.May(acl.Event, acl.Read, e.Name) {
@@ -93,21 +99,20 @@ func (s *Server) eventList(w http.ResponseWriter, r *http.Request) (any, error) 
 		if len(list) != 0 {
 			index = max(list[len(list)-1].Index(), 1)
 		}
-		if o.MinIndex == index {
+		if o.MinIndex == index && !over {
 			select {
 			case <-changed:
-				continue
 			case <-r.Context().Done():
-				return nil, r.Context().Err()
+				return refused(r.Context().Err())
 			case <-limit:
+				over = true
 			}
+			continue
 		}
 		h := w.Header()
 		h["X-Consul-Index"] = []string{strconv.FormatUint(index, 10)}
-		if len(list) < len(all) && w.(*response).hasToken {
-			h["X-Consul-Results-Filtered-By-Acls"] = valueTrue
-		}
-		return list, nil
+		setFiltered(w, len(list) < len(all))
+		return list, p, nil
 	}
 }
 

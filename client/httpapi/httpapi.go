@@ -19,7 +19,9 @@ import (
 
 	"github.com/sarnmesh/sarn/acl"
 	"github.com/sarnmesh/sarn/catalog/event"
+	"github.com/sarnmesh/sarn/client/access"
 	"github.com/sarnmesh/sarn/client/cache"
+	"github.com/sarnmesh/sarn/client/leaf"
 	"github.com/sarnmesh/sarn/internal/rpc"
 )
 
@@ -95,6 +97,13 @@ type Server struct {
 	blocked       []string
 	defaultPolicy []string
 	instances     instanceCache
+
+	// What belongs to the agent itself is out of reach of handlers that did not ask: cfg has none of it.
+	registered registrations // nil without agent endpoints
+	own        access.Guarded[AgentConfig]
+	events     access.Guarded[*event.Log] // holds nil when Config.Events was
+	leaves     access.Guarded[*leaf.Keeper]
+	connect    bool // leaves holds a keeper
 }
 
 type header struct {
@@ -133,7 +142,13 @@ func New(cfg Config) (*Server, error) {
 		exact: map[string]*route{}, prefixes: map[string]*route{},
 		blocked:       slices.Clone(cfg.BlockEndpoints),
 		defaultPolicy: []string{cfg.DefaultPolicy},
+		own:           access.Guard(cfg.Agent), events: access.Guard(cfg.Events), leaves: access.Guard(cfg.Connect.Leaf),
+		connect: cfg.Connect.Leaf != nil,
 	}
+	if cfg.Agent.Local != nil {
+		s.registered = cfg.Agent.Local
+	}
+	s.cfg.Agent, s.cfg.Events, s.cfg.Connect.Leaf = AgentConfig{}, nil, nil
 	for name, value := range cfg.ResponseHeaders {
 		s.headers = append(s.headers, header{http.CanonicalHeaderKey(name), []string{value}})
 	}

@@ -50,7 +50,7 @@ func structs(files []*ast.File) map[string]*ast.StructType {
 }
 
 // chain is an expression like a.b.c as its names; a call or an index in front of it is left out, but for the name of a
-// called method.
+// called method. A function of one argument stands for that.
 func chain(e ast.Expr) []string {
 	switch e := e.(type) {
 	case *ast.Ident:
@@ -58,8 +58,13 @@ func chain(e ast.Expr) []string {
 	case *ast.SelectorExpr:
 		return append(chain(e.X), e.Sel.Name)
 	case *ast.CallExpr:
-		if f, ok := e.Fun.(*ast.SelectorExpr); ok {
+		switch f := e.Fun.(type) {
+		case *ast.SelectorExpr:
 			return []string{f.Sel.Name}
+		case *ast.Ident:
+			if len(e.Args) == 1 { // a conversion, or a wrapper around a handler
+				return chain(e.Args[0])
+			}
 		}
 	}
 	return nil
