@@ -7,6 +7,7 @@ import (
 	"maps"
 	"net"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -28,6 +29,7 @@ import (
 	"github.com/sarnmesh/sarn/server/queryrpc"
 	"github.com/sarnmesh/sarn/server/statusrpc"
 	"github.com/sarnmesh/sarn/server/transport"
+	"github.com/sarnmesh/sarn/server/uirpc"
 )
 
 // A Server is one member of the cluster. Make one with New.
@@ -115,6 +117,7 @@ func New(cfg Config) (*Server, error) {
 		ID: cfg.NodeID, Raft: s.raft, Pool: s.pool, Membership: func() *membership.Membership { return s.membership },
 		Autopilot: *cfg.Autopilot, TempDir: cfg.DataDir, Logger: s.log,
 	})
+	uirpc.Register(&registry, uirpc.Config{Default: cfg.Entries.Default(), Builds: s.builds})
 	for _, add := range cfg.Handlers {
 		add(&registry, &appliers)
 	}
@@ -160,6 +163,15 @@ func (s *Server) newPool() error {
 	var err error
 	s.pool, err = gossip.New(cfg)
 	return err
+}
+
+// builds returns the version that each member runs.
+func (s *Server) builds() map[string]string {
+	builds := map[string]string{}
+	for _, m := range s.pool.Members() {
+		builds[m.Name], _, _ = strings.Cut(m.Tags["build"], ":")
+	}
+	return builds
 }
 
 // dial opens a connection to another server's port.

@@ -57,6 +57,8 @@ type Config struct {
 	UIEnabled           bool              // / redirects to the console
 	UI                  http.Handler      // the console, served below UIPath; nil answers 404 there
 	UIPath              string            // default "/ui/"
+	UIMetrics           *MetricsProxy     // what the console reads metrics through; nil answers 404
+	Domain              string            // of DNS, for host names that the console shows; default "consul."
 	MaxHeaderBytes      int               // of request line and headers; default 1 MiB
 	KVMaxValueSize      int64             // default 512 KiB
 	TxnMaxRequestLength int64             // default 512 KiB; the effective limit is the greater of this and KVMaxValueSize
@@ -157,7 +159,7 @@ func New(cfg Config) (*Server, error) {
 	for _, group := range [][]endpoint{
 		s.catalogRoutes(), s.healthRoutes(), s.kvRoutes(), s.sessionRoutes(), s.txnRoutes(), s.queryRoutes(), s.statusRoutes(),
 		s.operatorRoutes(), s.snapshotRoutes(), s.eventRoutes(), s.coordinateRoutes(),
-		s.aclRoutes(), s.agentRoutes(), s.connectRoutes(), s.configRoutes(),
+		s.aclRoutes(), s.agentRoutes(), s.connectRoutes(), s.configRoutes(), s.uiRoutes(),
 	} {
 		for _, e := range group {
 			if err := s.add(e); err != nil {

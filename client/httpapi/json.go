@@ -262,19 +262,30 @@ func appendWeights(dst []byte, w *catalog.Weights) []byte {
 }
 
 // appendService appends the form of health and catalog/node (spec/registry.md section 3.2).
-func appendService(dst []byte, s *catalog.Service) []byte {
+func appendService(dst []byte, s *catalog.Service) []byte { return appendServiceForm(dst, s, false) }
+
+// appendServiceForm is appendService; the console is told null where there are no tags or metadata.
+func appendServiceForm(dst []byte, s *catalog.Service, console bool) []byte {
 	o := object{b: append(dst, '{')}
 	o.optStr("Kind", s.Kind)
 	o.str("ID", s.ID)
 	o.str("Service", s.Service)
-	o.strings("Tags", s.Tags)
+	if console && len(s.Tags) == 0 {
+		o.any("Tags", nil)
+	} else {
+		o.strings("Tags", s.Tags)
+	}
 	o.str("Address", s.Address)
 	if len(s.TaggedAddresses) != 0 {
 		o.name("TaggedAddresses")
 		o.b = appendAddresses(o.b, s.TaggedAddresses)
 	}
 	o.name("Meta")
-	o.b = appendStringMap(o.b, s.Meta)
+	meta := s.Meta
+	if console && len(meta) == 0 {
+		meta = nil
+	}
+	o.b = appendStringMap(o.b, meta)
 	o.optNum("Port", s.Port)
 	o.optStr("SocketPath", s.SocketPath)
 	o.name("Weights")

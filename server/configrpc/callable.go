@@ -17,10 +17,7 @@ func (h *handlers) callable(c *transport.Call, v *state.View, req *intention.Cal
 	if err != nil {
 		return nil, acl.Permit{}, err
 	}
-	def := intention.Default{Allow: !h.cfg.DefaultDeny}
-	if p := h.cfg.IntentionPolicy; p != "" {
-		def.Allow = p == entry.Allow
-	}
+	def := h.cfg.Default()
 	reply := &intention.CallableReply{}
 	addressed, addresses := v.VirtualIPs()
 	decided, intentions := v.Intentions()

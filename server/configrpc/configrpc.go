@@ -30,6 +30,14 @@ type Config struct {
 	Random          io.Reader
 }
 
+// Default returns what holds between services that no intention is about.
+func (c Config) Default() intention.Default {
+	if c.IntentionPolicy != "" {
+		return intention.Default{Allow: c.IntentionPolicy == entry.Allow, Explicit: true}
+	}
+	return intention.Default{Allow: !c.DefaultDeny}
+}
+
 // handlers has the methods that answer calls.
 type handlers struct{ cfg Config }
 

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"net/netip"
 	"net/url"
+	"path"
 	"os"
 	"reflect"
 	"regexp"
@@ -378,7 +379,11 @@ func (b *builder) checkUI() {
 		}
 	}
 	if ui.MetricsProxyURL != "" && len(ui.MetricsProxyPaths) == 0 && ui.MetricsProvider == "prometheus" {
-		ui.MetricsProxyPaths = prometheusPaths
+		if base, err := url.Parse(ui.MetricsProxyURL); err == nil {
+			for _, p := range prometheusPaths {
+				ui.MetricsProxyPaths = append(ui.MetricsProxyPaths, path.Join("/", base.Path, p))
+			}
+		}
 	}
 	known := []string{"{{Service.Name}}", "{{Service.Namespace}}", "{{Service.Partition}}", "{{Datacenter}}"}
 	for _, name := range slices.Sorted(maps.Keys(ui.DashboardURLTemplates)) {
