@@ -81,6 +81,7 @@ type Server struct {
 	identities int // streams whose client said who it is
 	share      int // how many may be in movable, 0 for any number
 	movable    map[*stream]struct{}
+	news       chan struct{} // closed and replaced when trust of a client changes; nil while nobody waits
 }
 
 // New returns a server of what source has.
@@ -144,6 +145,8 @@ type session[Req request, Resp any] interface {
 	patience(r *xds.Resources, now time.Time) time.Time
 	// unanswered returns since when the oldest response that was neither accepted nor rejected waits for that.
 	unanswered() (time.Time, bool)
+	// has reports whether the client has accepted all of the resources that it wants.
+	has(r *xds.Resources) bool
 	// progress tells about each type.
 	progress() []TypeStatus
 }
@@ -291,7 +294,11 @@ func serve[Req request, Resp any](s *Server, ctx context.Context, g conn[Req, Re
 			}
 			st.served = true
 		}
-		if until := sess.patience(resources, time.Now()); !until.IsZero() {
+		until := sess.patience(resources, time.Now())
+		if soon := s.accept(st, resources, sess.has); until.IsZero() || !soon.IsZero() && soon.Before(until) {
+			until = soon
+		}
+		if !until.IsZero() {
 			patience.Reset(time.Until(until))
 		}
 	}
@@ -393,7 +400,8 @@ func (s *Server) permit(ctx context.Context, token, service string) error {
 type stream struct {
 	token string // owned by the goroutine that serves the stream, as is served
 	since time.Time
-	node  Node // changed under Server.mu
+	node  Node   // changed under Server.mu, as is what follows
+	trust string // the bundle that was accepted last; see Trust
 
 	served  bool          // something was sent
 	drained chan struct{} // closed when the client is to go to another server
@@ -460,6 +468,7 @@ func (s *Server) leave(st *stream) {
 		s.identities--
 	}
 	s.reportLocked()
+	s.newsLocked()
 }
 
 func (s *Server) identified(st *stream, n Node) {
@@ -469,6 +478,7 @@ func (s *Server) identified(st *stream, n Node) {
 	st.node.Token = "" // kept by the stream alone
 	s.identities++
 	s.reportLocked()
+	s.newsLocked()
 }
 
 // nonce formats the number of a response.

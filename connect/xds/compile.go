@@ -9,6 +9,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/sarnmesh/sarn/catalog"
+	"github.com/sarnmesh/sarn/connect/ca"
 	"github.com/sarnmesh/sarn/connect/chain"
 	"github.com/sarnmesh/sarn/connect/mesh"
 )
@@ -112,6 +113,7 @@ func (c *Compiler) compile(s *mesh.Snapshot, x *extensions) (*compilation, error
 	}
 	b := c.newBuild(s, x, last.memo)
 	b.out.Service = s.Proxy.Identity()
+	b.out.Bundle = ca.Bundle(s.Roots().Roots)
 	b.out.Problems = slices.Concat(s.Problems, x.problems)
 	next := &compilation{of: s, out: b.out, extensions: x, memo: b.memo, users: map[mesh.Need][]int{}}
 	before := make(map[string]*part, len(last.parts)) // by upstream key

@@ -84,6 +84,8 @@ func (t Type) ChildType() (Type, bool) {
 type Resources struct {
 	// Service is the one a token must be able to write to be given them.
 	Service string
+	// Bundle names the roots that are trusted in these resources; see ca.Bundle.
+	Bundle string
 	// Problems are what was left out or replaced by defaults, and why.
 	Problems []error
 	// MayBeEmpty has the types of which a proxy is told even that there are none, since it waits to be told: a gateway
