@@ -65,6 +65,7 @@ type compiler struct {
 	protocols map[string]string // by service visited
 	splitting []string          // splitters being compiled, outermost first
 	custom    custom
+	walked    func(target) // is told each target that end goes through; nil tells nobody
 }
 
 // custom tells which overrides changed something.
@@ -301,6 +302,9 @@ func (c *compiler) end(t target) (target, *entry.ServiceResolver, error) {
 			return t, nil, failf("detected circular resolver redirect: [%s]", strings.Join(append(walked, t.id()), " -> "))
 		}
 		walked = append(walked, t.id())
+		if c.walked != nil {
+			c.walked(t)
+		}
 		if err := c.visit(t.service); err != nil {
 			return t, nil, err
 		}
