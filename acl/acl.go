@@ -127,7 +127,11 @@ func (z *Authorizer) Require(r Resource, a Access, name string) (Permit, error) 
 
 // RequirePrefix is Require for every name that begins with prefix.
 func (z *Authorizer) RequirePrefix(r Resource, a Access, prefix string) (Permit, error) {
-	return z.permit(z.MayPrefix(r, a, prefix), r, a, prefix)
+	p, err := z.permit(z.MayPrefix(r, a, prefix), r, a, prefix)
+	if denied, ok := err.(*DeniedError); ok {
+		denied.Prefix = true
+	}
+	return p, err
 }
 
 // RequireAny is Require for some name, whichever.
@@ -148,7 +152,11 @@ type DeniedError struct {
 	Resource Resource
 	Access   Access
 	Name     string // empty for resources without names
+	Prefix   bool   // the right was asked for every name that begins with Name; the text does not tell
 }
+
+// anonymousNote ends what is said to who presented no token.
+const anonymousNote = ". The anonymous token is used implicitly when a request does not specify a token."
 
 func (e *DeniedError) Error() string {
 	on := ""
@@ -156,7 +164,7 @@ func (e *DeniedError) Error() string {
 		on = fmt.Sprintf(" on %q", e.Name)
 	}
 	if e.Accessor == "" {
-		return fmt.Sprintf("Permission denied: anonymous token lacks permission '%s:%s'%s. The anonymous token is used implicitly when a request does not specify a token.", e.Resource, e.Access, on)
+		return fmt.Sprintf("Permission denied: anonymous token lacks permission '%s:%s'%s%s", e.Resource, e.Access, on, anonymousNote)
 	}
 	return fmt.Sprintf("Permission denied: token with AccessorID '%s' lacks permission '%s:%s'%s", e.Accessor, e.Resource, e.Access, on)
 }
