@@ -28,6 +28,7 @@ import (
 	"github.com/sarnmesh/sarn/server/membership"
 	"github.com/sarnmesh/sarn/server/queryrpc"
 	"github.com/sarnmesh/sarn/server/statusrpc"
+	"github.com/sarnmesh/sarn/server/svidrpc"
 	"github.com/sarnmesh/sarn/server/transport"
 	"github.com/sarnmesh/sarn/server/uirpc"
 )
@@ -112,6 +113,8 @@ func New(cfg Config) (*Server, error) {
 	queryrpc.Register(&registry, &appliers, queryrpc.Config{Instances: lookups.Candidates, Logger: s.log})
 	kvrpc.Register(&registry, &appliers, kvrpc.Config{TTL: sessions, MinTTL: cfg.SessionTTLMin, KeyListPolicy: cfg.KeyListPolicy})
 	authority.Register(&registry, &appliers)
+	tokens := svidrpc.Config{Disabled: cfg.Connect.Disabled}
+	svidrpc.Register(&registry, &appliers, tokens)
 	configrpc.Register(&registry, &appliers, cfg.Entries)
 	statusrpc.Register(&registry, &appliers, statusrpc.Config{
 		ID: cfg.NodeID, Raft: s.raft, Pool: s.pool, Membership: func() *membership.Membership { return s.membership },
@@ -123,7 +126,7 @@ func New(cfg Config) (*Server, error) {
 	}
 	s.duties = append([]leader.Duty{
 		s.membership.Reconcile(), s.membership.Autopilot(), sessions.Duty(), leader.Tombstones(s.fsm.Applied, kvrpc.ReapRequest),
-		leader.CA(authority), leader.APIGateways(configrpc.Bind), s.firstAutopilot(),
+		leader.CA(authority), svidrpc.Duty(tokens), leader.APIGateways(configrpc.Bind), s.firstAutopilot(),
 	}, cfg.Duties...)
 
 	s.dispatcher = transport.NewDispatcher(transport.Config{

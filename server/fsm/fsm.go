@@ -41,6 +41,7 @@ const (
 	ACLRoles
 	ACLAuthMethods
 	ACLBindingRules
+	SVIDKeys // what JWT-SVIDs are signed with
 )
 
 // A Command is one write: a kind and its request, a pointer to the type its applier takes.
