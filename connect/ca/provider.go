@@ -47,8 +47,9 @@ type Provider interface {
 	// Renew makes another intermediate under the same root and returns what is to be kept from now on; this provider goes
 	// on with the intermediate it has. It returns ErrNoIntermediate where there is none, or somebody else looks after it.
 	Renew(ctx context.Context) (*ProviderState, error)
-	// Cleanup removes, at the outside authority, what only this root needed. Nothing was signed with it for some time.
-	Cleanup(ctx context.Context) error
+	// Cleanup removes, at the outside authority, what only this root needed, which signs nothing any more. next is what
+	// the provider of the active root keeps: what that one uses too stays.
+	Cleanup(ctx context.Context, next *ProviderState) error
 	// Close ends what the provider runs, without waiting for calls in progress.
 	Close()
 }
@@ -87,7 +88,7 @@ func (b *builtIn) CrossSign(_ context.Context, template, root *x509.Certificate)
 }
 
 func (b *builtIn) Renew(context.Context) (*ProviderState, error) { return nil, ErrNoIntermediate }
-func (b *builtIn) Cleanup(context.Context) error                 { return nil }
+func (b *builtIn) Cleanup(context.Context, *ProviderState) error { return nil }
 func (b *builtIn) Close()                                        {}
 
 // CrossSign lets the old provider vouch for a new root: it returns, in PEM, a certificate with the new root's name and
