@@ -80,6 +80,8 @@ type Config struct {
 	RejoinAgeMax     time.Duration // server_rejoin_age_max; default 168h
 	ConfirmFailure   time.Duration // how long a member stays failed before its node is; default 1s, in Dev 200ms
 
+	Limits transport.Limits // limits.request_limits
+
 	Connect connectrpc.Config // the mesh's certificate authority
 	Entries configrpc.Config  // configuration entries; Datacenter is set by the server
 

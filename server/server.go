@@ -133,7 +133,8 @@ func New(cfg Config) (*Server, error) {
 		Datacenter: cfg.Datacenter, Registry: &registry, Store: s.store, Log: s.raft, Applied: s.fsm.Applied,
 		AddressOf: s.membership.AddressOf,
 		Remote:    s.remote, Security: cfg.Security, Resolver: cfg.Resolver, HoldTimeout: cfg.HoldTimeout,
-		DefaultQueryTime: cfg.DefaultQueryTime, MaxQueryTime: cfg.MaxQueryTime, ClientTimeout: cfg.ClientTimeout, Logger: cfg.Logger,
+		DefaultQueryTime: cfg.DefaultQueryTime, MaxQueryTime: cfg.MaxQueryTime, ClientTimeout: cfg.ClientTimeout,
+		Limits: cfg.Limits, Logger: cfg.Logger,
 	})
 	methods, streams := s.dispatcher.Methods()
 	s.grpc = rpcwire.NewServer(methods, streams, 0)
@@ -344,12 +345,16 @@ type Reload struct {
 	RaftSnapshotEntries uint64
 	RaftSnapshotEvery   time.Duration
 	RaftTrailingLogs    uint64
+	Limits              *transport.Limits
 }
 
 // Reload changes settings while the server runs.
 func (s *Server) Reload(r Reload) error {
 	if r.MaxConnsPerIP != 0 {
 		s.port.SetMaxConnsPerClient(r.MaxConnsPerIP)
+	}
+	if r.Limits != nil {
+		s.dispatcher.SetLimits(*r.Limits)
 	}
 	err := s.raft.Reload(r.RaftMultiplier, r.RaftSnapshotEntries, r.RaftSnapshotEvery, r.RaftTrailingLogs)
 	if errors.Is(err, consensus.ErrStopped) {

@@ -269,5 +269,8 @@ func judge(kind rpc.Kind, err error) (unreachable, again bool) {
 	if _, lost := errors.AsType[*rpcwire.LostError](err); lost {
 		return true, kind == rpc.KindRead
 	}
+	if errors.Is(err, wireerr.ErrRateLimited) {
+		return true, true // it has too much to do; another may not
+	}
 	return false, errors.Is(err, wireerr.ErrNoLeader) || strings.Contains(err.Error(), "node is not the leader")
 }

@@ -189,7 +189,9 @@ func (a *Agent) Reload(ctx context.Context) error {
 	a.dns.Update(dnsSettings(s))
 	a.conns.SetMax(s.Limits.HTTPMaxConnsPerClient)
 	if a.server != nil {
+		limits := requestLimits(s)
 		err = a.server.Reload(server.Reload{
+			Limits:        &limits,
 			MaxConnsPerIP: s.Limits.RPCMaxConnsPerClient, RaftMultiplier: s.Performance.RaftMultiplier,
 			RaftSnapshotEntries: uint64(s.Raft.SnapshotThreshold), RaftSnapshotEvery: s.Raft.SnapshotInterval,
 			RaftTrailingLogs: uint64(s.Raft.TrailingLogs),

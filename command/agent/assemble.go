@@ -225,6 +225,7 @@ func (a *Agent) newServer(s *config.Settings) error {
 		MaxConnsPerIP: s.Limits.RPCMaxConnsPerClient, RejoinAgeMax: s.ServerRejoinAgeMax,
 		Connect: connectrpc.Config{Disabled: !s.Connect.Enabled, Provider: s.Connect.CAProvider, Settings: s.Connect.CAConfig},
 		Entries: configrpc.Config{ConnectDisabled: !s.Connect.Enabled, IntentionPolicy: s.DefaultIntentionPolicy},
+		Limits:  requestLimits(s),
 		Logger:  a.log,
 	})
 	if err != nil {

@@ -57,6 +57,8 @@ type Config struct {
 	MaxQueryTime     time.Duration // default 600s
 	ClientTimeout    time.Duration // of a call to another server that does not block; default 60s
 
+	Limits Limits // how many calls this server takes
+
 	Logger hclog.Logger // default discards
 }
 
@@ -65,6 +67,8 @@ type Config struct {
 type Dispatcher struct {
 	cfg Config
 	log hclog.Logger
+
+	limiter limiter
 
 	refused context.Context // ends with Refuse
 	refuse  context.CancelFunc
@@ -105,6 +109,8 @@ func NewDispatcher(cfg Config) *Dispatcher {
 		}
 	}
 	d := &Dispatcher{cfg: cfg, log: cfg.Logger.Named("rpc")}
+	d.limiter.log = d.log
+	d.limiter.set(cfg.Limits)
 	d.refused, d.refuse = context.WithCancel(context.Background())
 	return d
 }
@@ -199,6 +205,9 @@ func (d *Dispatcher) perform(ctx context.Context, r request) (any, error) {
 	if d.refused.Err() != nil {
 		return nil, wireerr.ErrNoLeader
 	}
+	if err := d.admitRate(r); err != nil {
+		return nil, err
+	}
 	if err := d.checkDatacenter(r); err != nil {
 		return nil, err
 	}
@@ -223,6 +232,12 @@ func (d *Dispatcher) perform(ctx context.Context, r request) (any, error) {
 			return d.run(ctx, r)
 		},
 		func(address string) (any, error) { return d.forward(ctx, r, address, until) })
+}
+
+// admitRate refuses a call over the request limits.
+func (d *Dispatcher) admitRate(r request) error {
+	s, _ := d.cfg.Log.Status()
+	return d.limiter.admit(r.rt.Descriptor, s.Leading)
 }
 
 func (d *Dispatcher) checkDatacenter(r request) error {

@@ -79,6 +79,9 @@ func (d *Dispatcher) serveStream(rt *route, forwarded bool) func(context.Context
 
 // performStream has a call with byte streams answered by whoever must.
 func (d *Dispatcher) performStream(ctx context.Context, r request, in io.Reader, reply func(any) error, out io.Writer) error {
+	if err := d.admitRate(r); err != nil {
+		return err
+	}
 	if err := d.checkDatacenter(r); err != nil {
 		return err
 	}
