@@ -81,7 +81,8 @@ type Server struct {
 	identities int // streams whose client said who it is
 	share      int // how many may be in movable, 0 for any number
 	movable    map[*stream]struct{}
-	news       chan struct{} // closed and replaced when trust of a client changes; nil while nobody waits
+	left       map[string]time.Time // when streams of proxies of this node ended that have none now
+	news       chan struct{}        // closed and replaced when trust of a client changes; nil while nobody waits
 }
 
 // New returns a server of what source has.
@@ -104,7 +105,7 @@ func New(source Source, cfg Config) *Server {
 	if cfg.Logger == nil {
 		cfg.Logger = hclog.NewNullLogger()
 	}
-	return &Server{source: source, cfg: cfg, streams: map[*stream]struct{}{}, movable: map[*stream]struct{}{}}
+	return &Server{source: source, cfg: cfg, streams: map[*stream]struct{}{}, movable: map[*stream]struct{}{}, left: map[string]time.Time{}}
 }
 
 // Register adds the service to a gRPC server.
@@ -466,6 +467,7 @@ func (s *Server) leave(st *stream) {
 	delete(s.movable, st)
 	if st.node.ID != "" {
 		s.identities--
+		s.leftLocked(st)
 	}
 	s.reportLocked()
 	s.newsLocked()
@@ -477,6 +479,9 @@ func (s *Server) identified(st *stream, n Node) {
 	st.node = n
 	st.node.Token = "" // kept by the stream alone
 	s.identities++
+	if n.Name == "" {
+		delete(s.left, n.ID)
+	}
 	s.reportLocked()
 	s.newsLocked()
 }

@@ -1,6 +1,7 @@
 package ads
 
 import (
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -19,25 +20,51 @@ type Trust struct {
 	Refused string
 }
 
-// Trust returns the streams whose clients said who they are, other than those that trust the bundle and are no gRPC
-// clients without a proxy; how many were left out; and a channel that is closed when the answer may be another.
-func (s *Server) Trust(bundle string) (others []Trust, trusting int, news <-chan struct{}) {
+// BackTime is how long a proxy whose stream has ended is taken to be about to come back: clients try again after half a
+// minute at most.
+const BackTime = 30 * time.Second
+
+// Trust tells about the streams whose clients said who they are, in the order of their proxies; about those of them that
+// do not trust the bundle it tells why they refuse something. It returns the proxies of this node, too, whose streams have
+// ended less than BackTime ago, and a channel that is closed when the answer may be another, but for time that passes.
+func (s *Server) Trust(bundle string) (streams []Trust, left []string, news <-chan struct{}) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for st := range s.streams {
-		switch {
-		case st.node.ID == "":
-		case st.trust == bundle && st.node.Flavour != xds.Proxyless:
-			trusting++
-		default:
-			others = append(others, Trust{Proxy: st.node.ID, Node: st.node.Name, Flavour: st.node.Flavour, Bundle: st.trust, Refused: st.refused()})
+		if st.node.ID == "" {
+			continue
+		}
+		t := Trust{Proxy: st.node.ID, Node: st.node.Name, Flavour: st.node.Flavour, Bundle: st.trust}
+		if st.trust != bundle {
+			t.Refused = st.refused()
+		}
+		streams = append(streams, t)
+	}
+	slices.SortFunc(streams, func(a, b Trust) int { return strings.Compare(a.Proxy, b.Proxy) })
+	for id, at := range s.left {
+		if time.Since(at) < BackTime {
+			left = append(left, id)
 		}
 	}
-	slices.SortFunc(others, func(a, b Trust) int { return strings.Compare(a.Proxy, b.Proxy) })
+	slices.Sort(left)
 	if s.news == nil {
 		s.news = make(chan struct{})
 	}
-	return others, trusting, s.news
+	return streams, left, s.news
+}
+
+// leftLocked notes the end of a stream.
+func (s *Server) leftLocked(st *stream) {
+	maps.DeleteFunc(s.left, func(_ string, at time.Time) bool { return time.Since(at) >= BackTime })
+	if st.node.Name != "" {
+		return
+	}
+	for other := range s.streams {
+		if other.node.ID == st.node.ID && other.node.Name == "" {
+			return
+		}
+	}
+	s.left[st.node.ID] = time.Now()
 }
 
 // refused returns why the client refuses something, empty if it does not.

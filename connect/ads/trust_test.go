@@ -25,10 +25,18 @@ func trusting(t *testing.T, bundle, words string) *xds.Resources {
 func (h *harness) wantTrust(t *testing.T, what, bundle string, trusting int, others ...string) {
 	t.Helper()
 	synctest.Wait()
-	rest, n, _ := h.server.Trust(bundle)
+	streams, left, _ := h.server.Trust(bundle)
 	var got []string
-	for _, o := range rest {
+	n := 0
+	for _, o := range streams {
+		if o.Bundle == bundle {
+			n++
+			continue
+		}
 		got = append(got, o.Proxy+" trusts "+o.Bundle+" "+o.Refused)
+	}
+	for _, id := range left {
+		got = append(got, id+" has left")
 	}
 	if n != trusting || strings.Join(got, ", ") != strings.Join(others, ", ") {
 		t.Errorf("%s: %d trust %s, others: %q; want %d, %q", what, n, bundle, got, trusting, others)
@@ -73,7 +81,9 @@ func TestTrustIsWhatAClientHasAcceptedAllOf(t *testing.T) {
 
 		// A client that comes back has a second to tell what it has.
 		c.cancel()
-		h.wantTrust(t, "gone", "newer", 0)
+		h.wantTrust(t, "gone", "newer", 0, "web-sidecar-proxy has left")
+		time.Sleep(ads.BackTime)
+		h.wantTrust(t, "gone for good", "newer", 0)
 		again := h.delta(t, "")
 		again.subscribe('C')
 		again.subscribe('L')
