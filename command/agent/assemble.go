@@ -22,6 +22,7 @@ import (
 	"github.com/sarnmesh/sarn/catalog/operator"
 	"github.com/sarnmesh/sarn/catalog/query"
 	"github.com/sarnmesh/sarn/catalog/read"
+	"github.com/sarnmesh/sarn/client/bundle"
 	"github.com/sarnmesh/sarn/client/cache"
 	"github.com/sarnmesh/sarn/client/check"
 	"github.com/sarnmesh/sarn/client/dns"
@@ -59,6 +60,7 @@ type Agent struct {
 	cache   *cache.Cache
 	leaves  *leaf.Keeper
 	proxies *proxystate.State
+	bundles *bundle.Reporter
 	dns     *dns.Server
 	http    *httpapi.Server
 	grpc    *grpcapi.Server
@@ -315,6 +317,10 @@ func (a *Agent) newParts(s *config.Settings) (err error) {
 		listeners = append(listeners, grpcapi.Listener{Listener: l, TLS: a.grpcTLS.serverTLS(s.TLS.GRPC, auto.get, "h2")})
 	}
 	a.xds = ads.New(a.proxies, ads.Config{Logger: a.log.Named("xds")})
+	a.bundles = bundle.New(bundle.Config{
+		Node: s.Node.Name, Caller: a.caller, Leaves: a.leaves, Proxies: a.xds, Services: a.local, Token: a.tokens.Agent,
+		ClusterSize: func() int { return len(a.pool.Members()) }, Logger: a.log.Named("bundle"),
+	})
 	a.grpc = grpcapi.New(listeners, []grpcapi.Service{a.xds}, grpcapi.Config{
 		KeepAlive: s.Performance.GRPCKeepaliveInterval, Logger: a.log.Named("grpc"),
 	})
@@ -405,6 +411,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	run("cache", a.cache.Run)
 	run("leaf certificates", a.leaves.Run)
 	run("proxy configuration", a.proxies.Run)
+	run("reports of trusted roots", a.bundles.Run)
 	run("local state", a.local.Run)
 	run("join", a.join)
 	if !s.DisableCoordinates {
