@@ -93,6 +93,10 @@ func (s *Store) Write(index uint64) *Tx {
 	return &Tx{View: View{d.db.Write(), d.replaced}, Index: index, store: s}
 }
 
+// Fork opens a transaction that changes, for itself alone, what v reads: to see what a change would lead to. It can not be
+// committed.
+func (v *View) Fork() *Tx { return &Tx{View: View{v.tx.Fork(), v.replaced}, Index: v.LastIndex() + 1} }
+
 // Commit makes the changes visible.
 func (t *Tx) Commit() {
 	t.tx.Commit()

@@ -68,15 +68,12 @@ func (e *evaluation) destination(t *chain.Target, instances *catalog.InstancesRe
 			candidates = instances.Instances
 		}
 		for _, i := range candidates {
-			side := Side{Service: t.Service, Node: i.Node.Node, Proxy: i.Service.ID}
 			switch {
 			case i.Service.Kind == catalog.KindConnectProxy:
-				side.Kind = kindSidecar
-				d.side, d.proxy = side, register(i.Node.Node, quiet(e.world.Central(i.Service)))
+				d.side, d.proxy = e.cfg.side(t.Service, kindSidecar, i), register(i.Node.Node, quiet(e.world.Central(i.Service)))
 				return d
 			case i.Service.Kind == catalog.KindTerminatingGateway && d.proxy == nil:
-				side.Kind = catalog.KindTerminatingGateway
-				d.side, d.proxy = side, register(i.Node.Node, e.world.Central(i.Service))
+				d.side, d.proxy = e.cfg.side(t.Service, catalog.KindTerminatingGateway, i), register(i.Node.Node, e.world.Central(i.Service))
 			case i.Service.Connect.Native && native == nil:
 				native = i
 			}
@@ -85,7 +82,7 @@ func (e *evaluation) destination(t *chain.Target, instances *catalog.InstancesRe
 			return d
 		}
 		if native != nil {
-			d.side = Side{Service: t.Service, Node: native.Node.Node, Proxy: native.Service.ID, Kind: kindNative}
+			d.side = e.cfg.side(t.Service, kindNative, native)
 			return d
 		}
 	}

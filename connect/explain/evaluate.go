@@ -498,11 +498,16 @@ func (o *outbound) target(t *chain.Target, cluster string) *Target {
 		list = gateways
 	}
 	for _, p := range load.Endpoints {
+		i := instanceAt(list, p.Address)
+		if i != nil && !o.e.cfg.mayShow(i) {
+			out.Hidden = true
+			continue
+		}
 		ep := Endpoint{Address: p.Address.String(), Health: p.Health.String(), Weight: p.Weight}
 		if p.Health == model.Healthy {
 			out.Healthy++
 		}
-		if i := instanceAt(list, p.Address); i != nil {
+		if i != nil {
 			ep.Node, ep.Service = i.Node.Node, i.Service.ID
 		}
 		out.Endpoints = append(out.Endpoints, ep)

@@ -155,7 +155,8 @@ type Target struct {
 	Trail      []string `json:",omitempty"` // redirects and default subsets that led here, from the first
 	Cluster    string
 	Gateway    string `json:",omitempty"` // mode of mesh gateways on the way
-	// Endpoints are in the order of the load assignment. Hidden tells that the caller may not see them.
+	// Endpoints are in the order of the load assignment. Hidden tells that there may be some that the caller
+	// may not see.
 	Endpoints []Endpoint
 	Hidden    bool `json:",omitempty"`
 	Healthy   int

@@ -244,8 +244,7 @@ func (p *printer) endpoints(t *Target) {
 		p.detail("through mesh gateways (%s)", t.Gateway)
 	}
 	if t.Hidden {
-		p.detail("the token may not see the instances of %s", t.Service)
-		return
+		p.detail("the token may not see all instances of %s", t.Service)
 	}
 	p.detail("%d instances, %d healthy", len(t.Endpoints), t.Healthy)
 	for _, e := range t.Endpoints {

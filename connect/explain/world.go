@@ -37,6 +37,19 @@ type Config struct {
 	// MaySee reports whether the caller may read a service, and MayRead whether it may read the intentions of one. Nil
 	// hides nothing.
 	MaySee, MayRead func(service string) bool
+	// MayShow reports whether the caller may see an instance. Nil hides none.
+	MayShow func(*catalog.Instance) bool
+}
+
+func (c *Config) mayShow(i *catalog.Instance) bool { return c.MayShow == nil || c.MayShow(i) }
+
+// side tells which instance decides, as far as the caller may know.
+func (c *Config) side(service, kind string, i *catalog.Instance) Side {
+	s := Side{Service: service, Kind: kind}
+	if c.mayShow(i) {
+		s.Node, s.Proxy = i.Node.Node, i.Service.ID
+	}
+	return s
 }
 
 func (c *Config) maySee(service string) bool  { return c.MaySee == nil || c.MaySee(service) }
@@ -153,16 +166,16 @@ func (e *evaluation) compile(r *mesh.Registration, instead []*intention.Intentio
 
 // sidecar returns the registration of a service's proxy, with its central settings, and which one it is. Without any, one
 // is assumed.
-func (e *evaluation) sidecar(service string) (*catalog.Service, Side) {
+func (e *evaluation) sidecar(service string) (svc *catalog.Service, node string, side Side) {
 	for _, i := range e.world.Mesh(service) {
 		if i.Service.Kind == catalog.KindConnectProxy {
-			return e.world.Central(i.Service), Side{Service: service, Node: i.Node.Node, Proxy: i.Service.ID, Kind: kindSidecar}
+			return e.world.Central(i.Service), i.Node.Node, e.cfg.side(service, kindSidecar, i)
 		}
 	}
 	return e.world.Central(&catalog.Service{
 		Kind: catalog.KindConnectProxy, ID: service + "-sidecar-proxy", Service: service + "-sidecar-proxy", Port: assumedPort,
 		Proxy: catalog.Proxy{DestinationServiceName: service, LocalServicePort: assumedPort + 1},
-	}), Side{Service: service, Kind: kindSidecar, Assumed: true}
+	}), "", Side{Service: service, Kind: kindSidecar, Assumed: true}
 }
 
 const (
@@ -175,7 +188,7 @@ const (
 // listen at, and the ID of the upstream.
 func (e *evaluation) source(x *Explanation) (*mesh.Registration, string, error) {
 	r := &e.req
-	svc, side := e.sidecar(r.From)
+	svc, node, side := e.sidecar(r.From)
 	x.Source = side
 	if side.Assumed {
 		x.note("%s has no sidecar registered; one with the central settings is assumed", r.From)
@@ -224,7 +237,7 @@ func (e *evaluation) source(x *Explanation) (*mesh.Registration, string, error) 
 	p.Upstreams = []catalog.Upstream{p.Upstreams[at]}
 	p.Upstreams[0].CentrallyConfigured = false
 	return &mesh.Registration{
-		Node: x.Source.Node, Datacenter: e.cfg.Datacenter, Service: svc, DefaultAllow: e.cfg.Default.Allow,
+		Node: node, Datacenter: e.cfg.Datacenter, Service: svc, DefaultAllow: e.cfg.Default.Allow,
 	}, mesh.UpstreamID(&p.Upstreams[0]), nil
 }
 

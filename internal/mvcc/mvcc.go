@@ -61,6 +61,7 @@ type DB struct {
 
 	writing sync.Mutex // held by the write transaction
 	lastTx  uint64     // guarded by writing
+	forks   atomic.Uint64
 }
 
 // NewDB makes an empty database. It panics when a table is listed twice, which is a programming error.
@@ -95,6 +96,7 @@ type Txn struct {
 
 	// Only of a transaction that writes.
 	write bool // until Commit or Abort
+	fork  bool // it is never committed
 	edits edits
 	undo  []change
 	skip  bool // while rolling back or loading: changes are not recorded
@@ -131,9 +133,18 @@ func (db *DB) Load() *Txn {
 	return t
 }
 
+// Fork opens a transaction that changes, for itself alone, what t reads. It keeps no other waiting and can not be
+// committed.
+func (t *Txn) Fork() *Txn {
+	if t.write {
+		t.edits.id = 1<<63 | t.db.forks.Add(1) // what it owned is shared from now on
+	}
+	return &Txn{db: t.db, roots: slices.Clone(t.roots), write: true, fork: true, edits: edits{id: 1<<63 | t.db.forks.Add(1)}}
+}
+
 // Commit makes the transaction's changes visible and wakes those who watch them.
 func (t *Txn) Commit() {
-	if !t.write {
+	if !t.write || t.fork {
 		return
 	}
 	t.write = false
@@ -146,7 +157,7 @@ func (t *Txn) Commit() {
 
 // Abort gives up the transaction; after Commit it does nothing.
 func (t *Txn) Abort() {
-	if !t.write {
+	if !t.write || t.fork {
 		return
 	}
 	t.write = false

@@ -384,3 +384,39 @@ func BenchmarkFirst(b *testing.B) {
 		})
 	}
 }
+
+// What a fork changes nobody else sees, whatever is written meanwhile, and it keeps no writer waiting.
+func TestForksAreOnTheirOwn(t *testing.T) {
+	table := newTable()
+	db := mvcc.NewDB(table)
+	set := func(tx *mvcc.Txn, key string, value int) { table.Insert(tx, &row{key: key, value: value}) }
+	tx := db.Write()
+	set(tx, "a", 1)
+	set(tx, "ab", 2)
+	tx.Commit()
+	base := db.Read(false)
+	one, two := base.Fork(), base.Fork()
+	set(one, "a", 10)
+	table.Delete(two, &row{key: "ab"})
+	nested := one.Fork()
+	set(nested, "c", 3)
+	tx = db.Write()
+	set(tx, "a", 5)
+	tx.Commit()
+	set(one, "abc", 11)
+	one.Commit()
+	two.Abort()
+	for _, tt := range []struct {
+		name string
+		tx   *mvcc.Txn
+		want model
+	}{
+		{"what was forked", base, model{"a": {key: "a", value: 1}, "ab": {key: "ab", value: 2}}},
+		{"the first fork", one, model{"a": {key: "a", value: 10}, "ab": {key: "ab", value: 2}, "abc": {key: "abc", value: 11}}},
+		{"the second fork", two, model{"a": {key: "a", value: 1}}},
+		{"a fork of a fork", nested, model{"a": {key: "a", value: 10}, "ab": {key: "ab", value: 2}, "c": {key: "c", value: 3}}},
+		{"the database", db.Read(false), model{"a": {key: "a", value: 5}, "ab": {key: "ab", value: 2}}},
+	} {
+		t.Run(tt.name, func(t *testing.T) { check(t, table, tt.tx, tt.want, []string{"a", "ab", "abc", "c"}) })
+	}
+}
