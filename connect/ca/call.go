@@ -18,10 +18,12 @@ type (
 
 // Calls to the servers. Handlers are in server/connectrpc.
 var (
-	RootsCall     = rpc.Read[RootsRequest, RootsReply]("ConnectCA.Roots")
-	SignCall      = rpc.Leader[SignRequest, SignReply]("ConnectCA.Sign")
-	ConfigCall    = rpc.Read[ConfigRequest, ConfigReply]("ConnectCA.Configuration")
-	SetConfigCall = rpc.Write[SetConfigRequest, struct{}]("ConnectCA.SetConfiguration")
+	RootsCall  = rpc.Read[RootsRequest, RootsReply]("ConnectCA.Roots")
+	SignCall   = rpc.Leader[SignRequest, SignReply]("ConnectCA.Sign")
+	ConfigCall = rpc.Read[ConfigRequest, ConfigReply]("ConnectCA.Configuration")
+	// SignIntermediateCall is for servers of other datacenters.
+	SignIntermediateCall = rpc.Leader[SignIntermediateRequest, SignIntermediateReply]("ConnectCA.SignIntermediate")
+	SetConfigCall        = rpc.Write[SetConfigRequest, struct{}]("ConnectCA.SetConfiguration")
 )
 
 // A RootsRequest asks for the trusted roots. It needs no permission.
@@ -55,6 +57,20 @@ type SignRequest struct {
 
 // SignReply carries the leaf, without its private key, which the servers never see.
 type SignReply struct{ Leaf Leaf }
+
+// A SignIntermediateRequest asks for the certificate that the servers of another datacenter sign their leaves with. It
+// needs operator:write. Of the request only the public key is used; its one URI must be the trust domain.
+type SignIntermediateRequest struct {
+	read.Target
+	CSR           string // PEM, made with NewCSR for connect.CAID
+	ForDatacenter string // whose servers ask
+}
+
+// SignIntermediateReply carries the certificate, and the ID of the root that signed it.
+type SignIntermediateReply struct {
+	Certificate string // PEM
+	RootID      string
+}
 
 // A Leaf is a certificate for a service, an agent, mesh gateways or servers; which, its one non-empty URI field tells.
 // Leaves are shared; copy one before changing it.

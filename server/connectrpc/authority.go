@@ -29,7 +29,11 @@ type Config struct {
 	Provider string         // connect.ca_provider; default ca.BuiltIn
 	Settings map[string]any // connect.ca_config; snake_case keys are understood
 	Random   io.Reader      // default crypto/rand
-	Logger   hclog.Logger   // default discards
+	// Dial connects to outside authorities; default a net.Dialer's. Getenv reads the environment for the credentials of
+	// clouds; default os.Getenv.
+	Dial   DialFunc
+	Getenv func(string) string
+	Logger hclog.Logger // default discards
 }
 
 // An Authority is a server's part in the certificate authority. Make one with New; nothing runs by itself.
@@ -64,7 +68,7 @@ func New(cfg Config) *Authority {
 	cfg.Settings = ca.NormalizeConfig(cfg.Settings)
 	return &Authority{
 		cfg: cfg, log: cfg.Logger.Named("connect"),
-		kinds: map[string]caprovider.Kind{ca.BuiltIn: caprovider.BuiltIn{Random: cfg.Random}},
+		kinds: newKinds(&cfg),
 	}
 }
 
@@ -190,6 +194,13 @@ func (a *Authority) Maintain(ctx context.Context, store *state.Store, apply Appl
 		a.log.Info("pruned CA roots that are no longer in use", "left", len(kept))
 		view = store.View()
 	}
+	if err := a.retire(ctx, store, apply); err != nil {
+		a.log.Warn("an old CA provider did not clean up, will retry", "error", err)
+	}
+	if err := a.renew(ctx, store.View(), apply); err != nil {
+		return err
+	}
+	view = store.View()
 	kept := view.CAProvider(active.ID)
 	if config.Provider != ca.BuiltIn || kept == nil || kept.Given || ca.PendingRoot(roots) != nil {
 		return nil

@@ -3,7 +3,6 @@ package connectrpc
 import (
 	"context"
 	"errors"
-	"io"
 	"maps"
 	"slices"
 	"strings"
@@ -28,6 +27,7 @@ func (a *Authority) Register(r *transport.Registry, f *fsm.Appliers) {
 	transport.HandleRead(r, ca.ConfigCall, a.config)
 	transport.Handle(r, ca.SetConfigCall, a.setConfig)
 	transport.Handle(r, ca.SignCall, a.sign)
+	transport.HandleServers(r, ca.SignIntermediateCall, a.signIntermediate)
 	transport.Handle(r, ca.ConfirmCall, a.confirm)
 	transport.Handle(r, ca.RotateCall, a.rotate)
 	transport.Handle(r, ca.RotationCall, a.rotation)
@@ -96,7 +96,16 @@ func (a *Authority) setConfig(ctx context.Context, c *transport.Call, req *ca.Se
 		ForceWithoutCrossSigning: req.Config.ForceWithoutCrossSigning,
 	}
 	apply := func(ctx context.Context, k fsm.Kind, req any) (any, error) { return c.Apply(ctx, permit, k, req) }
-	return &struct{}{}, permit, a.change(ctx, view, apply, next, false)
+	if err := a.mayBeSet(next); err != nil {
+		return nil, acl.Permit{}, err
+	}
+	if err := a.change(ctx, view, apply, next, false); err != nil {
+		return nil, acl.Permit{}, err
+	}
+	if err := a.retire(ctx, c.Store, apply); err != nil {
+		a.log.Warn("an old CA provider did not clean up, will retry", "error", err)
+	}
+	return &struct{}{}, permit, nil
 }
 
 // withoutKey removes the built-in provider's key, which is kept apart.
@@ -148,11 +157,10 @@ func (a *Authority) sign(ctx context.Context, c *transport.Call, req *ca.SignReq
 	if err != nil {
 		return nil, acl.Permit{}, err
 	}
-	serial := make([]byte, 16)
-	if _, err := io.ReadFull(a.cfg.Random, serial); err != nil {
+	serial, err := a.serial()
+	if err != nil {
 		return nil, acl.Permit{}, err
 	}
-	serial[0] = serial[0]&0x7f | 0x40 // positive, and always of the same length
 	leaf, err := ca.SignLeaf(ctx, request, ca.LeafParams{
 		Provider: provider, Root: root, Serial: serial, Now: time.Now(), TTL: settings.LeafCertTTL, Hosts: req.Hosts,
 	})

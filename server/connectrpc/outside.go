@@ -1,0 +1,194 @@
+package connectrpc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"time"
+
+	"github.com/sarnmesh/sarn/acl"
+	"github.com/sarnmesh/sarn/catalog/state"
+	"github.com/sarnmesh/sarn/catalog/trust"
+	"github.com/sarnmesh/sarn/connect"
+	"github.com/sarnmesh/sarn/connect/ca"
+	"github.com/sarnmesh/sarn/internal/wireerr"
+	"github.com/sarnmesh/sarn/server/caprovider"
+	"github.com/sarnmesh/sarn/server/caprovider/vault"
+	"github.com/sarnmesh/sarn/server/fsm"
+	"github.com/sarnmesh/sarn/server/transport"
+)
+
+// A DialFunc connects to an outside authority.
+type DialFunc = func(ctx context.Context, network, address string) (net.Conn, error)
+
+// newKinds returns the providers there are, by name.
+func newKinds(cfg *Config) map[string]caprovider.Kind {
+	return map[string]caprovider.Kind{
+		ca.BuiltIn: caprovider.BuiltIn{Random: cfg.Random},
+		ca.Vault:   vault.Kind{Dial: cfg.Dial, Getenv: cfg.Getenv, Log: cfg.Logger.Named("vault")},
+	}
+}
+
+// mayBeSet returns an error if a configuration that came over the network asks for what only the servers' own may.
+func (a *Authority) mayBeSet(next *trust.Configuration) error {
+	if next.Provider != ca.Vault {
+		return nil
+	}
+	var own map[string]any
+	if a.cfg.Provider == ca.Vault {
+		own = a.cfg.Settings
+	}
+	if err := vault.MayBeSet(next.Config, own); err != nil {
+		return fmt.Errorf("error configuring provider: %w", err)
+	}
+	return nil
+}
+
+// renew replaces the intermediate of the active root when half of its life is over. The caller holds a.changing.
+func (a *Authority) renew(ctx context.Context, view *state.View, apply ApplyFunc) error {
+	_, roots := view.CARoots()
+	_, config := view.CAConfig()
+	active := ca.ActiveRoot(roots)
+	kept := view.CAProvider(active.ID)
+	if kept == nil || kept.Intermediate == "" {
+		return nil
+	}
+	provider, err := a.providerOf(view, active)
+	if err != nil {
+		return err
+	}
+	now := time.Now()
+	if !ca.HalfLifeOver(provider.Issuer(), now) {
+		return nil
+	}
+	next, err := provider.Renew(ctx)
+	if errors.Is(err, ca.ErrNoIntermediate) {
+		if left := provider.Issuer().NotAfter.Sub(now); left < 30*24*time.Hour {
+			a.log.Warn("the CA's signing certificate expires, and somebody else has to renew it", "left", left.Round(time.Hour))
+		}
+		return nil
+	}
+	if err == nil {
+		err = ca.CheckEstablished(next, config.ClusterID, now)
+	}
+	if err != nil {
+		return fmt.Errorf("renew the CA's intermediate: %w", err)
+	}
+	changed := *config
+	if ca.PendingRoot(roots) == nil { // else the configuration is another's
+		changed.State = next.State
+	}
+	if err := a.store(ctx, view, apply, &changed, next); err != nil {
+		return err
+	}
+	a.log.Info("renewed the CA's intermediate, half of whose life was over")
+	return nil
+}
+
+// retire lets the providers of roots that sign no more remove what they have outside. What fails is tried again by the
+// next call. The caller holds a.changing.
+func (a *Authority) retire(ctx context.Context, store *state.Store, apply ApplyFunc) error {
+	view := store.View()
+	_, roots := view.CARoots()
+	active := ca.ActiveRoot(roots)
+	var problems []error
+	for _, r := range roots {
+		kept := view.CAProvider(r.ID)
+		if r.Active || !r.SpreadSince.IsZero() || kept == nil || kept.CleanedUp || providerName(kept) == ca.BuiltIn {
+			continue
+		}
+		if err := a.cleanup(ctx, kept, view.CAProvider(active.ID)); err != nil {
+			problems = append(problems, fmt.Errorf("clean up after CA root %s: %w", r.ID, err))
+			continue
+		}
+		done := caprovider.Copy(kept)
+		done.CleanedUp, done.Config = true, nil // secrets are needed no more
+		rootsIndex, _ := view.CARoots()
+		configIndex, _ := view.CAConfig()
+		if _, err := apply(ctx, fsm.CAConfig, &setCommand{RootsIndex: rootsIndex, ConfigIndex: configIndex, Provider: done}); err != nil {
+			return err
+		}
+	}
+	return errors.Join(problems...)
+}
+
+func (a *Authority) cleanup(ctx context.Context, kept, next *trust.ProviderState) error {
+	provider, err := a.open(kept)
+	if err != nil {
+		return err
+	}
+	defer provider.Close()
+	return provider.Cleanup(ctx, next)
+}
+
+// maxDatacenter bounds the name of a datacenter.
+const maxDatacenter = 64
+
+// signIntermediate signs what the servers of another datacenter sign their leaves with. Only servers are let in.
+func (a *Authority) signIntermediate(ctx context.Context, c *transport.Call, req *ca.SignIntermediateRequest) (*ca.SignIntermediateReply, acl.Permit, error) {
+	if a.cfg.Disabled {
+		return nil, acl.Permit{}, wireerr.ErrConnectDisabled
+	}
+	permit, err := c.Authorizer.Require(acl.Operator, acl.Write, "")
+	if err != nil {
+		return nil, acl.Permit{}, err
+	}
+	view, config, root, err := ready(ctx, c.Store)
+	if err != nil {
+		return nil, acl.Permit{}, err
+	}
+	if !plainName(req.ForDatacenter) || req.ForDatacenter == c.Datacenter {
+		return nil, acl.Permit{}, wireerr.BadRequest("%q is not the name of another datacenter", req.ForDatacenter)
+	}
+	request, err := ca.ParseIntermediateCSR(req.CSR, connect.TrustDomain(config.ClusterID))
+	if err != nil {
+		return nil, acl.Permit{}, wireerr.BadRequest("%v", err)
+	}
+	settings, err := ca.ParseSettings(config.Provider, config.Config)
+	if err != nil {
+		return nil, acl.Permit{}, err
+	}
+	done, err := a.limit.acquire(ctx, settings.CSRMaxPerSecond, settings.CSRMaxConcurrent)
+	if err != nil {
+		return nil, acl.Permit{}, err
+	}
+	defer done()
+	provider, err := a.providerOf(view, root)
+	if err != nil {
+		return nil, acl.Permit{}, err
+	}
+	serial, err := a.serial()
+	if err != nil {
+		return nil, acl.Permit{}, err
+	}
+	cert, err := ca.SignIntermediate(ctx, request, ca.IntermediateParams{
+		Provider: provider, Datacenter: req.ForDatacenter, Serial: serial, Now: time.Now(), TTL: settings.IntermediateCertTTL,
+	})
+	if err != nil {
+		return nil, acl.Permit{}, err
+	}
+	a.log.Info("signed the intermediate of another datacenter", "datacenter", req.ForDatacenter)
+	return &ca.SignIntermediateReply{Certificate: cert, RootID: root.ID}, permit, nil
+}
+
+// plainName tells whether a text can be the name of a datacenter.
+func plainName(name string) bool {
+	for _, r := range name {
+		if (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '-' && r != '_' {
+			return false
+		}
+	}
+	return name != "" && len(name) <= maxDatacenter
+}
+
+// serial makes the serial number of a certificate: random, positive, and always of the same length.
+func (a *Authority) serial() ([]byte, error) {
+	serial := make([]byte, 16)
+	if _, err := io.ReadFull(a.cfg.Random, serial); err != nil {
+		return nil, err
+	}
+	serial[0] = serial[0]&0x7f | 0x40
+	return serial, nil
+}
