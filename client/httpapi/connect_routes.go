@@ -7,6 +7,7 @@ func (s *Server) connectRoutes() []endpoint {
 	return []endpoint{
 		{"/v1/connect/ca/roots", "GET", s.connectRoots},
 		{"/v1/connect/ca/configuration", "GET,PUT", s.connectConfiguration},
+		{"/v1/connect/ca/rotation", "GET,PUT", s.connectRotation},
 		{"/v1/connect/intentions", "GET,POST", s.intentions},
 		{"/v1/connect/intentions/exact", "GET,PUT,DELETE", s.intentionExact},
 		{"/v1/connect/intentions/match", "GET", s.intentionMatch},

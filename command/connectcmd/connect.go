@@ -27,6 +27,11 @@ func Verbs() []verb.Verb {
 				"key rotates the root.",
 		}),
 		{
+			Path: "connect ca rotate", Synopsis: "Replace the root of the certificate authority", Setup: rotateRoot, Client: true,
+			Help: "Makes a new root, makes it known, and lets it sign once every proxy has confirmed that it trusts it. Without " +
+				"flags, says what happened and leaves the rest to the servers; with -watch, shows it.",
+		},
+		{
 			Path: "connect envoy", Args: "[-- ENVOY-ARGUMENTS...]", Synopsis: "Run or configure an Envoy proxy", Setup: envoy,
 			Client: true, Tenancy: true,
 			Help: "Makes the bootstrap configuration of an Envoy proxy for a service of the agent and runs Envoy with it. With -bootstrap, " +

@@ -81,6 +81,7 @@ var endpoints = map[string]endpoint{
 	"/v1/config":                           {"", "Writes a configuration entry."},
 	"/v1/config/":                          {"KIND[/NAME]", "Reads, lists or deletes configuration entries."},
 	"/v1/connect/ca/configuration":         {"", "Settings of the certificate authority."},
+	"/v1/connect/ca/rotation":              {"", "How far the rotation of the root is; with PUT, starts one, body: `PrivateKeyType`, `PrivateKeyBits`, `Force`. Sarn's own."},
 	"/v1/connect/ca/roots":                 {"", "The authorities to trust; `pem=true` answers certificates only."},
 	"/v1/connect/intentions":               {"", "Lists intentions, or creates one."},
 	"/v1/connect/intentions/":              {"ID", "One intention by its ID."},
