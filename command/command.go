@@ -24,6 +24,7 @@ import (
 	"github.com/sarnmesh/sarn/command/redirectcmd"
 	"github.com/sarnmesh/sarn/command/servicescmd"
 	"github.com/sarnmesh/sarn/command/snapshotcmd"
+	"github.com/sarnmesh/sarn/command/tlscmd"
 	"github.com/sarnmesh/sarn/command/validatecmd"
 	"github.com/sarnmesh/sarn/command/verb"
 	"github.com/sarnmesh/sarn/command/versioncmd"
@@ -70,8 +71,8 @@ func all(ctx context.Context, s verb.Streams) map[string]cli.CommandFactory {
 	commands := map[string]cli.CommandFactory{}
 	for _, verbs := range [][]verb.Verb{
 		catalogcmd.Verbs(), clustercmd.Verbs(), configcmd.Verbs(), connectcmd.Verbs(), intentioncmd.Verbs(), kvcmd.Verbs(),
-		lockcmd.Verbs(), operatorcmd.Verbs(), redirectcmd.Verbs(), servicescmd.Verbs(), snapshotcmd.Verbs(), validatecmd.Verbs(), versioncmd.Verbs(),
-		watchcmd.Verbs(),
+		lockcmd.Verbs(), operatorcmd.Verbs(), redirectcmd.Verbs(), servicescmd.Verbs(), snapshotcmd.Verbs(), tlscmd.Verbs(), validatecmd.Verbs(),
+		versioncmd.Verbs(), watchcmd.Verbs(),
 	} {
 		for _, v := range verbs {
 			commands[v.Path] = v.Factory(ctx, s)
