@@ -45,6 +45,9 @@ type Leeway time.Duration
 
 // UnmarshalJSON reads either form.
 func (l *Leeway) UnmarshalJSON(b []byte) error {
+	if string(b) == "null" {
+		return nil
+	}
 	var text string
 	if json.Unmarshal(b, &text) == nil {
 		d, err := time.ParseDuration(text)
