@@ -22,6 +22,7 @@ import (
 	"github.com/sarnmesh/sarn/server/configrpc"
 	"github.com/sarnmesh/sarn/server/connectrpc"
 	"github.com/sarnmesh/sarn/server/consensus"
+	"github.com/sarnmesh/sarn/server/explainrpc"
 	"github.com/sarnmesh/sarn/server/fsm"
 	"github.com/sarnmesh/sarn/server/kvrpc"
 	"github.com/sarnmesh/sarn/server/leader"
@@ -116,6 +117,7 @@ func New(cfg Config) (*Server, error) {
 	tokens := svidrpc.Config{Disabled: cfg.Connect.Disabled}
 	svidrpc.Register(&registry, &appliers, tokens)
 	configrpc.Register(&registry, &appliers, cfg.Entries)
+	explainrpc.Register(&registry, explainrpc.Config{Default: cfg.Entries.Default(), ConnectDisabled: cfg.Entries.ConnectDisabled})
 	statusrpc.Register(&registry, &appliers, statusrpc.Config{
 		ID: cfg.NodeID, Raft: s.raft, Pool: s.pool, Membership: func() *membership.Membership { return s.membership },
 		Autopilot: *cfg.Autopilot, TempDir: cfg.DataDir, Logger: s.log,

@@ -159,7 +159,7 @@ func New(cfg Config) (*Server, error) {
 	for _, group := range [][]endpoint{
 		s.catalogRoutes(), s.healthRoutes(), s.kvRoutes(), s.sessionRoutes(), s.txnRoutes(), s.queryRoutes(), s.statusRoutes(),
 		s.operatorRoutes(), s.snapshotRoutes(), s.eventRoutes(), s.coordinateRoutes(),
-		s.aclRoutes(), s.agentRoutes(), s.connectRoutes(), s.configRoutes(), s.uiRoutes(),
+		s.aclRoutes(), s.agentRoutes(), s.connectRoutes(), s.configRoutes(), s.uiRoutes(), s.explainRoutes(),
 	} {
 		for _, e := range group {
 			if err := s.add(e); err != nil {
