@@ -16,6 +16,7 @@ import (
 	"github.com/sarnmesh/sarn/command/clustercmd"
 	"github.com/sarnmesh/sarn/command/configcmd"
 	"github.com/sarnmesh/sarn/command/connectcmd"
+	"github.com/sarnmesh/sarn/command/explaincmd"
 	"github.com/sarnmesh/sarn/command/intentioncmd"
 	"github.com/sarnmesh/sarn/command/kvcmd"
 	"github.com/sarnmesh/sarn/command/lockcmd"
@@ -70,7 +71,7 @@ var assembled = map[string]func(ui cli.Ui) cli.Command{
 func all(ctx context.Context, s verb.Streams) map[string]cli.CommandFactory {
 	commands := map[string]cli.CommandFactory{}
 	for _, verbs := range [][]verb.Verb{
-		catalogcmd.Verbs(), clustercmd.Verbs(), configcmd.Verbs(), connectcmd.Verbs(), intentioncmd.Verbs(), kvcmd.Verbs(),
+		catalogcmd.Verbs(), clustercmd.Verbs(), configcmd.Verbs(), connectcmd.Verbs(), explaincmd.Verbs(), intentioncmd.Verbs(), kvcmd.Verbs(),
 		lockcmd.Verbs(), operatorcmd.Verbs(), redirectcmd.Verbs(), servicescmd.Verbs(), snapshotcmd.Verbs(), tlscmd.Verbs(), validatecmd.Verbs(),
 		versioncmd.Verbs(), watchcmd.Verbs(),
 	} {
@@ -107,7 +108,7 @@ func suggest(s verb.Streams, word string, commands map[string]cli.CommandFactory
 var groups = []struct{ title, names string }{
 	{"Run", "agent validate reload leave maint"},
 	{"Services", "services catalog config event"},
-	{"Mesh", "connect intention"},
+	{"Mesh", "connect intention explain"},
 	{"Data", "kv lock watch snapshot"},
 	{"Cluster", "members join force-leave operator info monitor rtt"},
 	{"Keys", "acl keygen keyring tls"},

@@ -13,11 +13,11 @@ import (
 
 // explainRoutes are the endpoints of this file, which the reference product does not have.
 func (s *Server) explainRoutes() []endpoint {
-	return []endpoint{{"/v1/explain", "GET,POST", s.explain}}
+	return []endpoint{{"/v1/explain", "GET,POST,PUT", s.explain}}
 }
 
 // explain serves /v1/explain: what becomes of a request from one service to another. GET takes it from the query, where
-// no token may stand; POST from the body, with changes of entries to try.
+// no token may stand; POST, or PUT, from the body, with changes of entries to try.
 func (s *Server) explain(w http.ResponseWriter, r *http.Request) (any, error) {
 	o, err := s.parseQuery(w, r)
 	if err != nil {
@@ -25,7 +25,7 @@ func (s *Server) explain(w http.ResponseWriter, r *http.Request) (any, error) {
 	}
 	o.MinIndex = 0 // nothing tells when the answer changes
 	req := &explain.EvaluateRequest{Options: o}
-	if r.Method == http.MethodPost {
+	if r.Method != http.MethodGet {
 		if err := s.explainBody(r, req); err != nil {
 			return nil, err
 		}
