@@ -13,6 +13,9 @@ import (
 // AnonymousSecret is the secret of the token of requests that bring none.
 const AnonymousSecret = "anonymous"
 
+// ReservedPrefix begins the IDs that users may not choose.
+const ReservedPrefix = reservedID
+
 // Hidden stands in place of a secret that the reader may not see.
 const Hidden = "<hidden>"
 

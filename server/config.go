@@ -17,6 +17,7 @@ import (
 	"github.com/sarnmesh/sarn/catalog/operator"
 	"github.com/sarnmesh/sarn/internal/gossip"
 	"github.com/sarnmesh/sarn/internal/rpcwire"
+	"github.com/sarnmesh/sarn/server/aclrpc"
 	"github.com/sarnmesh/sarn/server/configrpc"
 	"github.com/sarnmesh/sarn/server/connectrpc"
 	"github.com/sarnmesh/sarn/server/consensus"
@@ -49,8 +50,8 @@ type Config struct {
 	Advertise netip.AddrPort
 	// Dial opens connections to other servers' ports.
 	Dial     func(ctx context.Context, address string) (net.Conn, error)
-	Security *rpcwire.Security // default plain text
-	Resolver transport.Resolver
+	Security *rpcwire.Security  // default plain text
+	Resolver transport.Resolver // default resolves as ACL says
 
 	// Gossip is the LAN pool. The server sets Name, Tags and Refuse, listens to its events, and runs it.
 	Gossip gossip.Config
@@ -82,6 +83,7 @@ type Config struct {
 
 	Limits transport.Limits // limits.request_limits
 
+	ACL     aclrpc.Config     // access control; Datacenter, Node and DataDir are set by the server
 	Connect connectrpc.Config // the mesh's certificate authority
 	Entries configrpc.Config  // configuration entries; Datacenter is set by the server
 
@@ -143,6 +145,10 @@ func (c *Config) complete() error {
 		}
 	}
 	c.Entries.Datacenter = c.Datacenter
+	c.ACL.Datacenter, c.ACL.Node, c.ACL.DataDir = c.Datacenter, c.NodeName, c.DataDir
+	if c.ACL.Logger == nil {
+		c.ACL.Logger = c.Logger
+	}
 	if c.Connect.Logger == nil {
 		c.Connect.Logger = c.Logger
 	}

@@ -18,6 +18,7 @@ import (
 	"github.com/sarnmesh/sarn/internal/gossip"
 	"github.com/sarnmesh/sarn/internal/rpc"
 	"github.com/sarnmesh/sarn/internal/rpcwire"
+	"github.com/sarnmesh/sarn/server/aclrpc"
 	"github.com/sarnmesh/sarn/server/catalogrpc"
 	"github.com/sarnmesh/sarn/server/configrpc"
 	"github.com/sarnmesh/sarn/server/connectrpc"
@@ -114,6 +115,11 @@ func New(cfg Config) (*Server, error) {
 	queryrpc.Register(&registry, &appliers, queryrpc.Config{Instances: lookups.Candidates, Logger: s.log})
 	kvrpc.Register(&registry, &appliers, kvrpc.Config{TTL: sessions, MinTTL: cfg.SessionTTLMin, KeyListPolicy: cfg.KeyListPolicy})
 	authority.Register(&registry, &appliers)
+	control := aclrpc.New(cfg.ACL, s.store)
+	control.Register(&registry, &appliers)
+	if cfg.Resolver == nil {
+		cfg.Resolver = control
+	}
 	tokens := svidrpc.Config{Disabled: cfg.Connect.Disabled}
 	svidrpc.Register(&registry, &appliers, tokens)
 	configrpc.Register(&registry, &appliers, cfg.Entries)
@@ -130,6 +136,9 @@ func New(cfg Config) (*Server, error) {
 		s.membership.Reconcile(), s.membership.Autopilot(), sessions.Duty(), leader.Tombstones(s.fsm.Applied, kvrpc.ReapRequest),
 		leader.CA(authority), svidrpc.Duty(tokens), leader.APIGateways(configrpc.Bind), s.firstAutopilot(),
 	}, cfg.Duties...)
+	if cfg.ACL.Enabled {
+		s.duties = append(s.duties, leader.ACL(control))
+	}
 
 	s.dispatcher = transport.NewDispatcher(transport.Config{
 		Datacenter: cfg.Datacenter, Registry: &registry, Store: s.store, Log: s.raft, Applied: s.fsm.Applied,
@@ -138,6 +147,7 @@ func New(cfg Config) (*Server, error) {
 		DefaultQueryTime: cfg.DefaultQueryTime, MaxQueryTime: cfg.MaxQueryTime, ClientTimeout: cfg.ClientTimeout,
 		Limits: cfg.Limits, Logger: cfg.Logger,
 	})
+	control.AskLeader(s.dispatcher, func() bool { status, _ := s.raft.Status(); return status.Leading })
 	methods, streams := s.dispatcher.Methods()
 	s.grpc = rpcwire.NewServer(methods, streams, 0)
 	return s, nil

@@ -73,15 +73,6 @@ func without(links []acl.Link, id string) []acl.Link {
 	return slices.DeleteFunc(slices.Clone(links), func(l acl.Link) bool { return strings.EqualFold(l.ID, id) })
 }
 
-// bareLinks returns links without names: those are looked up when the links are shown.
-func bareLinks(links []acl.Link) []acl.Link {
-	var out []acl.Link
-	for _, l := range links {
-		out = append(out, acl.Link{ID: l.ID})
-	}
-	return out
-}
-
 // namedLinks returns links with the present names of what they refer to.
 func namedLinks(links []acl.Link, name func(id string) string) []acl.Link {
 	if len(links) == 0 {

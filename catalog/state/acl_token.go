@@ -71,6 +71,11 @@ func (v *View) ACLTokens() (uint64, []*acl.Token) {
 	return v.peeked(aclTokens.Name()), slices.Collect(aclTokens.All(v.tx, "id"))
 }
 
+// ACLIndex returns the index of the last change of a token, policy or role. It records no watch.
+func (v *View) ACLIndex() uint64 {
+	return v.peeked(aclTokens.Name(), aclPolicies.Name(), aclRoles.Name())
+}
+
 // Named returns the token with the present names of its policies and roles.
 func (v *View) Named(k *acl.Token) *acl.Token {
 	if len(k.Policies) == 0 && len(k.Roles) == 0 {
