@@ -331,7 +331,7 @@ func (a *Authority) progress(view *state.View) (*ca.Rotation, error) {
 	for name := range nodes {
 		t := told[strings.ToLower(name)]
 		n := &ca.RotationNode{
-			Node: name, Confirmed: confirmed(t), Seen: t.at, Proxies: t.ConfirmRequest.Confirmed, Missing: t.Missing, Waiting: t.Waiting,
+			Node: name, Confirmed: confirmed(t), Seen: t.at, Proxies: t.ConfirmRequest.Confirmed, Missing: t.Missing, Waiting: append([]string{}, t.Waiting...),
 			Leaves: t.Leaves, OldLeaves: t.OldLeaves,
 		}
 		r.Nodes = append(r.Nodes, n)
