@@ -16,6 +16,7 @@ import (
 	"github.com/sarnmesh/sarn/command/clustercmd"
 	"github.com/sarnmesh/sarn/command/configcmd"
 	"github.com/sarnmesh/sarn/command/connectcmd"
+	"github.com/sarnmesh/sarn/command/debugcmd"
 	"github.com/sarnmesh/sarn/command/explaincmd"
 	"github.com/sarnmesh/sarn/command/intentioncmd"
 	"github.com/sarnmesh/sarn/command/kvcmd"
@@ -71,8 +72,8 @@ var assembled = map[string]func(ui cli.Ui) cli.Command{
 func all(ctx context.Context, s verb.Streams) map[string]cli.CommandFactory {
 	commands := map[string]cli.CommandFactory{}
 	for _, verbs := range [][]verb.Verb{
-		catalogcmd.Verbs(), clustercmd.Verbs(), configcmd.Verbs(), connectcmd.Verbs(), explaincmd.Verbs(), intentioncmd.Verbs(), kvcmd.Verbs(),
-		lockcmd.Verbs(), operatorcmd.Verbs(), redirectcmd.Verbs(), servicescmd.Verbs(), snapshotcmd.Verbs(), tlscmd.Verbs(), validatecmd.Verbs(),
+		catalogcmd.Verbs(), clustercmd.Verbs(), configcmd.Verbs(), connectcmd.Verbs(), debugcmd.Verbs(), explaincmd.Verbs(),
+		intentioncmd.Verbs(), kvcmd.Verbs(), lockcmd.Verbs(), operatorcmd.Verbs(), redirectcmd.Verbs(), servicescmd.Verbs(), snapshotcmd.Verbs(), tlscmd.Verbs(), validatecmd.Verbs(),
 		versioncmd.Verbs(), watchcmd.Verbs(),
 	} {
 		for _, v := range verbs {
@@ -110,7 +111,7 @@ var groups = []struct{ title, names string }{
 	{"Services", "services catalog config event"},
 	{"Mesh", "connect intention explain"},
 	{"Data", "kv lock watch snapshot"},
-	{"Cluster", "members join force-leave operator info monitor rtt"},
+	{"Cluster", "members join force-leave operator info monitor rtt debug exec"},
 	{"Keys", "acl keygen keyring tls"},
 }
 
