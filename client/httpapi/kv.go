@@ -201,6 +201,7 @@ func (s *Server) kvDelete(w http.ResponseWriter, r *http.Request, t read.Target,
 	req := &kv.ApplyRequest{Target: t, Op: kv.OpDelete, Entry: kv.Entry{Key: key}}
 	if q.has("recurse") {
 		req.Op = kv.OpDeleteTree
+		w.(*response).tree = true
 	} else if key == "" {
 		return nil, errMissingKey
 	}

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/sarnmesh/sarn/acl"
 	"github.com/sarnmesh/sarn/catalog/read"
 	"github.com/sarnmesh/sarn/internal/wireerr"
 )
@@ -139,16 +140,13 @@ func (s *Server) datacenter(w http.ResponseWriter) string {
 // remote reports whether a datacenter asked for is another one than that of the agent.
 func (s *Server) remote(dc string) bool { return dc != "" && dc != s.cfg.Datacenter }
 
-// anonymousSecret is the secret of the token of requests that bring none.
-const anonymousSecret = "anonymous"
-
 // token returns the secret a request is made with: its own, or the agent's default token.
 func (s *Server) token(w http.ResponseWriter, r *http.Request) string {
 	token := requestToken(query(w), r.Header)
 	if token == "" && s.cfg.DefaultToken != nil {
 		token = s.cfg.DefaultToken()
 	}
-	w.(*response).hasToken = token != "" && token != anonymousSecret
+	w.(*response).hasToken = token != "" && token != acl.AnonymousSecret
 	return token
 }
 

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/sarnmesh/sarn/acl"
 	"github.com/sarnmesh/sarn/catalog/read"
 	"github.com/sarnmesh/sarn/internal/wireerr"
 )
@@ -44,6 +45,7 @@ type response struct {
 	params   params
 	mode     read.Mode // consistency asked for, once parseOptions ran
 	hasToken bool      // the request is made on behalf of a token
+	tree     bool      // the request is about all that begins with a name
 	cache    cacheControl
 }
 
@@ -121,6 +123,9 @@ func (w *response) writeError(err error) {
 		status = wireerr.Status(err)
 	}
 	text := err.Error()
+	if status == http.StatusForbidden && w.hasToken {
+		w.tellMissingRule(err, text)
+	}
 	if w.s.log.IsDebug() {
 		w.s.log.Debug("request failed", "method", w.r.Method, "path", w.r.URL.Path, "status", status, "error", text)
 	}
@@ -128,6 +133,22 @@ func (w *response) writeError(err error) {
 	h["Content-Length"] = []string{strconv.Itoa(len(text))}
 	w.WriteHeader(status)
 	w.Write([]byte(text))
+}
+
+// tellMissingRule says which line of a policy would have let the request through. Who has no token is not told.
+func (w *response) tellMissingRule(err error, text string) {
+	denied, ok := errors.AsType[*acl.DeniedError](err)
+	if !ok {
+		denied, ok = acl.ParseDenied(text)
+	}
+	if !ok || denied.Accessor == "" {
+		return
+	}
+	missing := *denied
+	missing.Prefix = missing.Prefix || w.tree
+	if rule := missing.Rule(); rule != "" {
+		w.Header()["X-Sarn-Missing-Rule"] = []string{rule}
+	}
 }
 
 // writeValue answers with a handler's value.

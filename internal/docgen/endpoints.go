@@ -6,8 +6,8 @@ Paths, parameters, answers, headers and error texts are those of Consul's HTTP A
 not listed is answered with 404.
 
 Every request takes ` + "`dc`" + ` (only the agent's own datacenter exists; another is answered with 500 ` + "`No path to datacenter`" + `), and ` + "`pretty`" + `. A token
-is taken from ` + "`X-Consul-Token`" + `, ` + "`Authorization: Bearer`" + ` or ` + "`token`" + ` and passed on; this version does not check it. ` + "`ns`" + ` and
-` + "`partition`" + ` are refused with 400.
+is taken from ` + "`token`" + `, ` + "`X-Consul-Token`" + ` or ` + "`Authorization: Bearer`" + `, in this order; else the agent's default token counts, and without one
+the anonymous token. See [access control](../acl.md). ` + "`ns`" + ` and ` + "`partition`" + ` are refused with 400.
 
 The column "reads" says what a GET can do more:
 
@@ -16,7 +16,8 @@ The column "reads" says what a GET can do more:
   the answer is one that is kept there;
 - *selects*: ` + "`filter`, `near` and `node-meta`" + ` choose and sort.
 
-Everything below ` + "`/v1/acl/`" + ` exists and answers 401 ` + "`ACL support disabled`" + `. With ` + "`enable_debug`" + ` there are profiles below ` + "`/debug/pprof/`" + `.
+While access control is off, everything below ` + "`/v1/acl/`" + ` answers 401 ` + "`ACL support disabled`" + `. A request that is refused because its token lacks a right is
+answered with 403 and the right; the header ` + "`X-Sarn-Missing-Rule`" + ` holds the line of a policy that grants it. With ` + "`enable_debug`" + ` there are profiles below ` + "`/debug/pprof/`" + `.
 
 Answers to reads carry ` + "`X-Consul-Index`" + `, ` + "`X-Consul-KnownLeader`" + ` and ` + "`X-Consul-LastContact`" + `. Errors are plain text.
 `
@@ -38,6 +39,32 @@ var still = map[string]bool{
 
 // endpoints tell about every route by its path.
 var endpoints = map[string]endpoint{
+	"/v1/acl/auth-method":                  {"", "Makes an auth method; body: `Name`, `Type`, `Config` and more."},
+	"/v1/acl/auth-method/":                 {"NAME", "One auth method. A PUT replaces it; a DELETE removes it with its binding rules and tokens."},
+	"/v1/acl/auth-methods":                 {"", "All auth methods, without their configuration."},
+	"/v1/acl/binding-rule":                 {"", "Makes a binding rule; body: `AuthMethod`, `BindType`, `BindName`, `Selector`."},
+	"/v1/acl/binding-rule/":                {"ID", "One binding rule. A PUT replaces it."},
+	"/v1/acl/binding-rules":                {"", "All binding rules, or those of `authmethod`."},
+	"/v1/acl/bootstrap":                    {"", "Makes the first token, once; body: `BootstrapSecret`, or none."},
+	"/v1/acl/login":                        {"", "Trades a proof of identity for a token; body: `AuthMethod`, `BearerToken`, `Meta`."},
+	"/v1/acl/logout":                       {"", "Ends the token of the request, which must be from a login."},
+	"/v1/acl/policies":                     {"", "All policies, without their rules."},
+	"/v1/acl/policy":                       {"", "Makes a policy; body: `Name`, `Rules` and more."},
+	"/v1/acl/policy/":                      {"ID", "One policy. A PUT replaces it."},
+	"/v1/acl/policy/name/":                 {"NAME", "One policy, by its name."},
+	"/v1/acl/replication":                  {"", "How far what the primary datacenter holds was copied here."},
+	"/v1/acl/role":                         {"", "Makes a role; body: `Name`, `Policies` and more."},
+	"/v1/acl/role/":                        {"ID", "One role. A PUT replaces it."},
+	"/v1/acl/role/name/":                   {"NAME", "One role, by its name."},
+	"/v1/acl/roles":                        {"", "All roles, or those with `policy`, an ID."},
+	"/v1/acl/templated-policies":           {"", "The templates of policies by name."},
+	"/v1/acl/templated-policy/name/":       {"NAME", "One template."},
+	"/v1/acl/templated-policy/preview/":    {"NAME", "The policy that a template stands for; body: its variables."},
+	"/v1/acl/token":                        {"", "Makes a token; body: `Policies`, `Roles` and more."},
+	"/v1/acl/token/":                       {"ACCESSOR", "One token; `expanded` shows what it is linked to. A PUT replaces what it is linked to."},
+	"/v1/acl/token/*/clone":                {"ACCESSOR", "Makes a token like another; body: `Description`, or `{}`."},
+	"/v1/acl/token/self":                   {"", "The token of the request."},
+	"/v1/acl/tokens":                       {"", "All tokens, or those with `policy`, `role`, `authmethod` or `servicename`."},
 	"/v1/agent/check/deregister/":          {"ID", "Forgets a check of this agent."},
 	"/v1/agent/check/fail/":                {"ID", "Makes a TTL check critical."},
 	"/v1/agent/check/pass/":                {"ID", "Makes a TTL check pass, for as long as its TTL."},
@@ -102,6 +129,7 @@ var endpoints = map[string]endpoint{
 	"/v1/health/node/":                     {"NODE", "Checks of a node."},
 	"/v1/health/service/":                  {"SERVICE", "Instances of a service with their nodes and checks."},
 	"/v1/health/state/":                    {"STATE", "Checks that are `passing`, `warning`, `critical` or `any`."},
+	"/v1/internal/acl/authorize":           {"", "What the token of the request may do; body: a list of `Resource`, `Segment`, `Access`."},
 	"/v1/internal/service-virtual-ip":      {"", "Sets further virtual addresses of a service."},
 	"/v1/kv/":                              {"KEY", "Reads, writes or deletes a key, or all that begin with it."},
 	"/v1/operator/autopilot/configuration": {"", "Settings of autopilot."},
