@@ -66,6 +66,8 @@ type Config struct {
 
 	// Debug answers below /debug/pprof/. Nil answers 404 there.
 	Debug http.Handler
+	// DebugOpen tells whether everybody may use Debug; else it takes a token with operator:read. Nil means everybody.
+	DebugOpen func() bool
 	// Authorize returns what decides for a token about data of the agent itself. Nil grants everything, as with ACLs
 	// off.
 	Authorize func(ctx context.Context, token string) (*acl.Authorizer, error)

@@ -241,7 +241,7 @@ func (s *Server) serveOther(w http.ResponseWriter, r *http.Request, raw string) 
 	case s.cfg.UIEnabled && s.cfg.UI != nil && strings.HasPrefix(p, s.cfg.UIPath):
 		s.cfg.UI.ServeHTTP(w, r)
 	case s.cfg.Debug != nil && strings.HasPrefix(p, "/debug/pprof/"):
-		s.cfg.Debug.ServeHTTP(w, r)
+		s.serveDebug(w, r)
 	case strings.Contains(p, "/v1/"):
 		notFound(w, "Invalid URL path: not a recognized HTTP API endpoint\n")
 	default:

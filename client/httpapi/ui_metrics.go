@@ -72,11 +72,7 @@ func (s *Server) mayReadMetrics(r *http.Request) error {
 	if s.cfg.Authorize == nil {
 		return nil
 	}
-	token := requestToken(&params{}, r.Header)
-	if token == "" && s.cfg.DefaultToken != nil {
-		token = s.cfg.DefaultToken()
-	}
-	z, err := s.cfg.Authorize(r.Context(), token)
+	z, err := s.cfg.Authorize(r.Context(), s.ownToken(&params{}, r))
 	if err != nil {
 		return err
 	}

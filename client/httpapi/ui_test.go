@@ -93,3 +93,29 @@ func TestMetricsProxyOff(t *testing.T) {
 		}
 	}
 }
+
+func TestProfilesAreOpenOrForOperators(t *testing.T) {
+	open := false
+	cfg := Config{
+		Debug:     http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "profile") }),
+		DebugOpen: func() bool { return open },
+	}
+	off, _ := newServer(t, cfg, nil)
+	cfg.ACLEnabled = true
+	cfg.Authorize = func(_ context.Context, token string) (*acl.Authorizer, error) { return acl.New(reading(token), token), nil }
+	guarded, _ := newServer(t, cfg, nil)
+	for _, tt := range []struct {
+		s      *Server
+		open   bool
+		token  string
+		status int
+	}{
+		{off, false, "operator", 404}, {off, true, "", 200}, {guarded, false, "", 403}, {guarded, false, "agent", 403},
+		{guarded, false, "operator", 200}, {guarded, true, "", 200},
+	} {
+		open = tt.open
+		if got := do(tt.s, "GET", "/debug/pprof/heap", "", "X-Consul-Token", tt.token); got.Code != tt.status || (tt.status == 200) != (got.Body.String() == "profile") {
+			t.Errorf("open %v, token %q: status %d, want %d", tt.open, tt.token, got.Code, tt.status)
+		}
+	}
+}

@@ -354,9 +354,7 @@ func (a *Agent) newHTTP(s *config.Settings) (err error) {
 	if s.HTTP.UseCache {
 		conf.Cache = a.cache
 	}
-	if s.EnableDebug {
-		conf.Debug = profiles()
-	}
+	conf.Debug, conf.DebugOpen = profiles(), func() bool { return a.current().EnableDebug }
 	a.http, err = httpapi.New(conf)
 	return err
 }
@@ -429,6 +427,9 @@ func (a *Agent) Run(ctx context.Context) error {
 		run("spreading of proxies", a.spread)
 	}
 	a.serveHTTP(run, s)
+	if a.sockets.workload != nil {
+		run("workload API", a.serveWorkloads)
+	}
 	if s.Connect.Sidecars || s.Connect.NodeProxy {
 		run("sidecars", a.superviseSidecars)
 	}
