@@ -26,6 +26,7 @@ type sockets struct {
 	https    []net.Listener
 	grpc     []net.Listener
 	grpcTLS  []net.Listener
+	workload net.Listener // nil when off
 	unixSock []string // paths to remove at the end
 }
 
@@ -80,6 +81,11 @@ func listen(s *config.Settings) (_ *sockets, err error) {
 				return nil, fmt.Errorf("%s: %w", group.what, err)
 			}
 			*group.to = append(*group.to, l)
+		}
+	}
+	if path := s.WorkloadAPI.Socket; path != "" {
+		if o.workload, err = o.open(config.Listen{Network: "unix", Address: path}, config.UnixSockets{Mode: "666"}); err != nil {
+			return nil, fmt.Errorf("workload_api.socket: %w", err)
 		}
 	}
 	return o, nil
@@ -151,6 +157,9 @@ func (o *sockets) close() {
 	}
 	if o.server != nil {
 		o.server.Close()
+	}
+	if o.workload != nil {
+		o.workload.Close()
 	}
 	if o.lan != nil {
 		o.lan.Close()

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"net/netip"
 	"net/url"
 	"os"
@@ -29,6 +30,7 @@ func (b *builder) build() {
 	b.checkServer()
 	b.checkNode()
 	b.checkConnect()
+	b.checkWorkloads()
 	b.checkTLS()
 	b.checkAuto()
 	b.checkDNS()
@@ -274,6 +276,27 @@ func (b *builder) checkConnect() {
 			continue
 		}
 		s.ConfigEntries = append(s.ConfigEntries, e)
+	}
+}
+
+// checkWorkloads checks the rules for workloads: one that says too little would make anybody a service.
+func (b *builder) checkWorkloads() {
+	w := &b.doc.Settings.WorkloadAPI
+	if w.Socket == "" && len(w.Rules) > 0 {
+		b.fail("workload_api.rule", "workload_api.rule has no effect without workload_api.socket")
+	}
+	for i, r := range w.Rules {
+		if r.Service == "" || r.Service == "*" {
+			b.fail("workload_api.rule", "workload_api.rule[%d] must name a service", i)
+		}
+		if r.UID == nil && r.GID == nil && r.Path == "" && r.Cgroup == "" {
+			b.fail("workload_api.rule", "workload_api.rule[%d] must say at least one of uid, gid, path and cgroup", i)
+		}
+		for _, id := range []*int{r.UID, r.GID} {
+			if id != nil && (*id < 0 || *id > math.MaxUint32) {
+				b.fail("workload_api.rule", "workload_api.rule[%d]: %d is no user or group", i, *id)
+			}
+		}
 	}
 }
 

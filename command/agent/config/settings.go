@@ -66,6 +66,7 @@ type Settings struct {
 	XDS         XDS         `key:"xds"`
 	Cache       Cache       `key:"cache"`
 	UnixSockets UnixSockets `key:"unix_sockets"`
+	WorkloadAPI WorkloadAPI `key:"workload_api"`
 
 	// ConfigEntries are seeds the leader writes where absent, normalized and valid.
 	ConfigEntries []entry.Entry
@@ -295,6 +296,21 @@ type AutoConfigAuth struct {
 	ExpirationLeeway     time.Duration     `key:"expiration_leeway"`
 	NotBeforeLeeway      time.Duration     `key:"not_before_leeway"`
 	ClockSkewLeeway      time.Duration     `key:"clock_skew_leeway"`
+}
+
+// WorkloadAPI holds the settings of the SPIFFE Workload API.
+type WorkloadAPI struct {
+	Socket string         `key:"socket"`             // path of the UNIX socket; empty is off
+	Rules  []WorkloadRule `key:"rule" reload:"yes"` // which processes are which services
+}
+
+// A WorkloadRule says which processes are a service; all that is set must fit, and something must be.
+type WorkloadRule struct {
+	Service string `key:"service"`
+	UID     *int   `key:"uid"`    // user of the process
+	GID     *int   `key:"gid"`    // its group
+	Path    string `key:"path"`   // of its executable
+	Cgroup  string `key:"cgroup"` // its control group, or one above it
 }
 
 // Connect holds the mesh settings.
