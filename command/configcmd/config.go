@@ -33,6 +33,7 @@ func Verbs() []verb.Verb {
 			Path: "config delete", Synopsis: "Delete a configuration entry", Setup: del,
 			Help: "Deletes the entry that -kind and -name, or the file of -filename, name.",
 		}),
+		{Path: "config test", Args: "FILE...", Synopsis: "Test what configuration entries do to requests", FlagExit: 2, Help: testHelp, Setup: test},
 	}
 }
 

@@ -127,7 +127,7 @@ func Explain(cfg *Config, w World, req Request) (*Explanation, error) {
 	}
 	x := &Explanation{
 		Request: Request{From: req.From, To: req.To, Method: req.Method, Path: req.Path, Host: req.Host, Port: req.Port},
-		Verdict: Unknown, Token: e.tokens.facts, Branches: []*Branch{},
+		Verdict: Unknown, Datacenter: cfg.Datacenter, Token: e.tokens.facts, Branches: []*Branch{},
 	}
 	if err := e.run(x); err != nil {
 		x.problem("%v", err)

@@ -74,10 +74,11 @@ type Explanation struct {
 	Allowed bool
 	Reason  string
 
-	Source   Side
-	Upstream string // of the source's sidecar
-	Protocol string // as the chain has it
-	Route    *Route `json:",omitempty"` // nil unless a service-router has a say
+	Datacenter string // in which it was asked
+	Source     Side
+	Upstream   string // of the source's sidecar
+	Protocol   string // as the chain has it
+	Route      *Route `json:",omitempty"` // nil unless a service-router has a say
 	// Reply is set when the source's sidecar answers by itself; nothing is sent then.
 	Reply *Reply `json:",omitempty"`
 

@@ -32,7 +32,7 @@ func (t *tokens) hide(path string) string {
 }
 
 // standInKey signs claims that count as valid. It opens nothing: no proxy knows it.
-var standInKey = []byte("claims that are taken as valid")
+var standInKey = []byte("claims that are given in place of a token count as valid")
 
 // standInSet is a JSON Web Key Set of standInKey, in base64.
 var standInSet = base64.StdEncoding.EncodeToString([]byte(
