@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"time"
 )
 
@@ -19,15 +20,27 @@ const Timeout = 10 * time.Second
 // maxRedirects bounds how often an answer may lead elsewhere.
 const maxRedirects = 3
 
-// Dial opens a connection.
-type Dial = func(ctx context.Context, network, address string) (net.Conn, error)
+// A Way is how the outside is reached.
+type Way struct {
+	// Dial opens connections. Nil refuses all of them.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+	// Proxy returns the proxy for a request, as http.ProxyFromEnvironment does; nil takes none.
+	Proxy func(*http.Request) (*url.URL, error)
+}
 
 // Client returns a client that keeps no connections open. Certificates are verified with roots; nil takes the
 // system's. Only a GET without credentials is redirected, and only within its own scheme and host.
-func Client(dial Dial, roots *x509.CertPool) *http.Client {
+func (w Way) Client(roots *x509.CertPool) *http.Client {
+	dial := w.Dial
+	if dial == nil {
+		dial = func(context.Context, string, string) (net.Conn, error) {
+			return nil, errors.New("no way to the outside is configured")
+		}
+	}
 	return &http.Client{
 		Transport: &http.Transport{
 			DialContext:            dial,
+			Proxy:                  w.Proxy,
 			TLSClientConfig:        &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12},
 			ForceAttemptHTTP2:      true,
 			DisableKeepAlives:      true,
@@ -41,7 +54,7 @@ func Client(dial Dial, roots *x509.CertPool) *http.Client {
 	}
 }
 
-// Redirect is the rule of Client for redirects.
+// Redirect is the rule of clients for redirects.
 func Redirect(req *http.Request, via []*http.Request) error {
 	first := via[0]
 	switch {

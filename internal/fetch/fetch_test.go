@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -24,7 +25,7 @@ func do(t *testing.T, method, url string, header http.Header, limit int64) (*fet
 		t.Fatal(err)
 	}
 	req.Header = header
-	return fetch.Do(fetch.Client(dial, nil), req, limit)
+	return fetch.Do(fetch.Way{Dial: dial}.Client(nil), req, limit)
 }
 
 // Class 13, request forgery by the server: an answer leads to no other host, and no request with credentials anywhere.
@@ -96,6 +97,31 @@ func TestThreat11AnswersAreBounded(t *testing.T) {
 	small := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _, _ = w.Write([]byte("1234")) }))
 	defer small.Close()
 	if a, err := do(t, "GET", small.URL, nil, 4); err != nil || string(a.Body) != "1234" {
+		t.Errorf("got %v, %v", a, err)
+	}
+}
+
+func TestNoWayIsNone(t *testing.T) {
+	srv := httptest.NewServer(http.NotFoundHandler())
+	defer srv.Close()
+	if _, err := (fetch.Way{}).Client(nil).Get(srv.URL); err == nil || !strings.Contains(err.Error(), "no way to the outside is configured") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestProxyIsAsked(t *testing.T) {
+	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _, _ = w.Write([]byte(r.URL.Host)) }))
+	defer proxy.Close()
+	at, err := url.Parse(proxy.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req, err := http.NewRequestWithContext(t.Context(), "GET", "http://issuer.example/keys", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, err := fetch.Do(fetch.Way{Dial: dial, Proxy: http.ProxyURL(at)}.Client(nil), req, 100)
+	if err != nil || string(a.Body) != "issuer.example" {
 		t.Errorf("got %v, %v", a, err)
 	}
 }

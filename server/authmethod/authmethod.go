@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"strings"
 	"sync"
 
@@ -21,10 +22,9 @@ import (
 	"github.com/sarnmesh/sarn/server/authmethod/kubernetes"
 )
 
-// Env is what validators reach the outside with.
+// Env is what validators reach the outside with: issuers of tokens, API servers and AWS.
 type Env struct {
-	// Dial opens connections to issuers of tokens, API servers and AWS. Nil refuses all of them.
-	Dial   fetch.Dial
+	fetch.Way
 	Logger hclog.Logger // default discards
 }
 
@@ -64,12 +64,24 @@ func Blank(m *acl.AuthMethod) (*Identity, error) {
 	return v.Blank(), nil
 }
 
+// Redact returns the method as those see it who may not write it: without the token that a method of type kubernetes
+// asks with.
+func Redact(m *acl.AuthMethod) *acl.AuthMethod {
+	if m.Type != acl.MethodKubernetes {
+		return m
+	}
+	shown := *m
+	shown.Config = maps.Clone(m.Config)
+	for key := range shown.Config {
+		if strings.EqualFold(key, "ServiceAccountJWT") {
+			shown.Config[key] = acl.Hidden
+		}
+	}
+	return &shown
+}
+
 // open makes a validator without reaching anything.
 func open(m *acl.AuthMethod, env Env) (Validator, error) {
-	dial := env.Dial
-	if dial == nil {
-		dial = refuse
-	}
 	logger := env.Logger
 	if logger == nil {
 		logger = hclog.NewNullLogger()
@@ -81,7 +93,7 @@ func open(m *acl.AuthMethod, env Env) (Validator, error) {
 		if err := decode(m.Config, &conf); err != nil {
 			return nil, err
 		}
-		v, err := jwt.New(conf, dial)
+		v, err := jwt.New(conf, env.Way)
 		if err != nil {
 			return nil, err
 		}
@@ -91,7 +103,7 @@ func open(m *acl.AuthMethod, env Env) (Validator, error) {
 		if err := decode(m.Config, &conf); err != nil {
 			return nil, err
 		}
-		v, err := kubernetes.New(conf, dial)
+		v, err := kubernetes.New(conf, env.Way)
 		if err != nil {
 			return nil, err
 		}
@@ -101,7 +113,7 @@ func open(m *acl.AuthMethod, env Env) (Validator, error) {
 		if err := decode(m.Config, &conf); err != nil {
 			return nil, err
 		}
-		v, err := awsiam.New(conf, dial)
+		v, err := awsiam.New(conf, env.Way)
 		if err != nil {
 			return nil, err
 		}

@@ -2,8 +2,6 @@ package authmethod
 
 import (
 	"context"
-	"errors"
-	"net"
 
 	"github.com/sarnmesh/sarn/catalog/filter"
 	"github.com/sarnmesh/sarn/server/authmethod/awsiam"
@@ -150,8 +148,4 @@ func (m *awsMethod) identity(p *awsiam.Principal) *Identity {
 		out["entity_tags."+tag] = p.Tags[tag]
 	}
 	return NewIdentity(awsDetailFields{f, p.Path, tags}, out)
-}
-
-func refuse(context.Context, string, string) (net.Conn, error) {
-	return nil, errors.New("no way to the outside is configured")
 }

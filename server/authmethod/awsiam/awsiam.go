@@ -61,8 +61,8 @@ type Validator struct {
 }
 
 // New checks the configuration. It reaches nothing.
-func New(conf Config, dial fetch.Dial) (*Validator, error) {
-	v := &Validator{conf: conf, client: fetch.Client(dial, nil), retries: min(conf.MaxRetries, maxRetries)}
+func New(conf Config, way fetch.Way) (*Validator, error) {
+	v := &Validator{conf: conf, client: way.Client(nil), retries: min(conf.MaxRetries, maxRetries)}
 	if v.retries == 0 {
 		v.retries = defaultRetries
 	}

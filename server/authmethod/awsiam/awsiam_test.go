@@ -22,13 +22,14 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/sarnmesh/sarn/internal/fetch"
 	"github.com/sarnmesh/sarn/server/authmethod/awsiam"
 )
 
-func dial(ctx context.Context, network, address string) (net.Conn, error) {
+var way = fetch.Way{Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
 	var d net.Dialer
 	return d.DialContext(ctx, network, address)
-}
+}}
 
 const (
 	accessKey = "AKIDEXAMPLE"
@@ -180,7 +181,7 @@ func (a *aws) entity(b string) *signedRequest { return newRequest("iam", a.URL, 
 func (a *aws) validator(t *testing.T, conf awsiam.Config) *awsiam.Validator {
 	t.Helper()
 	conf.STSEndpoint, conf.IAMEndpoint = a.URL, a.URL
-	v, err := awsiam.New(conf, dial)
+	v, err := awsiam.New(conf, way)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -223,7 +224,7 @@ func TestConfigErrors(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			_, err := awsiam.New(tt.conf, dial)
+			_, err := awsiam.New(tt.conf, way)
 			if tt.want == "" && err != nil || tt.want != "" && (err == nil || !strings.HasPrefix(err.Error(), tt.want)) {
 				t.Errorf("got %v, want %q", err, tt.want)
 			}
@@ -340,10 +341,10 @@ func TestThreat13OnlyQuestionsToAWSAreSent(t *testing.T) {
 // Without an endpoint the host of the token is asked, over TLS.
 func TestHostsOfAWS(t *testing.T) {
 	var dialled string
-	v, err := awsiam.New(awsiam.Config{BoundIAMPrincipalARNs: trusted.BoundIAMPrincipalARNs, MaxRetries: -1}, func(_ context.Context, _, address string) (net.Conn, error) {
+	v, err := awsiam.New(awsiam.Config{BoundIAMPrincipalARNs: trusted.BoundIAMPrincipalARNs, MaxRetries: -1}, fetch.Way{Dial: func(_ context.Context, _, address string) (net.Conn, error) {
 		dialled = address
 		return nil, errors.New("no network")
-	})
+	}})
 	if err != nil {
 		t.Fatal(err)
 	}

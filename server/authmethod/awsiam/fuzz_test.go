@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"strings"
 	"testing"
+
+	"github.com/sarnmesh/sarn/internal/fetch"
 )
 
 // FuzzARN checks that what is an ARN is the text it was made of, and that a canonical one stays what it is.
@@ -42,7 +44,7 @@ func FuzzBearer(f *testing.F) {
 	f.Add("https://sts.amazonaws.com/", `{"Host":["sts.amazonaws.com"],"Content-Type":["application/x-www-form-urlencoded"],`+auth+`}`, "Action=GetCallerIdentity&Version=2011-06-15")
 	f.Add("https://sts.amazonaws.com@127.0.0.1/", `{`+auth+`}`, "Action=GetCallerIdentity&Action=AssumeRole")
 	f.Add("https://sts.s3.amazonaws.com", `{"host":"x","Host":"y"}`, "")
-	v, err := New(Config{BoundIAMPrincipalARNs: []string{"arn:aws:iam::123456789012:role/web"}}, nil)
+	v, err := New(Config{BoundIAMPrincipalARNs: []string{"arn:aws:iam::123456789012:role/web"}}, fetch.Way{})
 	if err != nil {
 		f.Fatal(err)
 	}

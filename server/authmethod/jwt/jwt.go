@@ -92,7 +92,7 @@ type Variables struct {
 }
 
 // New checks the configuration. It reaches nothing.
-func New(conf Config, dial fetch.Dial) (*Validator, error) {
+func New(conf Config, way fetch.Way) (*Validator, error) {
 	v := &Validator{conf: conf}
 	sources := 0
 	for _, set := range []bool{len(conf.JWTValidationPubKeys) > 0, conf.JWKSURL != "", conf.OIDCDiscoveryURL != ""} {
@@ -139,7 +139,7 @@ func New(conf Config, dial fetch.Dial) (*Validator, error) {
 		if err != nil {
 			return nil, fmt.Errorf("error checking JWKSCACert: %w", err)
 		}
-		client := fetch.Client(dial, roots)
+		client := way.Client(roots)
 		v.what = "JWKSURL"
 		v.set = oidc.NewSet(func(ctx context.Context) ([]oidc.Key, error) { return oidc.FetchKeys(ctx, client, conf.JWKSURL) })
 	case conf.OIDCDiscoveryURL != "":
@@ -147,7 +147,7 @@ func New(conf Config, dial fetch.Dial) (*Validator, error) {
 		if err != nil {
 			return nil, fmt.Errorf("error checking OIDCDiscoveryCACert: %w", err)
 		}
-		client := fetch.Client(dial, roots)
+		client := way.Client(roots)
 		v.what = "OIDCDiscoveryURL"
 		v.set = oidc.NewSet(func(ctx context.Context) ([]oidc.Key, error) {
 			p, err := oidc.Discover(ctx, client, conf.OIDCDiscoveryURL)

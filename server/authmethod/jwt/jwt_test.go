@@ -13,18 +13,19 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/sarnmesh/sarn/internal/fetch"
 	"github.com/sarnmesh/sarn/internal/testkit"
 	"github.com/sarnmesh/sarn/server/authmethod/jwt"
 )
 
-func dial(ctx context.Context, network, address string) (net.Conn, error) {
+var way = fetch.Way{Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
 	var d net.Dialer
 	return d.DialContext(ctx, network, address)
-}
+}}
 
 func validator(t *testing.T, conf jwt.Config) *jwt.Validator {
 	t.Helper()
-	v, err := jwt.New(conf, dial)
+	v, err := jwt.New(conf, way)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -64,7 +65,7 @@ func TestConfigErrors(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			conf, err := configure(tt.conf)
 			if err == nil {
-				_, err = jwt.New(conf, dial)
+				_, err = jwt.New(conf, way)
 			}
 			if err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("got %v, want %q", err, tt.want)
@@ -312,7 +313,7 @@ func FuzzLogin(f *testing.F) {
 		}
 		v, err := jwt.New(jwt.Config{
 			JWTValidationPubKeys: []string{i.PEM()}, ClaimMappings: map[string]string{claim: "v"}, ListClaimMappings: map[string]string{claim: "l"},
-		}, dial)
+		}, way)
 		if err != nil {
 			t.Fatal(err)
 		}

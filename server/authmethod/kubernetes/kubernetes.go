@@ -46,7 +46,7 @@ type Validator struct {
 }
 
 // New checks the configuration. It reaches nothing.
-func New(conf Config, dial fetch.Dial) (*Validator, error) {
+func New(conf Config, way fetch.Way) (*Validator, error) {
 	if conf.Host == "" {
 		return nil, errors.New("Config.Host is required") //nolint:staticcheck // clients match the text
 	}
@@ -72,7 +72,7 @@ func New(conf Config, dial fetch.Dial) (*Validator, error) {
 	if err != nil || u.Scheme != "https" || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
 		return nil, errors.New("Config.Host is not the https URL of a host") //nolint:staticcheck // as the others
 	}
-	return &Validator{conf, strings.TrimSuffix(u.String(), "/"), fetch.Client(dial, roots)}, nil
+	return &Validator{conf, strings.TrimSuffix(u.String(), "/"), way.Client(roots)}, nil
 }
 
 type tokenReview struct {

@@ -12,14 +12,15 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/sarnmesh/sarn/internal/fetch"
 	"github.com/sarnmesh/sarn/internal/testkit"
 	"github.com/sarnmesh/sarn/server/authmethod/kubernetes"
 )
 
-func dial(ctx context.Context, network, address string) (net.Conn, error) {
+var way = fetch.Way{Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
 	var d net.Dialer
 	return d.DialContext(ctx, network, address)
-}
+}}
 
 // An apiServer stands in for that of a cluster.
 type apiServer struct {
@@ -81,7 +82,7 @@ func newAPIServer(t *testing.T) *apiServer {
 
 func (a *apiServer) login(t *testing.T, token string) (*kubernetes.Account, error) {
 	t.Helper()
-	v, err := kubernetes.New(kubernetes.Config{Host: a.URL, CACert: a.ca, ServiceAccountJWT: a.own}, dial)
+	v, err := kubernetes.New(kubernetes.Config{Host: a.URL, CACert: a.ca, ServiceAccountJWT: a.own}, way)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -106,14 +107,14 @@ func TestConfigErrors(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			_, err := kubernetes.New(tt.conf, dial)
+			_, err := kubernetes.New(tt.conf, way)
 			if err == nil || !strings.HasPrefix(err.Error(), tt.want) || strings.Contains(err.Error(), "topsecret") {
 				t.Errorf("got %v, want %q", err, tt.want)
 			}
 		})
 	}
 	for _, host := range []string{"10.0.0.1:6443", "https://10.0.0.1:6443/", "https://rancher.example/k8s/clusters/c-1"} {
-		if _, err := kubernetes.New(kubernetes.Config{Host: host, CACert: a.ca, ServiceAccountJWT: a.own}, dial); err != nil {
+		if _, err := kubernetes.New(kubernetes.Config{Host: host, CACert: a.ca, ServiceAccountJWT: a.own}, way); err != nil {
 			t.Errorf("%s: %v", host, err)
 		}
 	}
@@ -158,7 +159,7 @@ func TestLoginErrors(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			a := newAPIServer(t)
-			v, err := kubernetes.New(kubernetes.Config{Host: a.URL, CACert: a.ca, ServiceAccountJWT: a.own}, dial)
+			v, err := kubernetes.New(kubernetes.Config{Host: a.URL, CACert: a.ca, ServiceAccountJWT: a.own}, way)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -200,7 +201,7 @@ func TestLoginSendsOnlyTokens(t *testing.T) {
 func TestThreat03APIServerIsVerified(t *testing.T) {
 	a, other := newAPIServer(t), testkit.NewCA(t, "other")
 	pemText := string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: other.Certificate().Raw}))
-	v, err := kubernetes.New(kubernetes.Config{Host: a.URL, CACert: pemText, ServiceAccountJWT: a.own}, dial)
+	v, err := kubernetes.New(kubernetes.Config{Host: a.URL, CACert: pemText, ServiceAccountJWT: a.own}, way)
 	if err != nil {
 		t.Fatal(err)
 	}
