@@ -51,6 +51,11 @@ func TestWorkloadsUseTheOfficialSPIFFEClient(t *testing.T) {
 			map[string]any{"name": "native", "port": native.Addr().(*net.TCPAddr).Port, "connect": map[string]any{"native": true}},
 		},
 	})
+	m.run(t)
+	eventually(t, 20*time.Second, "the services are registered", func() bool {
+		known, _ := m.get("/v1/catalog/services").(map[string]any)
+		return known["shop-sidecar-proxy"] != nil && known["db-sidecar-proxy"] != nil && known["native"] != nil
+	})
 	m.write(
 		`{"Kind": "service-defaults", "Name": "native", "Protocol": "tcp"}`,
 		`{"Kind": "service-intentions", "Name": "db", "Sources": [{"Name": "native", "Action": "allow"}]}`,
