@@ -10,6 +10,9 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"net"
+	"net/http"
+	"net/url"
 	"strings"
 	"sync"
 
@@ -24,7 +27,10 @@ import (
 
 // Env is what validators reach the outside with: issuers of tokens, API servers and AWS.
 type Env struct {
-	fetch.Way
+	// Dial opens connections. Nil refuses all of them.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+	// Proxy returns the proxy for a request, as http.ProxyFromEnvironment does; nil takes none.
+	Proxy  func(*http.Request) (*url.URL, error)
 	Logger hclog.Logger // default discards
 }
 
@@ -82,6 +88,7 @@ func Redact(m *acl.AuthMethod) *acl.AuthMethod {
 
 // open makes a validator without reaching anything.
 func open(m *acl.AuthMethod, env Env) (Validator, error) {
+	way := fetch.Way{Dial: env.Dial, Proxy: env.Proxy}
 	logger := env.Logger
 	if logger == nil {
 		logger = hclog.NewNullLogger()
@@ -93,7 +100,7 @@ func open(m *acl.AuthMethod, env Env) (Validator, error) {
 		if err := decode(m.Config, &conf); err != nil {
 			return nil, err
 		}
-		v, err := jwt.New(conf, env.Way)
+		v, err := jwt.New(conf, way)
 		if err != nil {
 			return nil, err
 		}
@@ -103,7 +110,7 @@ func open(m *acl.AuthMethod, env Env) (Validator, error) {
 		if err := decode(m.Config, &conf); err != nil {
 			return nil, err
 		}
-		v, err := kubernetes.New(conf, env.Way)
+		v, err := kubernetes.New(conf, way)
 		if err != nil {
 			return nil, err
 		}
@@ -113,7 +120,7 @@ func open(m *acl.AuthMethod, env Env) (Validator, error) {
 		if err := decode(m.Config, &conf); err != nil {
 			return nil, err
 		}
-		v, err := awsiam.New(conf, env.Way)
+		v, err := awsiam.New(conf, way)
 		if err != nil {
 			return nil, err
 		}

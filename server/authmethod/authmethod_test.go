@@ -15,15 +15,14 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/sarnmesh/sarn/acl"
-	"github.com/sarnmesh/sarn/internal/fetch"
 	"github.com/sarnmesh/sarn/internal/testkit"
 	"github.com/sarnmesh/sarn/server/authmethod"
 )
 
-var env = authmethod.Env{Way: fetch.Way{Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
+var env = authmethod.Env{Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
 	var d net.Dialer
 	return d.DialContext(ctx, network, address)
-}}}
+}}
 
 func method(kind string, config map[string]any) *acl.AuthMethod {
 	return &acl.AuthMethod{Name: "m", Type: kind, Config: config, ModifyIndex: 7}
@@ -293,7 +292,7 @@ func TestThreat11LoginsThatAskOutsideAreBounded(t *testing.T) {
 	var mu sync.Mutex
 	open, most := 0, 0
 	full, release := make(chan struct{}), make(chan struct{})
-	busy := authmethod.Env{Way: fetch.Way{Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
+	busy := authmethod.Env{Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		mu.Lock()
 		open++
 		if most = max(most, open); open == 32 {
@@ -302,7 +301,7 @@ func TestThreat11LoginsThatAskOutsideAreBounded(t *testing.T) {
 		mu.Unlock()
 		<-release
 		return nil, io.ErrUnexpectedEOF
-	}}}
+	}}
 	ca := testkit.NewCA(t, "api")
 	v, err := authmethod.New(t.Context(), method(acl.MethodKubernetes, map[string]any{
 		"Host": "https://10.0.0.1", "ServiceAccountJWT": i.Sign(nil), "CACert": string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca.Certificate().Raw})),
