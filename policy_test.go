@@ -30,7 +30,7 @@ var allowed = []struct {
 	{"catalog", "acl", "subjects stand on acl and the mechanisms"},
 	{"connect", "catalog acl", "the mesh's rules stand on the catalog's"},
 	{"connect/proxy", "connect", "the data plane knows only what xDS tells it"},
-	{"server", "connect catalog acl", "a server knows no agent"},
+	{"server", "connect catalog acl plugin", "a server knows no agent"},
 	{"client", "connect catalog acl", "an agent reaches servers through interfaces"},
 	{"plugin", "connect acl", "contracts"},
 	{"command", "server client connect catalog acl plugin website", "only commands know both sides"},
