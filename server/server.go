@@ -13,6 +13,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/sarnmesh/sarn/acl"
 	"github.com/sarnmesh/sarn/catalog/operator"
 	"github.com/sarnmesh/sarn/catalog/state"
 	"github.com/sarnmesh/sarn/internal/gossip"
@@ -120,6 +121,7 @@ func New(cfg Config) (*Server, error) {
 	if cfg.Resolver == nil {
 		cfg.Resolver = control
 	}
+	s.cfg.Resolver = cfg.Resolver
 	tokens := svidrpc.Config{Disabled: cfg.Connect.Disabled}
 	svidrpc.Register(&registry, &appliers, tokens)
 	configrpc.Register(&registry, &appliers, cfg.Entries)
@@ -272,6 +274,11 @@ func (s *Server) Caller() rpc.Streamer { return s.dispatcher }
 
 // Internal answers calls of this process with every right, from this server alone.
 func (s *Server) Internal() rpc.Caller { return s.dispatcher.Internal() }
+
+// Resolve returns what a token may do, by the state of this server.
+func (s *Server) Resolve(ctx context.Context, token string) (*acl.Authorizer, error) {
+	return s.cfg.Resolver.Resolve(ctx, token)
+}
 
 // Gossip returns the LAN pool.
 func (s *Server) Gossip() *gossip.Pool { return s.pool }

@@ -4,6 +4,7 @@ import (
 	"net/http"
 
 	"github.com/sarnmesh/sarn/catalog/operator"
+	"github.com/sarnmesh/sarn/catalog/read"
 )
 
 func (s *Server) statusRoutes() []endpoint {
@@ -13,8 +14,13 @@ func (s *Server) statusRoutes() []endpoint {
 	}
 }
 
+// withoutToken is a target without a token: everybody may know who leads, also while the agent's own token is not known yet.
+func (s *Server) withoutToken(w http.ResponseWriter) read.Target {
+	return read.Target{Datacenter: s.datacenter(w)}
+}
+
 func (s *Server) statusLeader(w http.ResponseWriter, r *http.Request) (any, error) {
-	resp, err := operator.LeaderCall.Call(r.Context(), s.caller, &operator.StatusRequest{Target: s.target(w, r)})
+	resp, err := operator.LeaderCall.Call(r.Context(), s.caller, &operator.StatusRequest{Target: s.withoutToken(w)})
 	if err != nil {
 		return nil, err
 	}
@@ -22,7 +28,7 @@ func (s *Server) statusLeader(w http.ResponseWriter, r *http.Request) (any, erro
 }
 
 func (s *Server) statusPeers(w http.ResponseWriter, r *http.Request) (any, error) {
-	resp, err := operator.PeersCall.Call(r.Context(), s.caller, &operator.StatusRequest{Target: s.target(w, r)})
+	resp, err := operator.PeersCall.Call(r.Context(), s.caller, &operator.StatusRequest{Target: s.withoutToken(w)})
 	if err != nil {
 		return nil, err
 	}

@@ -103,13 +103,13 @@ func TestUnsupportedSettingsAreRefused(t *testing.T) {
 	tests := []struct{ name, hcl, want string }{
 		{"nothing", "", ""},
 		{"plain addresses", `retry_join = ["10.0.0.1", "db.example.net:8301"]`, ""},
-		{"acls", "acl { enabled = true }", "acl.enabled = true is not supported by this version"},
+		{"acls", "acl { enabled = true }", ""},
 		{"auto-encrypt", "auto_encrypt { allow_tls = true }", "auto_encrypt.allow_tls = true is not supported by this version"},
 		{"syslog", "enable_syslog = true", "enable_syslog = true is not supported by this version"},
 		{"built-in authority", `connect { ca_provider = "consul" }`, ""},
 		{"vault", `connect { ca_provider = "vault" ca_config { token = "` + marker + `" } }`, `connect.ca_provider = "vault" is not supported by this version`},
 		{"cloud", `retry_join = ["secret_access_key=` + marker + `aws provider=aws tag_key=x"]`, "retry_join with provider=aws is not supported by this version"},
-		{"two", "enable_syslog = true\nacl { enabled = true }", "acl.enabled = true is not supported by this version\nenable_syslog = true is not supported by this version"},
+		{"two", "enable_syslog = true\nauto_encrypt { allow_tls = true }", "auto_encrypt.allow_tls = true is not supported by this version\nenable_syslog = true is not supported by this version"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -213,7 +213,7 @@ func TestTokens(t *testing.T) {
 	}
 	make := func(t *testing.T, s *config.Settings) *tokens {
 		t.Helper()
-		k, err := newTokens(s)
+		k, err := newTokens(s, hclog.NewNullLogger())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -266,7 +266,7 @@ func TestTokens(t *testing.T) {
 		if err := os.WriteFile(file, []byte("{"), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := newTokens(s); err == nil || strings.Contains(err.Error(), "api") {
+		if _, err := newTokens(s, hclog.NewNullLogger()); err == nil || strings.Contains(err.Error(), "api") {
 			t.Errorf("a damaged file: %v", err)
 		}
 	})

@@ -22,6 +22,7 @@ import (
 	"github.com/sarnmesh/sarn/catalog/operator"
 	"github.com/sarnmesh/sarn/catalog/query"
 	"github.com/sarnmesh/sarn/catalog/read"
+	"github.com/sarnmesh/sarn/client/access"
 	"github.com/sarnmesh/sarn/client/bundle"
 	"github.com/sarnmesh/sarn/client/cache"
 	"github.com/sarnmesh/sarn/client/check"
@@ -56,6 +57,7 @@ type Agent struct {
 	caller rpc.Streamer
 	pool   *gossip.Pool
 
+	access  *access.Resolver // nil while access control is off
 	local   *local.State
 	cache   *cache.Cache
 	leaves  *leaf.Keeper
@@ -95,7 +97,6 @@ func unsupported(s *config.Settings) error {
 			errs = append(errs, fmt.Errorf("%s is not supported by this version", what))
 		}
 	}
-	refuse(s.ACL.Enabled, "acl.enabled = true")
 	refuse(s.AutoEncrypt.TLS, "auto_encrypt.tls = true")
 	refuse(s.AutoEncrypt.AllowTLS, "auto_encrypt.allow_tls = true")
 	refuse(s.AutoConfig.Enabled || s.AutoConfig.Authorization, "auto_config")
@@ -138,7 +139,7 @@ func newAgent(src config.Sources, s *config.Settings, log hclog.InterceptLogger)
 		return nil, err
 	}
 	a := &Agent{sources: src, log: log, settings: s, node: node(s, id), stop: make(chan stopReason, 1)}
-	if a.tokens, err = newTokens(s); err != nil {
+	if a.tokens, err = newTokens(s, log.Named("tokens")); err != nil {
 		return nil, err
 	}
 	if err := a.loadTLS(s); err != nil {
@@ -226,9 +227,10 @@ func (a *Agent) newServer(s *config.Settings) error {
 		MaxQueryTime: s.Query.MaxTime, ClientTimeout: s.Limits.RPCClientTimeout, HandshakeTimeout: s.Limits.RPCHandshakeTimeout,
 		MaxConnsPerIP: s.Limits.RPCMaxConnsPerClient, RejoinAgeMax: s.ServerRejoinAgeMax,
 		Connect: connectrpc.Config{Disabled: !s.Connect.Enabled, Provider: s.Connect.CAProvider, Settings: s.Connect.CAConfig},
-		Entries: configrpc.Config{ConnectDisabled: !s.Connect.Enabled, IntentionPolicy: s.DefaultIntentionPolicy},
-		Limits:  requestLimits(s),
-		Logger:  a.log,
+		Entries: configrpc.Config{ConnectDisabled: !s.Connect.Enabled, DefaultDeny: denies(s), IntentionPolicy: s.DefaultIntentionPolicy},
+		ACL:     control(s), KeyListPolicy: s.ACL.EnableKeyListPolicy,
+		Limits: requestLimits(s),
+		Logger: a.log,
 	})
 	if err != nil {
 		return err
@@ -303,10 +305,11 @@ func (a *Agent) newParts(s *config.Settings) (err error) {
 		FetchRate: s.Cache.EntryFetchRate, FetchBurst: s.Cache.EntryFetchMaxBurst, DefaultWait: s.Query.DefaultTime,
 		WaitLimit: s.Query.MaxTime, Logger: a.log.Named("cache"),
 	})
-	a.leaves = leaf.New(a.caller, leaf.Config{Datacenter: s.Node.Datacenter, Logger: a.log.Named("leaf")})
+	a.newAccess(s)
+	a.leaves = leaf.New(a.caller, leaf.Config{Datacenter: s.Node.Datacenter, Authorize: a.mayBe, Logger: a.log.Named("leaf")})
 	a.proxies = proxystate.New(proxystate.Config{
 		Node: s.Node.Name, Datacenter: s.Node.Datacenter, Domain: s.DNS.Domain, Registrations: proxystate.Local(a.local, a.tokens.Default), Cache: a.cache, Leaves: a.leaves,
-		DefaultAllow: s.DefaultIntentionPolicy != "deny", OtherNodes: s.Server, Logger: a.log.Named("proxystate"),
+		DefaultAllow: callersAllowed(s), OtherNodes: s.Server, Logger: a.log.Named("proxystate"),
 	})
 	auto := &autoCert{leaves: a.leaves}
 	var listeners []grpcapi.Listener
@@ -316,7 +319,7 @@ func (a *Agent) newParts(s *config.Settings) (err error) {
 	for _, l := range a.sockets.grpcTLS {
 		listeners = append(listeners, grpcapi.Listener{Listener: l, TLS: a.grpcTLS.serverTLS(s.TLS.GRPC, auto.get, "h2")})
 	}
-	a.xds = ads.New(a.proxies, ads.Config{Logger: a.log.Named("xds")})
+	a.xds = ads.New(a.proxies, ads.Config{Authorize: a.authorize, Logger: a.log.Named("xds")})
 	a.bundles = bundle.New(bundle.Config{
 		Node: s.Node.Name, Caller: a.caller, Leaves: a.leaves, Proxies: a.xds, Services: a.local, Token: a.tokens.Agent,
 		ClusterSize: func() int { return len(a.pool.Members()) }, Logger: a.log.Named("bundle"),
@@ -339,7 +342,7 @@ func (a *Agent) newHTTP(s *config.Settings) (err error) {
 	a.conns.SetMax(s.Limits.HTTPMaxConnsPerClient)
 	conf := httpapi.Config{
 		Caller: a.caller, Logger: a.log.Named("http"), Datacenter: s.Node.Datacenter, NodeName: s.Node.Name, Server: s.Server, Dev: s.Dev,
-		DefaultToken: a.tokens.Default, DefaultPolicy: s.ACL.DefaultPolicy, ACLEnabled: s.ACL.Enabled,
+		DefaultToken: a.tokens.Default, DefaultPolicy: s.ACL.DefaultPolicy, ACLEnabled: s.ACL.Enabled, Authorize: a.authorize,
 		ResponseHeaders: s.HTTP.ResponseHeaders, BlockEndpoints: s.HTTP.BlockEndpoints, AllowWriteFrom: s.HTTP.AllowWriteFrom,
 		AllowUnprintable: s.HTTP.DisableUnprintableFilter, TranslateWANAddrs: s.TranslateWANAddrs,
 		DiscoveryMaxStale: s.Query.DiscoveryMaxStale, DisableCoordinates: s.DisableCoordinates, UIEnabled: s.UI.Enabled,
@@ -408,6 +411,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	run("cache", a.cache.Run)
 	run("leaf certificates", a.leaves.Run)
+	if a.access != nil {
+		run("access control", a.access.Run)
+	}
 	run("proxy configuration", a.proxies.Run)
 	run("reports of trusted roots", a.bundles.Run)
 	run("local state", a.local.Run)

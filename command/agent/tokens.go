@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"sync"
 
+	"github.com/hashicorp/go-hclog"
+
 	"github.com/sarnmesh/sarn/client/httpapi"
 	"github.com/sarnmesh/sarn/command/agent/config"
 )
@@ -17,14 +19,15 @@ import (
 // data folder when that is asked for.
 type tokens struct {
 	path string // empty keeps nothing
+	log  hclog.Logger
 
 	mu         sync.Mutex
 	configured map[httpapi.AgentToken]string
 	set        map[httpapi.AgentToken]string
 }
 
-func newTokens(s *config.Settings) (*tokens, error) {
-	t := &tokens{set: map[httpapi.AgentToken]string{}}
+func newTokens(s *config.Settings, log hclog.Logger) (*tokens, error) {
+	t := &tokens{log: log, set: map[httpapi.AgentToken]string{}}
 	t.configure(s)
 	if !s.ACL.EnableTokenPersistence || s.DataDir == "" {
 		return t, nil
@@ -43,20 +46,26 @@ func newTokens(s *config.Settings) (*tokens, error) {
 	return t, nil
 }
 
-// configure takes over the tokens of a configuration; what was set over the API without being persisted gives way.
+// configure takes over the tokens of a configuration; what was set over the API without being persisted gives way
+// to those.
 func (t *tokens) configure(s *config.Settings) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	c := s.ACL.Tokens
+	before := t.configured
 	t.configured = map[httpapi.AgentToken]string{
 		httpapi.TokenDefault: c.Default, httpapi.TokenAgent: c.Agent, httpapi.TokenRecovery: c.AgentRecovery,
 		httpapi.TokenReplication: c.Replication, httpapi.TokenDNS: c.DNS, httpapi.TokenRegistration: c.FileRegistration,
 	}
-	if t.path == "" {
-		for kind, secret := range t.configured {
-			if secret != "" {
-				delete(t.set, kind)
+	for kind, set := range t.set {
+		switch {
+		case t.path == "" && t.configured[kind] != "":
+			if set != t.configured[kind] {
+				t.log.Info("a token set over the API gives way to that of the configuration", "token", string(kind))
 			}
+			delete(t.set, kind)
+		case before != nil && before[kind] != t.configured[kind]:
+			t.log.Warn("a changed token of the configuration has no effect: one set over the API was persisted and wins", "token", string(kind))
 		}
 	}
 }
@@ -84,6 +93,9 @@ func (t *tokens) put(kind httpapi.AgentToken, secret string) error {
 			return err
 		}
 	}
+	if secret == "" && t.configured[kind] != "" && t.path == "" {
+		t.log.Info("a token was removed over the API: the next reload of the configuration brings it back", "token", string(kind))
+	}
 	t.set = set
 	return nil
 }
@@ -101,6 +113,9 @@ func (t *tokens) Agent() string {
 
 // Registration implements local.Tokens.
 func (t *tokens) Registration() string { return t.get(httpapi.TokenRegistration) }
+
+// recovery is the token that works on this agent without servers.
+func (t *tokens) recovery() string { return t.get(httpapi.TokenRecovery) }
 
 // dns is the token questions are asked with.
 func (t *tokens) dns() string {

@@ -1,0 +1,83 @@
+package agent
+
+import (
+	"context"
+	"net"
+	"net/http"
+
+	"github.com/sarnmesh/sarn/acl"
+	"github.com/sarnmesh/sarn/client/access"
+	"github.com/sarnmesh/sarn/command/agent/config"
+	"github.com/sarnmesh/sarn/connect"
+	"github.com/sarnmesh/sarn/server/aclrpc"
+	"github.com/sarnmesh/sarn/server/authmethod"
+)
+
+// denies reports whether what no rule mentions is refused.
+func denies(s *config.Settings) bool { return s.ACL.Enabled && s.ACL.DefaultPolicy == aclrpc.Deny }
+
+// callersAllowed reports whether callers that no intention mentions are let in.
+func callersAllowed(s *config.Settings) bool {
+	if s.DefaultIntentionPolicy != "" {
+		return s.DefaultIntentionPolicy != aclrpc.Deny
+	}
+	return !denies(s)
+}
+
+// control is a server's part in access control.
+func control(s *config.Settings) aclrpc.Config {
+	return aclrpc.Config{
+		Enabled: s.ACL.Enabled, DefaultPolicy: s.ACL.DefaultPolicy, DownPolicy: s.ACL.DownPolicy,
+		PrimaryDatacenter: s.Node.PrimaryDatacenter, TokenReplication: s.ACL.EnableTokenReplication,
+		InitialManagement: s.ACL.Tokens.InitialManagement,
+		Methods: authmethod.Env{Dial: (&net.Dialer{}).DialContext, Proxy: http.ProxyFromEnvironment},
+			return (&net.Dialer{}).DialContext(ctx, network, addr)
+		}},
+	}
+}
+
+// newAccess makes what answers for tokens on this agent, where access control is on.
+func (a *Agent) newAccess(s *config.Settings) {
+	if !s.ACL.Enabled {
+		return
+	}
+	ttl := min(s.ACL.TokenTTL, s.ACL.PolicyTTL) // policies and roles come with their token
+	if s.ACL.RoleTTL > 0 {
+		ttl = min(ttl, s.ACL.RoleTTL)
+	}
+	conf := access.Config{
+		Caller: a.caller, NodeName: s.Node.Name, Recovery: a.tokens.recovery, DefaultDeny: denies(s), Down: access.DownPolicy(s.ACL.DownPolicy),
+		TTL: ttl, Logger: a.log.Named("acl"),
+	}
+	if a.server != nil {
+		conf.Server = a.server.Resolve
+	}
+	a.access = access.New(conf)
+}
+
+// authorize returns what answers for a token.
+func (a *Agent) authorize(ctx context.Context, token string) (*acl.Authorizer, error) {
+	if a.access == nil {
+		return acl.Everything(), nil
+	}
+	return a.access.Resolve(ctx, token)
+}
+
+// mayBe reports whether a token may have the certificate of an identity (spec/acl.md section 19).
+func (a *Agent) mayBe(ctx context.Context, token string, id connect.ID) error {
+	z, err := a.authorize(ctx, token)
+	if err != nil {
+		return err
+	}
+	switch id.Kind() {
+	case connect.Service:
+		_, err = z.Require(acl.Service, acl.Write, id.Name())
+	case connect.Agent:
+		_, err = z.Require(acl.Node, acl.Write, id.Name())
+	case connect.MeshGateway:
+		_, err = z.Require(acl.Mesh, acl.Write, "")
+	default:
+		_, err = z.Require(acl.ACL, acl.Write, "")
+	}
+	return err
+}
