@@ -23,7 +23,8 @@ import (
 
 // A Resolver finds what a token may do.
 type Resolver interface {
-	// Resolve returns the authorizer for a token's secret, empty for the anonymous token.
+	// Resolve returns the authorizer for a token's secret, empty for the anonymous token. While what the token may do
+	// stays the same, so should the authorizer.
 	Resolve(ctx context.Context, token string) (*acl.Authorizer, error)
 }
 
@@ -83,7 +84,7 @@ var _ rpc.Streamer = (*Dispatcher)(nil)
 // NewDispatcher returns a dispatcher. The registry must be complete.
 func NewDispatcher(cfg Config) *Dispatcher {
 	if cfg.Resolver == nil {
-		cfg.Resolver = everything{}
+		cfg.Resolver = everything{acl.Everything()}
 	}
 	if cfg.Security == nil {
 		cfg.Security = &rpcwire.Security{}
@@ -115,11 +116,9 @@ func NewDispatcher(cfg Config) *Dispatcher {
 	return d
 }
 
-type everything struct{}
+type everything struct{ z *acl.Authorizer }
 
-func (everything) Resolve(context.Context, string) (*acl.Authorizer, error) {
-	return acl.Everything(), nil
-}
+func (e everything) Resolve(context.Context, string) (*acl.Authorizer, error) { return e.z, nil }
 
 // Refuse makes every call fail from now on, as when there is no leader; blocked reads end with what they have. A
 // leaving server calls it.
@@ -502,8 +501,13 @@ func (d *Dispatcher) read(ctx context.Context, r request, until time.Time, stale
 	}
 	defer context.AfterFunc(d.refused, cancel)()
 	minIndex, missing := o.MinIndex, false
-	for {
+	for first := true; ; first = false {
 		v := d.cfg.Store.WatchView()
+		if !first { // what the token may do can have changed meanwhile, as can whether there is one
+			if c, err = d.call(ctx, r); err != nil {
+				return nil, err
+			}
+		}
 		reply, err := d.readOnce(ctx, r, c, o, v, lead)
 		if err != nil {
 			return nil, err
@@ -525,6 +529,13 @@ func (d *Dispatcher) read(ctx context.Context, r request, until time.Time, stale
 		case lead != nil && lead.Err() != nil:
 			return nil, errLedNoMore
 		case werr != nil || v.Replaced(): // the limit, or another state
+			now, err := d.call(ctx, r)
+			if err != nil {
+				return nil, err
+			}
+			if now.Authorizer != c.Authorizer {
+				return d.readOnce(ctx, r, now, o, d.cfg.Store.View(), lead)
+			}
 			d.finish(meta, lead != nil)
 			return reply, nil
 		}
