@@ -30,9 +30,7 @@ func control(s *config.Settings) aclrpc.Config {
 		Enabled: s.ACL.Enabled, DefaultPolicy: s.ACL.DefaultPolicy, DownPolicy: s.ACL.DownPolicy,
 		PrimaryDatacenter: s.Node.PrimaryDatacenter, TokenReplication: s.ACL.EnableTokenReplication,
 		InitialManagement: s.ACL.Tokens.InitialManagement,
-		Methods: authmethod.Env{Dial: (&net.Dialer{}).DialContext, Proxy: http.ProxyFromEnvironment},
-			return (&net.Dialer{}).DialContext(ctx, network, addr)
-		}},
+		Methods:           authmethod.Env{Dial: (&net.Dialer{}).DialContext, Proxy: http.ProxyFromEnvironment},
 	}
 }
 
