@@ -58,7 +58,7 @@ type Configuration struct {
 type ProviderState struct {
 	ID           string // that of the root it belongs to
 	Provider     string `json:",omitempty"` // empty means the built-in one
-	PrivateKey   string // PEM, of the built-in provider
+	PrivateKey   string // PEM, of the built-in provider; or the secret of a program
 	RootCert     string // PEM
 	Intermediate string `json:",omitempty"` // PEM: the signing certificate, then those above it; empty where the root signs
 	// Given tells that the operator supplied the key.
@@ -67,6 +67,8 @@ type ProviderState struct {
 	Config map[string]any `json:",omitempty"`
 	// State is what the provider wants to remember, and is shown as Configuration.State: no secrets.
 	State map[string]string `json:",omitempty"`
+	// CrossSigns tells that a provider program can sign other roots.
+	CrossSigns bool `json:",omitempty"`
 	// CleanedUp tells that the provider has removed, outside, what only this root needed.
 	CleanedUp bool `json:",omitempty"`
 	catalog.Indexes

@@ -52,7 +52,7 @@ func (b BuiltIn) Establish(_ context.Context, w Wanted) (*trust.ProviderState, e
 }
 
 // Open returns a provider with the key that is kept.
-func (b BuiltIn) Open(kept *trust.ProviderState) (ca.Provider, error) {
+func (b BuiltIn) Open(kept *trust.ProviderState, _ string) (ca.Provider, error) {
 	if kept.PrivateKey == "" {
 		return nil, errors.New("the signing key of the CA root is missing")
 	}

@@ -20,7 +20,7 @@ type Kind interface {
 	// a result with the root of w.Current means that the root stays. The leader calls it when the configuration changes.
 	Establish(ctx context.Context, w Wanted) (*trust.ProviderState, error)
 	// Open returns the provider of what was established, on any server. It speaks to nobody yet.
-	Open(kept *trust.ProviderState) (ca.Provider, error)
+	Open(kept *trust.ProviderState, clusterID string) (ca.Provider, error)
 	// Close ends what providers of this kind share. They can be opened again.
 	Close()
 }

@@ -88,7 +88,7 @@ func (s *subject) open(t *testing.T, kept *trust.ProviderState) ca.Provider {
 	if err := rpc.Unmarshal(text, replicated); err != nil {
 		t.Fatal(err)
 	}
-	p, err := s.kind.Open(replicated)
+	p, err := s.kind.Open(replicated, clusterID)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -422,7 +422,8 @@ func (a *Authority) providerOf(view *state.View, root *trust.Root) (ca.Provider,
 	if a.provider != nil && a.kept.ID == kept.ID && a.kept.ModifyIndex == kept.ModifyIndex {
 		return a.provider, nil
 	}
-	p, err := a.open(kept)
+	_, config := view.CAConfig()
+	p, err := a.open(kept, config)
 	if err != nil {
 		return nil, err
 	}
@@ -436,12 +437,12 @@ func (a *Authority) providerOf(view *state.View, root *trust.Root) (ca.Provider,
 var errStopped = errors.New("this server is no longer the leader, which signs")
 
 // open returns a provider that the caller closes.
-func (a *Authority) open(kept *trust.ProviderState) (ca.Provider, error) {
+func (a *Authority) open(kept *trust.ProviderState, config *trust.Configuration) (ca.Provider, error) {
 	kind, ok := a.kinds[providerName(kept)]
 	if !ok {
 		return nil, fmt.Errorf("this server has no CA provider %q", providerName(kept))
 	}
-	return kind.Open(kept)
+	return kind.Open(kept, config.ClusterID)
 }
 
 func (a *Authority) uuid() (string, error) {

@@ -92,6 +92,7 @@ func (a *Authority) renew(ctx context.Context, view *state.View, apply ApplyFunc
 func (a *Authority) retire(ctx context.Context, store *state.Store, apply ApplyFunc) error {
 	view := store.View()
 	_, roots := view.CARoots()
+	_, config := view.CAConfig()
 	active := ca.ActiveRoot(roots)
 	var problems []error
 	for _, r := range roots {
@@ -99,12 +100,12 @@ func (a *Authority) retire(ctx context.Context, store *state.Store, apply ApplyF
 		if r.Active || !r.SpreadSince.IsZero() || kept == nil || kept.CleanedUp || providerName(kept) == ca.BuiltIn {
 			continue
 		}
-		if err := a.cleanup(ctx, kept, view.CAProvider(active.ID)); err != nil {
+		if err := a.cleanup(ctx, kept, view.CAProvider(active.ID), config); err != nil {
 			problems = append(problems, fmt.Errorf("clean up after CA root %s: %w", r.ID, err))
 			continue
 		}
 		done := caprovider.Copy(kept)
-		done.CleanedUp, done.Config = true, nil // secrets are needed no more
+		done.CleanedUp, done.Config, done.PrivateKey = true, nil, "" // secrets are needed no more
 		rootsIndex, _ := view.CARoots()
 		configIndex, _ := view.CAConfig()
 		if _, err := apply(ctx, fsm.CAConfig, &setCommand{RootsIndex: rootsIndex, ConfigIndex: configIndex, Provider: done}); err != nil {
@@ -114,8 +115,8 @@ func (a *Authority) retire(ctx context.Context, store *state.Store, apply ApplyF
 	return errors.Join(problems...)
 }
 
-func (a *Authority) cleanup(ctx context.Context, kept, next *trust.ProviderState) error {
-	provider, err := a.open(kept)
+func (a *Authority) cleanup(ctx context.Context, kept, next *trust.ProviderState, config *trust.Configuration) error {
+	provider, err := a.open(kept, config)
 	if err != nil {
 		return err
 	}

@@ -287,7 +287,7 @@ func (c *client) remove(ctx context.Context, arn string) error {
 }
 
 // Open returns a provider; it finds its credentials when it is first used.
-func (k Kind) Open(kept *trust.ProviderState) (ca.Provider, error) {
+func (k Kind) Open(kept *trust.ProviderState, _ string) (ca.Provider, error) {
 	s, err := parse(kept.Config)
 	if err != nil {
 		return nil, err

@@ -84,16 +84,12 @@ func (k Kind) Establish(ctx context.Context, w caprovider.Wanted) (*trust.Provid
 }
 
 // Open returns a provider that logs in when it is first used.
-func (k Kind) Open(kept *trust.ProviderState) (ca.Provider, error) {
+func (k Kind) Open(kept *trust.ProviderState, clusterID string) (ca.Provider, error) {
 	s, err := parse(kept.Config)
 	if err != nil {
 		return nil, err
 	}
 	settings, err := ca.ParseSettings(ca.Vault, kept.Config)
-	if err != nil {
-		return nil, err
-	}
-	root, err := ca.ParseCertificate(kept.RootCert)
 	if err != nil {
 		return nil, err
 	}
@@ -105,14 +101,8 @@ func (k Kind) Open(kept *trust.ProviderState) (ca.Provider, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &provider{builder: builder{client: c, settings: settings}, kept: kept, issuer: issuer, between: between}
-	for _, u := range root.URIs {
-		p.trustDomain = u.Host
-	}
-	if p.trustDomain == "" && len(issuer.URIs) > 0 {
-		p.trustDomain = issuer.URIs[0].Host
-	}
-	return p, nil
+	b := builder{client: c, settings: settings, trustDomain: connect.TrustDomain(clusterID)}
+	return &provider{builder: b, kept: kept, issuer: issuer, between: between}, nil
 }
 
 // Close does nothing: providers share nothing.
