@@ -8,6 +8,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"net"
 	"net/url"
 	"regexp"
@@ -386,6 +387,20 @@ func TestSettings(t *testing.T) {
 	}
 	if got := ca.NormalizeConfig(map[string]any{"leaf_cert_ttl": "1h", "csr_max_per_second": 1, "private_key": "x"}); got["LeafCertTTL"] != "1h" || got["CSRMaxPerSecond"] != 1 || got["PrivateKey"] != "x" {
 		t.Errorf("normalized to %v", got)
+	}
+	blocks := ca.NormalizeConfig(map[string]any{
+		"auth_method": map[string]any{"type": "approle", "mount_path": "m", "params": map[string]any{"role_id": "r"}},
+		"plugin":      []any{map[string]any{"sha256": "s", "path": "/p"}},
+	})
+	if got, want := fmt.Sprint(blocks), "map[AuthMethod:map[MountPath:m Params:map[role_id:r] Type:approle] Plugin:map[Path:/p SHA256:s]]"; got != want {
+		t.Errorf("normalized to %v, want %v", got, want)
+	}
+	hidden := ca.Redact(map[string]any{
+		"db_password": "hide", "Block": map[string]any{"Client-Secret": "hide", "PrivateKeyBits": 2, "List": []any{map[string]any{"ApiKey": "hide"}}},
+		"Other": "-----BEGIN EC PRIVATE KEY-----\nhide",
+	})
+	if got := fmt.Sprint(hidden); strings.Contains(got, "hide") || !strings.Contains(got, "PrivateKeyBits:2") {
+		t.Errorf("redacted to %v", got)
 	}
 	if got := ca.Redact(map[string]any{"private_key": "x", "PRIVATEKEY": "y", "Token": "z", "LeafCertTTL": "1h"}); len(got) != 1 {
 		t.Errorf("redacted to %v", got)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -254,16 +255,36 @@ var configKeys = []string{
 	"CSRMaxConcurrent", "SkipValidate", "PrivateKey", "RootCert", "RotationPeriod", "RotationConfirmTimeout",
 	"Address", "Token", "RootPKIPath", "RootPKINamespace", "IntermediatePKIPath", "IntermediatePKINamespace", "Namespace",
 	"CAFile", "CAPath", "CertFile", "KeyFile", "TLSServerName", "TLSSkipVerify", "AuthMethod",
-	"ExistingARN", "DeleteOnExit", "ClusterID",
+	"ExistingARN", "DeleteOnExit", "ClusterID", "Plugin",
+}
+
+// blockKeys are the names within blocks of settings.
+var blockKeys = map[string][]string{
+	"AuthMethod": {"Type", "MountPath", "Params"},
+	"Plugin":     {"Name", "Path", "SHA256", "Args"},
 }
 
 // NormalizeConfig returns settings of the agent's own configuration with the proper names of their keys: there,
 // snake_case is understood too.
 func NormalizeConfig(config map[string]any) map[string]any {
+	out := normalize(config, configKeys)
+	for block, names := range blockKeys {
+		value := out[block]
+		if list, ok := value.([]any); ok && len(list) == 1 { // how JSON may write a block
+			value = list[0]
+		}
+		if inner, ok := value.(map[string]any); ok {
+			out[block] = normalize(inner, names)
+		}
+	}
+	return out
+}
+
+func normalize(config map[string]any, names []string) map[string]any {
 	out := make(map[string]any, len(config))
 	for key, value := range config {
 		plain := strings.ReplaceAll(key, "_", "")
-		for _, name := range configKeys {
+		for _, name := range names {
 			if strings.EqualFold(plain, name) {
 				key = name
 			}
@@ -273,20 +294,40 @@ func NormalizeConfig(config map[string]any) map[string]any {
 	return out
 }
 
-// secretKeys are settings that no answer contains.
-var secretKeys = []string{"PrivateKey", "Token", "AuthMethod"}
+// secretKeys are settings that no answer contains. Those of providers that are programs may have any name: one that has
+// a secretWord in it is taken for a secret.
+var (
+	secretKeys  = []string{"privatekey", "token", "authmethod"}
+	secretWords = []string{"secret", "password", "passphrase", "credential", "token", "apikey", "accesskey"}
+)
 
-// Redact returns the settings without secrets.
+// Redact returns the settings without secrets, those within blocks too.
 func Redact(config map[string]any) map[string]any {
 	out := make(map[string]any, len(config))
 	for key, value := range config {
-		secret := false
-		for _, s := range secretKeys {
-			secret = secret || strings.EqualFold(strings.ReplaceAll(key, "_", ""), s)
+		plain := strings.ToLower(strings.NewReplacer("_", "", "-", "").Replace(key))
+		if slices.Contains(secretKeys, plain) || slices.ContainsFunc(secretWords, func(w string) bool { return strings.Contains(plain, w) }) {
+			continue
 		}
-		if !secret {
-			out[key] = value
-		}
+		out[key] = redactValue(value)
 	}
 	return out
+}
+
+func redactValue(value any) any {
+	switch v := value.(type) {
+	case map[string]any:
+		return Redact(v)
+	case []any:
+		out := make([]any, len(v))
+		for i, e := range v {
+			out[i] = redactValue(e)
+		}
+		return out
+	case string:
+		if strings.Contains(v, "PRIVATE KEY-----") {
+			return "(a private key)"
+		}
+	}
+	return value
 }

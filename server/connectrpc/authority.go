@@ -20,6 +20,7 @@ import (
 	"github.com/sarnmesh/sarn/catalog/trust"
 	"github.com/sarnmesh/sarn/connect/ca"
 	"github.com/sarnmesh/sarn/server/caprovider"
+	"github.com/sarnmesh/sarn/server/caprovider/external"
 	"github.com/sarnmesh/sarn/server/fsm"
 )
 
@@ -54,7 +55,7 @@ type Authority struct {
 	reports reports // of nodes, about the rotation under way
 }
 
-// New returns an authority.
+// New returns an authority for settings that CheckSettings has nothing against.
 func New(cfg Config) *Authority {
 	if cfg.Provider == "" {
 		cfg.Provider = ca.BuiltIn
@@ -65,10 +66,14 @@ func New(cfg Config) *Authority {
 	if cfg.Logger == nil {
 		cfg.Logger = hclog.NewNullLogger()
 	}
-	cfg.Settings = ca.NormalizeConfig(cfg.Settings)
+	program, settings, err := external.Split(cfg.Provider, ca.NormalizeConfig(cfg.Settings))
+	if err != nil { // CheckSettings tells it first
+		cfg.Logger.Error("the CA plugin cannot be run", "error", err)
+	}
+	cfg.Settings = settings
 	return &Authority{
 		cfg: cfg, log: cfg.Logger.Named("connect"),
-		kinds: newKinds(&cfg),
+		kinds: newKinds(&cfg, program),
 	}
 }
 
@@ -132,18 +137,22 @@ func (a *Authority) Initialize(ctx context.Context, store *state.Store, apply Ap
 	a.mu.Lock()
 	a.stopped = false
 	a.mu.Unlock()
+	own := maps.Clone(a.cfg.Settings)
+	if a.cfg.Provider != ca.BuiltIn {
+		own[ownProvider] = a.cfg.Provider
+	}
 	view := store.View()
 	_, config := view.CAConfig()
 	_, roots := view.CARoots()
 	if config != nil && ca.ActiveRoot(roots) != nil {
-		if len(a.cfg.Settings) == 0 || sameSettings(config.FromAgent, a.cfg.Settings) {
+		if len(own) == 0 || sameSettings(config.FromAgent, own) {
 			return nil
 		}
-		next := &trust.Configuration{Provider: a.cfg.Provider, Config: maps.Clone(a.cfg.Settings), FromAgent: a.cfg.Settings}
+		next := &trust.Configuration{Provider: a.cfg.Provider, Config: maps.Clone(a.cfg.Settings), FromAgent: own}
 		a.log.Info("applying the changed CA settings of this server")
 		return a.change(ctx, view, apply, next, false)
 	}
-	next := &trust.Configuration{Provider: a.cfg.Provider, Config: ca.DefaultConfig(), FromAgent: a.cfg.Settings}
+	next := &trust.Configuration{Provider: a.cfg.Provider, Config: ca.DefaultConfig(), FromAgent: own}
 	if config != nil {
 		next.ClusterID = config.ClusterID
 	}
@@ -165,6 +174,9 @@ func (a *Authority) Initialize(ctx context.Context, store *state.Store, apply Ap
 	a.log.Info("the certificate authority is ready", "provider", next.Provider)
 	return nil
 }
+
+// ownProvider is where Configuration.FromAgent has the name of a provider that is not the built-in one.
+const ownProvider = "ca_provider"
 
 // sameSettings compares settings that may have been through the log.
 func sameSettings(a, b map[string]any) bool {
@@ -223,7 +235,7 @@ func (a *Authority) Maintain(ctx context.Context, store *state.Store, apply Appl
 func (a *Authority) change(ctx context.Context, view *state.View, apply ApplyFunc, next *trust.Configuration, newRoot bool) error {
 	kind, ok := a.kinds[next.Provider]
 	if !ok {
-		return fmt.Errorf("could not initialize provider: unknown CA provider %q", next.Provider)
+		return unknownProvider(next.Provider)
 	}
 	settings, err := ca.ParseSettings(next.Provider, next.Config)
 	if err != nil {

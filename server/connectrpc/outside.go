@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"strings"
 	"time"
 
 	"github.com/sarnmesh/sarn/acl"
@@ -15,6 +16,8 @@ import (
 	"github.com/sarnmesh/sarn/connect/ca"
 	"github.com/sarnmesh/sarn/internal/wireerr"
 	"github.com/sarnmesh/sarn/server/caprovider"
+	"github.com/sarnmesh/sarn/server/caprovider/awspca"
+	"github.com/sarnmesh/sarn/server/caprovider/external"
 	"github.com/sarnmesh/sarn/server/caprovider/vault"
 	"github.com/sarnmesh/sarn/server/fsm"
 	"github.com/sarnmesh/sarn/server/transport"
@@ -24,23 +27,50 @@ import (
 type DialFunc = func(ctx context.Context, network, address string) (net.Conn, error)
 
 // newKinds returns the providers there are, by name.
-func newKinds(cfg *Config) map[string]caprovider.Kind {
-	return map[string]caprovider.Kind{
+func newKinds(cfg *Config, program *external.Program) map[string]caprovider.Kind {
+	log := cfg.Logger.Named("ca")
+	kinds := map[string]caprovider.Kind{
 		ca.BuiltIn: caprovider.BuiltIn{Random: cfg.Random},
-		ca.Vault:   vault.Kind{Dial: cfg.Dial, Getenv: cfg.Getenv, Log: cfg.Logger.Named("vault")},
+		ca.Vault:   vault.Kind{Dial: cfg.Dial, Getenv: cfg.Getenv, Log: log.Named("vault")},
+		ca.AWSPCA:  awspca.Kind{Dial: cfg.Dial, Getenv: cfg.Getenv},
 	}
+	if program != nil {
+		kinds[external.Prefix+program.Name] = external.New(program, log.Named("plugin"))
+	}
+	return kinds
+}
+
+// CheckSettings returns an error if a server's own configuration names a provider that cannot be, or a program in a way
+// that cannot be run.
+func CheckSettings(provider string, settings map[string]any) error {
+	program, _, err := external.Split(provider, ca.NormalizeConfig(settings))
+	switch {
+	case err != nil:
+		return err
+	case provider == "" || provider == ca.BuiltIn || provider == ca.Vault || provider == ca.AWSPCA || program != nil && strings.HasPrefix(provider, external.Prefix):
+		return nil
+	}
+	return unknownProvider(provider)
+}
+
+func unknownProvider(name string) error {
+	if strings.HasPrefix(name, external.Prefix) {
+		return fmt.Errorf("could not initialize provider: unknown CA provider %q: its program must be named in every server's own configuration (connect.ca_config.plugin)", name)
+	}
+	return fmt.Errorf("could not initialize provider: unknown CA provider %q", name)
 }
 
 // mayBeSet returns an error if a configuration that came over the network asks for what only the servers' own may.
 func (a *Authority) mayBeSet(next *trust.Configuration) error {
-	if next.Provider != ca.Vault {
-		return nil
+	err := external.MayBeSet(next.Config)
+	if err == nil && next.Provider == ca.Vault {
+		var own map[string]any
+		if a.cfg.Provider == ca.Vault {
+			own = a.cfg.Settings
+		}
+		err = vault.MayBeSet(next.Config, own)
 	}
-	var own map[string]any
-	if a.cfg.Provider == ca.Vault {
-		own = a.cfg.Settings
-	}
-	if err := vault.MayBeSet(next.Config, own); err != nil {
+	if err != nil {
 		return fmt.Errorf("error configuring provider: %w", err)
 	}
 	return nil
