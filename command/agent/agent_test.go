@@ -107,7 +107,9 @@ func TestUnsupportedSettingsAreRefused(t *testing.T) {
 		{"auto-encrypt", "auto_encrypt { allow_tls = true }", "auto_encrypt.allow_tls = true is not supported by this version"},
 		{"syslog", "enable_syslog = true", "enable_syslog = true is not supported by this version"},
 		{"built-in authority", `connect { ca_provider = "consul" }`, ""},
-		{"vault", `connect { ca_provider = "vault" ca_config { token = "` + marker + `" } }`, `connect.ca_provider = "vault" is not supported by this version`},
+		{"vault", `connect { ca_provider = "vault" ca_config { token = "` + marker + `" } }`, ""},
+		{"an authority without its program", `server = true connect { ca_provider = "plugin:x" ca_config { token = "` + marker + `" } }`,
+			`connect.ca_provider: ca_provider "plugin:x" needs ca_config { plugin { path, sha256 } }`},
 		{"cloud", `retry_join = ["secret_access_key=` + marker + `aws provider=aws tag_key=x"]`, "retry_join with provider=aws is not supported by this version"},
 		{"two", "enable_syslog = true\nauto_encrypt { allow_tls = true }", "auto_encrypt.allow_tls = true is not supported by this version\nenable_syslog = true is not supported by this version"},
 	}

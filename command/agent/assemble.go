@@ -102,7 +102,11 @@ func unsupported(s *config.Settings) error {
 	refuse(s.AutoConfig.Enabled || s.AutoConfig.Authorization, "auto_config")
 	refuse(s.Log.Syslog, "enable_syslog = true")
 	refuse(len(s.Join.WAN) > 0, "retry_join_wan")
-	refuse(s.Connect.CAProvider != "" && s.Connect.CAProvider != "consul", fmt.Sprintf("connect.ca_provider = %q", s.Connect.CAProvider))
+	if s.Server && s.Connect.Enabled {
+		if err := connectrpc.CheckSettings(s.Connect.CAProvider, s.Connect.CAConfig); err != nil {
+			errs = append(errs, fmt.Errorf("connect.ca_provider: %w", err))
+		}
+	}
 	for _, addr := range s.Join.LAN {
 		for word := range strings.FieldsSeq(addr) { // others may be secrets
 			refuse(strings.HasPrefix(word, "provider="), "retry_join with "+word)

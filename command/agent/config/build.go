@@ -237,7 +237,7 @@ func metaProblem(k, v string) string {
 
 func (b *builder) checkConnect() {
 	s := &b.doc.Settings
-	if p := s.Connect.CAProvider; !slices.Contains([]string{"consul", "vault", "aws-pca"}, p) {
+	if p := s.Connect.CAProvider; !slices.Contains([]string{"consul", "vault", "aws-pca"}, p) && !strings.HasPrefix(p, "plugin:") {
 		b.fail("connect.ca_provider", "%s is not a valid CA provider", p)
 	}
 	if s.Connect.CAProvider == "consul" && s.Server {

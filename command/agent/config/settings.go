@@ -316,7 +316,7 @@ type WorkloadRule struct {
 // Connect holds the mesh settings.
 type Connect struct {
 	Enabled           bool           `key:"enabled"`
-	CAProvider        string         `key:"ca_provider"` // consul, vault or aws-pca
+	CAProvider        string         `key:"ca_provider"` // consul, vault, aws-pca or plugin:NAME
 	CAConfig          map[string]any `key:"ca_config"`   // as written; first bootstrap only
 	MeshGatewayWANFed bool           `key:"enable_mesh_gateway_wan_federation"`
 	Sidecars          bool           `key:"sidecars"`   // start and supervise a sidecar for each local service that declares one
