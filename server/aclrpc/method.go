@@ -96,6 +96,9 @@ func (c *Control) readMethod(call *transport.Call, v *state.View, req *access.Re
 	if reply.Index, reply.AuthMethod = v.ACLAuthMethod(req.Name); reply.AuthMethod == nil {
 		return nil, acl.Permit{}, errMethodMissing
 	}
+	if !call.Authorizer.May(acl.ACL, acl.Write, "") {
+		reply.AuthMethod = authmethod.Redact(reply.AuthMethod)
+	}
 	return reply, permit, nil
 }
 
