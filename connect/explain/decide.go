@@ -108,6 +108,7 @@ type outcome struct {
 	rule    string
 	details string
 	status  int
+	path    string // as the application gets it
 	passed  []string
 }
 
@@ -165,15 +166,16 @@ func (e *evaluation) ask(d *destination, r *message.Request, instead []*intentio
 			return outcome{}, err
 		}
 	}
+	judged := copyOf(r)
 	v, err := hcm.Judge(hcm.Case{
-		Manager: &conf, Routes: routes, Filters: asked, Request: copyOf(r),
+		Manager: &conf, Routes: routes, Filters: asked, Request: judged,
 		Conn: &filter.Conn{Listener: "public_listener", Remote: loopback, Direct: loopback, Local: loopback, ServerName: d.name, Peer: peer},
 	})
 	if err != nil {
 		return outcome{}, err
 	}
 	if v.Reply == nil {
-		return outcome{allowed: true, layer: 7, passed: v.Passed}, nil
+		return outcome{allowed: true, layer: 7, path: judged.Path, passed: v.Passed}, nil
 	}
 	return outcome{layer: 7, rule: v.Rule, details: v.Reply.Details, status: v.Reply.Status, passed: v.Passed}, nil
 }
@@ -210,7 +212,7 @@ func sortedNames(m map[string]*xds.Resource) []string {
 }
 
 // authorize tells what is decided about a request at a target, and by what.
-func (o *outbound) authorize(t *chain.Target, r *message.Request, http bool) *Authorization {
+func (o *outbound) authorize(b *Branch, t *chain.Target, r *message.Request, http bool) *Authorization {
 	e, x := o.e, o.x
 	switch {
 	case t.Peer != "":
@@ -253,6 +255,13 @@ func (o *outbound) authorize(t *chain.Target, r *message.Request, http bool) *Au
 	}
 	if http && out.layer == 4 && !out.allowed {
 		a.Status = 503 // the caller's sidecar tells that the connection was closed
+	}
+	if out.path != "" {
+		b.Path = e.tokens.hide(out.path)
+	}
+	if out.layer == 7 && !out.allowed && !strings.HasPrefix(out.details, "rbac_access_denied") {
+		a.Reason = fmt.Sprintf("the proxy of %s answers %d before intentions are asked: %s", t.Service, out.status, out.details)
+		return a
 	}
 	expected, err := e.find(a, d, list, r)
 	switch {

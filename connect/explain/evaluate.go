@@ -410,14 +410,14 @@ func (o *outbound) branch(b *Branch, n *chain.Node, cluster string, r *message.R
 		if i == 0 {
 			made.Trail = o.trail(b.service, b.subset, t.ID)
 			b.Target = *made
-			b.Authorization = o.authorize(t, r, v != nil)
+			b.Authorization = o.authorize(b, t, r, v != nil)
 			continue
 		}
 		if name == "" {
 			o.x.note("failover to %s is left out while too little is known of it", id)
 		}
 		if t.Service != b.Service || t.Peer != b.Peer {
-			made.Authorization = o.authorize(t, r, v != nil)
+			made.Authorization = o.authorize(new(Branch), t, r, v != nil)
 		}
 		b.Failover = append(b.Failover, made)
 	}

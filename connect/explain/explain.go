@@ -138,7 +138,7 @@ type Branch struct {
 	Split  string  `json:",omitempty"` // names the splitter
 	Target
 	LoadBalancer string   `json:",omitempty"` // policy
-	Path         string   `json:",omitempty"` // as the destination gets it
+	Path         string   `json:",omitempty"` // as the application gets it, or as it is sent if it does not
 	Edits        []string `json:",omitempty"` // changes of headers on the way
 	Failover     []*Target
 
