@@ -163,8 +163,8 @@ func (r *Resolver) Resolve(ctx context.Context, token string) (*acl.Authorizer, 
 	case "allow", "deny", "manage":
 		return nil, errRootACL
 	}
-	if recovery := r.cfg.Recovery(); recovery != "" && equal(token, recovery) {
-		return acl.New(r.recovery, "agent-recovery:"+r.cfg.NodeName), nil
+	if z := r.Local(token); z != nil {
+		return z, nil
 	}
 	if r.cfg.Server != nil {
 		return r.cfg.Server(ctx, token)
@@ -189,6 +189,14 @@ func (r *Resolver) Resolve(ctx context.Context, token string) (*acl.Authorizer, 
 	}
 	r.misses.Add(1)
 	return r.miss(ctx, token, e)
+}
+
+// Local returns what a token may do that is known to this agent alone, nil for others.
+func (r *Resolver) Local(token string) *acl.Authorizer {
+	if recovery := r.cfg.Recovery(); recovery != "" && equal(token, recovery) {
+		return acl.New(r.recovery, "agent-recovery:"+r.cfg.NodeName)
+	}
+	return nil
 }
 
 // Names of the metrics.

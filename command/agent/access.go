@@ -27,7 +27,7 @@ func callersAllowed(s *config.Settings) bool {
 // control is a server's part in access control.
 func (a *Agent) control(s *config.Settings) aclrpc.Config {
 	return aclrpc.Config{
-		Local: func(secret string) *acl.Authorizer { return a.access.Local(secret) },
+		Local:   func(secret string) *acl.Authorizer { return a.access.Local(secret) },
 		Enabled: s.ACL.Enabled, DefaultPolicy: s.ACL.DefaultPolicy, DownPolicy: s.ACL.DownPolicy,
 		PrimaryDatacenter: s.Node.PrimaryDatacenter, TokenReplication: s.ACL.EnableTokenReplication,
 		InitialManagement: s.ACL.Tokens.InitialManagement,

@@ -232,7 +232,7 @@ func (a *Agent) newServer(s *config.Settings) error {
 		MaxConnsPerIP: s.Limits.RPCMaxConnsPerClient, RejoinAgeMax: s.ServerRejoinAgeMax,
 		Connect: connectrpc.Config{Disabled: !s.Connect.Enabled, Provider: s.Connect.CAProvider, Settings: s.Connect.CAConfig},
 		Entries: configrpc.Config{ConnectDisabled: !s.Connect.Enabled, DefaultDeny: denies(s), IntentionPolicy: s.DefaultIntentionPolicy},
-		ACL:     control(s), KeyListPolicy: s.ACL.EnableKeyListPolicy,
+		ACL:     a.control(s), KeyListPolicy: s.ACL.EnableKeyListPolicy,
 		Limits: requestLimits(s),
 		Logger: a.log,
 	})

@@ -48,6 +48,9 @@ type Config struct {
 	DataDir string
 	// InitialManagement is the secret of the token that a new cluster begins with; empty for none.
 	InitialManagement string
+	// Local returns what a token may do that is known to this agent alone, such as its recovery token; nil for others. It
+	// may be nil.
+	Local func(secret string) *acl.Authorizer
 	// Methods reaches what auth methods ask.
 	Methods authmethod.Env
 

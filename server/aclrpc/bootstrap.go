@@ -126,7 +126,11 @@ func (c *Control) Initialize(ctx context.Context, store *state.Store, write appl
 		}
 		c.log.Info("made the anonymous token")
 	}
-	return c.setInitial(ctx, v, write)
+	if err := c.setInitial(ctx, v, write); err != nil {
+		return err
+	}
+	c.resolved.begin.Do(func() { close(c.resolved.begun) })
+	return nil
 }
 
 // setInitial makes the token that the configuration tells, in a cluster that has had no first token yet.

@@ -48,6 +48,8 @@ type resolver struct {
 	parsed   map[string]parsedRules  // by policy ID
 	rulesets map[string]*acl.Ruleset // by the IDs and indexes of all policies
 
+	begun   chan struct{} // closed when Initialize has run
+	begin   sync.Once
 	leader  atomic.Pointer[leaderLink]
 	asking  chan struct{}
 	joined  singleflight.Group
@@ -82,6 +84,7 @@ type leaderLink struct {
 
 func (r *resolver) init() {
 	r.everything = acl.Everything()
+	r.begun = make(chan struct{})
 	for i := range r.shards {
 		r.shards[i].tokens = map[[sha256.Size]byte]*resolution{}
 	}
@@ -125,9 +128,48 @@ func (c *Control) Resolve(ctx context.Context, secret string) (*acl.Authorizer, 
 	}
 	if k == nil && secret != acl.AnonymousSecret {
 		r.shards[sum[0]%16].forget(sum)
+		if known := c.cfg.Local; known != nil {
+			if z := known(secret); z != nil {
+				return z, nil
+			}
+		}
+		if c.beginning(v) && r.awaitBegun(ctx) {
+			return c.Resolve(ctx, secret)
+		}
 		return c.ask(ctx, v, secret, sum)
 	}
 	return c.resolve(v, k, sum, version, known)
+}
+
+// beginWait is how long a token that is not known waits for the leader of a new cluster to make the first ones.
+const beginWait = 5 * time.Second
+
+// beginning reports whether this server leads a cluster whose first tokens are yet to be made.
+func (c *Control) beginning(v *state.View) bool {
+	link := c.resolved.leader.Load()
+	if link == nil || !link.leading() {
+		return false
+	}
+	_, anonymous := v.ACLToken(acl.AnonymousID)
+	return anonymous == nil || c.cfg.InitialManagement != "" && c.primary() && v.ACLBootstrapped() == 0
+}
+
+// awaitBegun waits until Initialize has run. It reports false when that was so before, or took too long.
+func (r *resolver) awaitBegun(ctx context.Context) bool {
+	select {
+	case <-r.begun:
+		return false
+	default:
+	}
+	limit := time.NewTimer(beginWait)
+	defer limit.Stop()
+	select {
+	case <-r.begun:
+		return true
+	case <-limit.C:
+	case <-ctx.Done():
+	}
+	return false
 }
 
 func (x *resolution) expired() bool {
