@@ -22,6 +22,7 @@ import (
 	"github.com/sarnmesh/sarn/command/kvcmd"
 	"github.com/sarnmesh/sarn/command/lockcmd"
 	"github.com/sarnmesh/sarn/command/operatorcmd"
+	"github.com/sarnmesh/sarn/command/peeringcmd"
 	"github.com/sarnmesh/sarn/command/proxycmd"
 	"github.com/sarnmesh/sarn/command/redirectcmd"
 	"github.com/sarnmesh/sarn/command/servicescmd"
@@ -75,6 +76,7 @@ func all(ctx context.Context, s verb.Streams) map[string]cli.CommandFactory {
 		catalogcmd.Verbs(), clustercmd.Verbs(), configcmd.Verbs(), connectcmd.Verbs(), debugcmd.Verbs(), explaincmd.Verbs(),
 		intentioncmd.Verbs(), kvcmd.Verbs(), lockcmd.Verbs(), operatorcmd.Verbs(), redirectcmd.Verbs(), servicescmd.Verbs(), snapshotcmd.Verbs(), tlscmd.Verbs(), validatecmd.Verbs(),
 		versioncmd.Verbs(), watchcmd.Verbs(),
+		peeringcmd.Verbs(),
 	} {
 		for _, v := range verbs {
 			commands[v.Path] = v.Factory(ctx, s)

@@ -70,6 +70,7 @@ type Config struct {
 	Autopilot *operator.AutopilotConfig
 
 	SessionTTLMin    time.Duration // default 10s
+	PeeringDisabled  bool          // peering.enabled = false
 	KeyListPolicy    bool          // acl.enable_key_list_policy
 	HoldTimeout      time.Duration // performance.rpc_hold_timeout; default 7s
 	LeaveDrain       time.Duration // performance.leave_drain_time; default 5s

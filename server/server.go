@@ -29,6 +29,8 @@ import (
 	"github.com/sarnmesh/sarn/server/kvrpc"
 	"github.com/sarnmesh/sarn/server/leader"
 	"github.com/sarnmesh/sarn/server/membership"
+	"github.com/sarnmesh/sarn/server/peering"
+	"github.com/sarnmesh/sarn/server/peeringrpc"
 	"github.com/sarnmesh/sarn/server/queryrpc"
 	"github.com/sarnmesh/sarn/server/statusrpc"
 	"github.com/sarnmesh/sarn/server/svidrpc"
@@ -49,6 +51,7 @@ type Server struct {
 	membership *membership.Membership
 	dispatcher *transport.Dispatcher
 	grpc       *rpcwire.Server
+	peers      *peering.Engine
 	duties     []leader.Duty
 }
 
@@ -131,6 +134,12 @@ func New(cfg Config) (*Server, error) {
 		Autopilot: *cfg.Autopilot, TempDir: cfg.DataDir, Logger: s.log,
 	})
 	uirpc.Register(&registry, uirpc.Config{Default: cfg.Entries.Default(), Builds: s.builds})
+	s.peers = peering.New(peering.Config{
+		Datacenter: cfg.Datacenter, Store: s.store, Dial: cfg.Dial, LeaderAddress: s.leaderForPeers, Logger: cfg.Logger,
+	})
+	peeringrpc.Register(&registry, &appliers, peeringrpc.Config{
+		Disabled: cfg.PeeringDisabled, Exchange: s.peers.Exchange, Status: s.peers.Status,
+	})
 	for _, add := range cfg.Handlers {
 		add(&registry, &appliers)
 	}
@@ -138,6 +147,9 @@ func New(cfg Config) (*Server, error) {
 		s.membership.Reconcile(), s.membership.Autopilot(), sessions.Duty(), leader.Tombstones(s.fsm.Applied, kvrpc.ReapRequest),
 		leader.CA(authority), svidrpc.Duty(tokens), leader.APIGateways(configrpc.Bind), s.firstAutopilot(),
 	}, cfg.Duties...)
+	if !cfg.PeeringDisabled {
+		s.duties = append(s.duties, s.peers.Duty())
+	}
 	if cfg.ACL.Enabled {
 		s.duties = append(s.duties, leader.ACL(control))
 	}

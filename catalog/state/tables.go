@@ -44,6 +44,10 @@ func subjects() []subject {
 		stored(43, caRoots),
 		stored(44, caConfigs),
 		stored(45, caProviders),
+		stored(60, peerings),
+		stored(61, peeringSecrets),
+		stored(62, peerBundles),
+		stored(63, imports),
 	}
 }
 

@@ -103,11 +103,11 @@ func (t *Tx) releaseNamed(services []string) {
 
 // needsVirtualIP reports whether a service is in the mesh or named by an entry.
 func (t *Tx) needsVirtualIP(service, peer string) bool {
-	if t.hasMeshInstance(service, peer) {
-		return true
-	}
 	if peer != "" {
-		return false
+		return t.imported(service, peer)
+	}
+	if t.MeshMember(service) {
+		return true
 	}
 	for _, k := range []entry.Kind{
 		entry.KindServiceDefaults, entry.KindServiceRouter, entry.KindServiceSplitter, entry.KindServiceResolver,
@@ -125,9 +125,6 @@ func (t *Tx) needsVirtualIP(service, peer string) bool {
 	}
 	return false
 }
-
-// hasMeshInstance reports whether a service has an instance in the mesh: a native one, or one with a proxy.
-func (v *View) hasMeshInstance(service, peer string) bool { return peer == "" && v.MeshMember(service) }
 
 // An AddressOwner is a service that lost a manual virtual IP to another.
 type AddressOwner struct{ Service, Peer string }

@@ -12,10 +12,13 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/health"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
 )
 
 // A Service adds itself to a gRPC server.
@@ -27,6 +30,8 @@ type Service interface {
 type Listener struct {
 	net.Listener
 	TLS *tls.Config // nil serves in plaintext
+	// Admit, when not nil, is asked before every call over TLS; its error refuses the call.
+	Admit func(method string, state tls.ConnectionState) error
 }
 
 // Config tunes a Server. A zero field takes its default.
@@ -65,11 +70,11 @@ func New(listeners []Listener, services []Service, cfg Config) *Server {
 // Run serves until ctx ends, then closes the listeners and returns nil; or until a listener fails. Every call has ended
 // by then.
 func (s *Server) Run(ctx context.Context) error {
-	status := health.NewServer()
+	healthy := health.NewServer()
 	servers := make([]*grpc.Server, len(s.listeners))
 	for i, l := range s.listeners {
-		servers[i] = s.server(l.TLS)
-		healthv1.RegisterHealthServer(servers[i], status)
+		servers[i] = s.server(l)
+		healthv1.RegisterHealthServer(servers[i], healthy)
 		for _, svc := range s.services {
 			svc.Register(servers[i])
 		}
@@ -88,7 +93,7 @@ func (s *Server) Run(ctx context.Context) error {
 	case <-ctx.Done():
 	case err = <-failed:
 	}
-	status.Shutdown()
+	healthy.Shutdown()
 	s.stop(servers)
 	serving.Wait()
 	return err
@@ -123,7 +128,7 @@ func (s *Server) stop(servers []*grpc.Server) {
 // window is how much clients may send ahead, in bytes.
 const window = 1 << 20
 
-func (s *Server) server(t *tls.Config) *grpc.Server {
+func (s *Server) server(l Listener) *grpc.Server {
 	options := []grpc.ServerOption{
 		grpc.MaxRecvMsgSize(s.cfg.MaxRequest),
 		grpc.MaxConcurrentStreams(s.cfg.MaxConcurrent),
@@ -133,8 +138,39 @@ func (s *Server) server(t *tls.Config) *grpc.Server {
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 15 * time.Second, PermitWithoutStream: true}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: s.cfg.KeepAlive, Timeout: 20 * time.Second}),
 	}
-	if t != nil {
-		options = append(options, grpc.Creds(credentials.NewTLS(t)))
+	if l.TLS != nil {
+		options = append(options, grpc.Creds(credentials.NewTLS(l.TLS)))
+	}
+	if l.Admit != nil {
+		options = append(options,
+			grpc.ChainUnaryInterceptor(func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
+				if err := l.admit(ctx, info.FullMethod); err != nil {
+					return nil, err
+				}
+				return handle(ctx, req)
+			}),
+			grpc.ChainStreamInterceptor(func(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handle grpc.StreamHandler) error {
+				if err := l.admit(ss.Context(), info.FullMethod); err != nil {
+					return err
+				}
+				return handle(srv, ss)
+			}))
 	}
 	return grpc.NewServer(options...)
+}
+
+// admit asks whether a call may be made.
+func (l Listener) admit(ctx context.Context, method string) error {
+	p, ok := peer.FromContext(ctx)
+	if !ok {
+		return status.Error(codes.PermissionDenied, "nothing is known of the caller")
+	}
+	t, ok := p.AuthInfo.(credentials.TLSInfo)
+	if !ok {
+		return nil
+	}
+	if err := l.Admit(method, t.State); err != nil {
+		return status.Error(codes.PermissionDenied, err.Error())
+	}
+	return nil
 }

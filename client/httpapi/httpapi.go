@@ -162,6 +162,7 @@ func New(cfg Config) (*Server, error) {
 		s.catalogRoutes(), s.healthRoutes(), s.kvRoutes(), s.sessionRoutes(), s.txnRoutes(), s.queryRoutes(), s.statusRoutes(),
 		s.operatorRoutes(), s.snapshotRoutes(), s.eventRoutes(), s.coordinateRoutes(),
 		s.aclRoutes(), s.agentRoutes(), s.connectRoutes(), s.configRoutes(), s.uiRoutes(), s.explainRoutes(),
+		s.peeringRoutes(),
 	} {
 		for _, e := range group {
 			if err := s.add(e); err != nil {

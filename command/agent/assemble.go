@@ -229,7 +229,7 @@ func (a *Agent) newServer(s *config.Settings) error {
 		RaftPreVoteDisabled: s.Raft.PrevoteDisabled, Autopilot: &autopilot, SessionTTLMin: s.Query.SessionTTLMin,
 		HoldTimeout: s.Performance.RPCHoldTimeout, LeaveDrain: s.Performance.LeaveDrainTime, DefaultQueryTime: s.Query.DefaultTime,
 		MaxQueryTime: s.Query.MaxTime, ClientTimeout: s.Limits.RPCClientTimeout, HandshakeTimeout: s.Limits.RPCHandshakeTimeout,
-		MaxConnsPerIP: s.Limits.RPCMaxConnsPerClient, RejoinAgeMax: s.ServerRejoinAgeMax,
+		MaxConnsPerIP: s.Limits.RPCMaxConnsPerClient, RejoinAgeMax: s.ServerRejoinAgeMax, PeeringDisabled: !s.PeeringEnabled || !s.Connect.Enabled,
 		Connect: connectrpc.Config{Disabled: !s.Connect.Enabled, Provider: s.Connect.CAProvider, Settings: s.Connect.CAConfig},
 		Entries: configrpc.Config{ConnectDisabled: !s.Connect.Enabled, DefaultDeny: denies(s), IntentionPolicy: s.DefaultIntentionPolicy},
 		ACL:     a.control(s), KeyListPolicy: s.ACL.EnableKeyListPolicy,
@@ -321,14 +321,20 @@ func (a *Agent) newParts(s *config.Settings) (err error) {
 		listeners = append(listeners, grpcapi.Listener{Listener: l})
 	}
 	for _, l := range a.sockets.grpcTLS {
-		listeners = append(listeners, grpcapi.Listener{Listener: l, TLS: a.grpcTLS.serverTLS(s.TLS.GRPC, auto.get, "h2")})
+		listeners = append(listeners, grpcapi.Listener{
+			Listener: l, TLS: a.grpcTLS.peerTLS(s.TLS.GRPC, a.grpcTLS.serverTLS(s.TLS.GRPC, auto.get, "h2"), auto.get), Admit: admitPeers,
+		})
 	}
 	a.xds = ads.New(a.proxies, ads.Config{Authorize: a.authorize, Logger: a.log.Named("xds")})
 	a.bundles = bundle.New(bundle.Config{
 		Node: s.Node.Name, Caller: a.caller, Leaves: a.leaves, Proxies: a.xds, Services: a.local, Token: a.tokens.Agent,
 		ClusterSize: func() int { return len(a.pool.Members()) }, Logger: a.log.Named("bundle"),
 	})
-	a.grpc = grpcapi.New(listeners, []grpcapi.Service{a.xds}, grpcapi.Config{
+	services := []grpcapi.Service{a.xds}
+	if a.server != nil && s.PeeringEnabled && s.Connect.Enabled {
+		services = append(services, a.server.Peering())
+	}
+	a.grpc = grpcapi.New(listeners, services, grpcapi.Config{
 		KeepAlive: s.Performance.GRPCKeepaliveInterval, Logger: a.log.Named("grpc"),
 	})
 	source := &dnsSource{caller: a.caller, origin: query.Origin{Node: s.Node.Name, Datacenter: s.Node.Datacenter}}

@@ -84,6 +84,9 @@ func SortNear[T any](v *state.View, near string, list []T, node func(T) string) 
 
 // MayReadInstance reports whether a token may see an instance.
 func MayReadInstance(z *acl.Authorizer, i *catalog.Instance) bool {
+	if i.Node.PeerName != "" {
+		return z.MayReadImported(acl.Node) && z.MayReadImported(acl.Service)
+	}
 	return z.May(acl.Node, acl.Read, i.Node.Node) && z.May(acl.Service, acl.Read, i.Service.Service)
 }
 
@@ -197,16 +200,11 @@ func (h *handlers) instances(c *transport.Call, v *state.View, req *catalog.Inst
 		return nil, acl.Permit{}, err
 	}
 	resp := &catalog.InstancesReply{Instances: []*catalog.Instance{}}
-	if (req.Connect || req.Ingress) && !c.Authorizer.May(acl.Service, acl.Read, req.Service) {
+	if (req.Connect || req.Ingress) && !mayAsk(c.Authorizer, req) {
 		if !req.CatalogOnly {
 			return nil, acl.Permit{}, wireerr.ErrPermissionDenied
 		}
 		resp.Index, _ = v.MeshInstances(req.Service, true)
-		return resp, c.Authorizer.Filtering(), nil
-	}
-	if req.Peer != "" {
-		// Nothing is imported from peers yet.
-		resp.Index, _ = v.Instances(req.Service, req.CatalogOnly)
 		return resp, c.Authorizer.Filtering(), nil
 	}
 	index, all := h.cfg.Candidates(v, req)
@@ -219,7 +217,7 @@ func (h *handlers) instances(c *transport.Call, v *state.View, req *catalog.Inst
 		if !hasTags(i.Service, req.Tags) || !hasMeta(i.Node, req.NodeMeta) || req.PassingOnly && !passing(i) {
 			continue
 		}
-		if req.MergeCentralConfig {
+		if req.MergeCentralConfig && req.Peer == "" {
 			if merged := h.merge(v, &resp.Meta, i.Service); merged != i.Service {
 				i = &catalog.Instance{Node: i.Node, Service: merged, Checks: i.Checks}
 			}
@@ -235,8 +233,18 @@ func (h *handlers) instances(c *transport.Call, v *state.View, req *catalog.Inst
 		}
 		resp.Instances = append(resp.Instances, i)
 	}
-	SortNear(v, req.Near, resp.Instances, func(i *catalog.Instance) string { return i.Node.Node })
+	if req.Peer == "" { // of the nodes of peers nobody knows how far they are
+		SortNear(v, req.Near, resp.Instances, func(i *catalog.Instance) string { return i.Node.Node })
+	}
 	return resp, c.Authorizer.Filtering(), nil
+}
+
+// mayAsk reports whether a token may ask for what reaches a service in the mesh.
+func mayAsk(z *acl.Authorizer, req *catalog.InstancesRequest) bool {
+	if req.Peer != "" {
+		return z.MayReadImported(acl.Service)
+	}
+	return z.May(acl.Service, acl.Read, req.Service)
 }
 
 // instanceFilters compiles the filter for the form that the answer has: that of health, or of the catalog.
@@ -254,6 +262,8 @@ func instanceFilters(req *catalog.InstancesRequest) (health *filter.Filter[*cata
 func (cfg Config) Candidates(v *state.View, req *catalog.InstancesRequest) (uint64, []*catalog.Instance) {
 	kind := ""
 	switch {
+	case req.Peer != "":
+		return imported(v, req)
 	case req.Ingress:
 		kind = catalog.KindIngressGateway
 	case req.Connect:
@@ -289,6 +299,18 @@ func (cfg Config) Candidates(v *state.View, req *catalog.InstancesRequest) (uint
 		})
 	}
 	return index, all
+}
+
+// imported is Candidates for a service of a peer.
+func imported(v *state.View, req *catalog.InstancesRequest) (uint64, []*catalog.Instance) {
+	index, i := v.Import(req.Peer, req.Service)
+	switch {
+	case i == nil || req.Ingress:
+		return index, nil
+	case req.Connect:
+		return index, i.Gateways
+	}
+	return index, i.Instances
 }
 
 // hasTags reports whether an instance has all the tags, compared without regard to case.

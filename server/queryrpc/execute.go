@@ -28,15 +28,15 @@ func (h *handlers) execute(ctx context.Context, c *transport.Call, v *state.View
 		}
 	}
 	reply := h.search(c, z, v, q, req.Connect)
-	if node := source(c, v, q, req); node != "" {
+	if node := source(c, v, q, req); node != "" && q.Service.Peer == "" {
 		catalogrpc.SortNear(v, node, reply.Instances, func(i *catalog.Instance) string { return i.Node.Node })
 		query.SourceFirst(reply.Instances, node)
 	}
 	reply.Instances = query.Limit(reply.Instances, req.Limit)
-	if len(reply.Instances) > 0 || h.cfg.Elsewhere == nil {
+	if len(reply.Instances) > 0 {
 		return reply, z.Filtering(), nil
 	}
-	return reply, z.Filtering(), h.failover(ctx, c, q, req, token, reply)
+	return reply, z.Filtering(), h.failover(ctx, c, z, v, q, req, token, reply)
 }
 
 // search returns the instances here that the query is about and that the token may see, in random order.
@@ -45,10 +45,7 @@ func (h *handlers) search(c *transport.Call, z *acl.Authorizer, v *state.View, q
 	reply := &query.ExecuteReply{
 		Service: s.Service, Instances: []*catalog.Instance{}, DNS: q.DNS, Datacenter: c.Datacenter, PeerName: s.Peer,
 	}
-	if s.Peer != "" {
-		return reply // nothing is imported from peers yet
-	}
-	_, all := h.cfg.Instances(v, &catalog.InstancesRequest{Service: s.Service, Connect: s.Connect || connect})
+	_, all := h.cfg.Instances(v, &catalog.InstancesRequest{Service: s.Service, Connect: s.Connect || connect, Peer: s.Peer})
 	for _, i := range s.Select(all) {
 		if !catalogrpc.MayReadInstance(z, i) {
 			reply.Filtered = !z.Anonymous()
@@ -88,11 +85,30 @@ func source(c *transport.Call, v *state.View, q *query.Query, req *query.Execute
 	return near
 }
 
-// failover asks other places, one after another, until something is found; it is put into the reply.
-func (h *handlers) failover(ctx context.Context, c *transport.Call, q *query.Query, req *query.ExecuteRequest, token string, reply *query.ExecuteReply) error {
+// failover asks other places, one after another, until something is found; it is put into the reply. What peers export is
+// known here.
+func (h *handlers) failover(ctx context.Context, c *transport.Call, z *acl.Authorizer, v *state.View, q *query.Query, req *query.ExecuteRequest, token string, reply *query.ExecuteReply) error {
 	own := *q
 	own.Token = "" // it goes with the request
-	for _, to := range q.Service.Failover.Candidates(c.Datacenter, h.cfg.Elsewhere.Datacenters()) {
+	var datacenters []string
+	if h.cfg.Elsewhere != nil {
+		datacenters = h.cfg.Elsewhere.Datacenters()
+	}
+	for _, to := range q.Service.Failover.Candidates(c.Datacenter, datacenters) {
+		if to.Peer != "" {
+			reply.Failovers++
+			own.Service.Peer = to.Peer
+			there := h.search(c, z, v, &own, req.Connect)
+			reply.Datacenter, reply.PeerName, reply.Filtered = "", to.Peer, there.Filtered
+			if reply.Instances = query.Limit(there.Instances, req.Limit); len(reply.Instances) > 0 {
+				return nil
+			}
+			continue
+		}
+		if h.cfg.Elsewhere == nil {
+			continue
+		}
+		own.Service.Peer = ""
 		reply.Failovers++
 		o := read.Options{Target: read.Target{Datacenter: to.Datacenter, Token: token}, Mode: req.Mode, MaxStale: req.MaxStale}
 		there, err := h.cfg.Elsewhere.Execute(ctx, to, &query.RemoteRequest{Options: o, Query: own, Limit: req.Limit, Connect: req.Connect})

@@ -17,6 +17,7 @@ import (
 	"github.com/sarnmesh/sarn/catalog/kv"
 	"github.com/sarnmesh/sarn/catalog/query"
 	"github.com/sarnmesh/sarn/catalog/read"
+	"github.com/sarnmesh/sarn/catalog/state"
 	"github.com/sarnmesh/sarn/internal/wireerr"
 	"github.com/sarnmesh/sarn/server/catalogrpc"
 	"github.com/sarnmesh/sarn/server/fsm"
@@ -367,13 +368,20 @@ func TestFailover(t *testing.T) {
 			map[query.Target]string{dc("dc4"): "error", dc("dc2"): "near"}, []query.Target{dc("dc4"), dc("dc2")}, "[near] dc2 ", 2},
 		{"the last that answered", query.Failover{Datacenters: []string{"dc4", "dc2"}},
 			map[query.Target]string{dc("dc2"): "error"}, []query.Target{dc("dc4"), dc("dc2")}, "[] dc4 ", 2},
-		{"a peer", query.Failover{Targets: []query.Target{{Peer: "p"}}}, map[query.Target]string{{Peer: "p"}: "theirs"},
-			[]query.Target{{Peer: "p"}}, "[theirs]  p", 1},
+		{"what a peer exports is known here", query.Failover{Targets: []query.Target{{Peer: "o"}, {Peer: "p"}, {Datacenter: "dc2"}}},
+			nil, nil, "[theirs]  p", 2},
+		{"no peer has any", query.Failover{Targets: []query.Target{{Peer: "o"}, {Datacenter: "dc2"}}},
+			map[query.Target]string{dc("dc2"): "near"}, []query.Target{dc("dc2")}, "[near] dc2 ", 2},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			e := &elsewhere{answers: tt.answers}
-			s := newServer(t, queryrpc.Config{Elsewhere: e})
+			s := newServer(t, queryrpc.Config{Elsewhere: e, Instances: func(v *state.View, req *catalog.InstancesRequest) (uint64, []*catalog.Instance) {
+				if req.Peer != "p" {
+					return catalogrpc.Config{}.Candidates(v, req)
+				}
+				return 1, []*catalog.Instance{{Node: &catalog.Node{Node: "theirs", PeerName: "p"}, Service: &catalog.Service{PeerName: "p"}}}
+			}})
 			q := query.Query{Name: "q", Token: "own", Service: query.Service{Service: "ghost", Failover: tt.failover}}
 			s.create(q)
 			r := s.execute(query.ExecuteRequest{Query: "q", Limit: 3, Options: read.Options{Mode: read.Stale, Target: read.Target{Token: "callers"}}})
