@@ -13,7 +13,6 @@ import (
 
 	"github.com/go-jose/go-jose/v4"
 	"github.com/go-jose/go-jose/v4/jwt"
-	"github.com/google/uuid"
 
 	"github.com/sarnmesh/sarn/acl"
 	"github.com/sarnmesh/sarn/catalog/access"
@@ -308,5 +307,3 @@ func (g *signer) token(t testing.TB, claims map[string]any) string {
 	}
 	return text
 }
-
-func newUUID() string { return uuid.NewString() }

@@ -73,7 +73,7 @@ func changesAreAllowed(t *testing.T, r *rand.Rand, policy string) {
 		got := s.createToken(k)
 		secrets, accessors = append(secrets, got.SecretID), append(accessors, got.AccessorID)
 	}
-	secrets = append(secrets, "", "anonymous", unused, "allow")
+	secrets = append(secrets, "", "anonymous", unused, "allow", root, root)
 	policies, accessors = append(policies, unused, acl.ManagementID), append(accessors, unused, acl.AnonymousID)
 
 	links := func() []acl.Link { return []acl.Link{{ID: pick(r, policies)}} }

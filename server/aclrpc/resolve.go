@@ -44,9 +44,10 @@ type resolver struct {
 	everything *acl.Authorizer
 	shards     [16]shard
 
-	mu       sync.Mutex
-	parsed   map[string]parsedRules  // by policy ID
-	rulesets map[string]*acl.Ruleset // by the IDs and indexes of all policies
+	mu        sync.Mutex
+	parsed    map[string]parsedRules  // by policy ID; guarded by mu
+	rulesets  map[string]*acl.Ruleset // by the IDs and indexes of all policies; guarded by mu
+	compiling singleflight.Group
 
 	begun   chan struct{} // closed when Initialize has run
 	begin   sync.Once
@@ -305,27 +306,49 @@ func rulesetKey(policies []*acl.Policy) string {
 func (c *Control) ruleset(key string, policies []*acl.Policy) (*acl.Ruleset, error) {
 	r := &c.resolved
 	r.mu.Lock()
-	defer r.mu.Unlock()
-	if have := r.rulesets[key]; have != nil {
+	have := r.rulesets[key]
+	r.mu.Unlock()
+	if have != nil {
 		return have, nil
 	}
-	all := make([]*acl.Rules, len(policies))
-	for i, p := range policies {
-		have, ok := r.parsed[p.ID]
-		if !ok || have.index != p.ModifyIndex {
-			rules, err := acl.Parse(p.Rules)
-			if err != nil {
+	// Long rules take a while: those who need the same wait, nobody else does.
+	made, err, _ := r.compiling.Do(key, func() (any, error) {
+		all := make([]*acl.Rules, len(policies))
+		for i, p := range policies {
+			var err error
+			if all[i], err = r.parse(p); err != nil {
 				return nil, fmt.Errorf("policy %s cannot be used: %w", p.ID, err)
 			}
-			have = parsedRules{p.ModifyIndex, rules}
-			makeRoom(r.parsed, maxParsed)
-			r.parsed[p.ID] = have
 		}
-		all[i] = have.rules
+		rules := acl.Compile(c.cfg.DefaultPolicy != Deny, all...)
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		makeRoom(r.rulesets, maxRulesets)
+		r.rulesets[key] = rules
+		return rules, nil
+	})
+	if err != nil {
+		return nil, err
 	}
-	rules := acl.Compile(c.cfg.DefaultPolicy != Deny, all...)
-	makeRoom(r.rulesets, maxRulesets)
-	r.rulesets[key] = rules
+	return made.(*acl.Ruleset), nil
+}
+
+// parse reads the rules of a policy, once for each of its versions.
+func (r *resolver) parse(p *acl.Policy) (*acl.Rules, error) {
+	r.mu.Lock()
+	have, ok := r.parsed[p.ID]
+	r.mu.Unlock()
+	if ok && have.index == p.ModifyIndex {
+		return have.rules, nil
+	}
+	rules, err := acl.Parse(p.Rules)
+	if err != nil {
+		return nil, err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	makeRoom(r.parsed, maxParsed)
+	r.parsed[p.ID] = parsedRules{p.ModifyIndex, rules}
 	return rules, nil
 }
 

@@ -365,6 +365,7 @@ func BenchmarkResolveAndDecide(b *testing.B) {
 			p := must(s.setPolicy(root, acl.Policy{Name: "p", Rules: text.String()}))(b)
 			k := s.createToken(acl.Token{Policies: []acl.Link{{ID: p.ID}}})
 			ctx := b.Context()
+			s.may(k.SecretID, acl.Service, acl.Write, "web-7")
 			b.ReportAllocs()
 			for b.Loop() {
 				z, err := s.control.Resolve(ctx, k.SecretID)
