@@ -17,6 +17,7 @@ import (
 	"github.com/sarnmesh/sarn/command/configcmd"
 	"github.com/sarnmesh/sarn/command/connectcmd"
 	"github.com/sarnmesh/sarn/command/debugcmd"
+	"github.com/sarnmesh/sarn/command/execcmd"
 	"github.com/sarnmesh/sarn/command/explaincmd"
 	"github.com/sarnmesh/sarn/command/intentioncmd"
 	"github.com/sarnmesh/sarn/command/kvcmd"
@@ -73,7 +74,7 @@ var assembled = map[string]func(ui cli.Ui) cli.Command{
 func all(ctx context.Context, s verb.Streams) map[string]cli.CommandFactory {
 	commands := map[string]cli.CommandFactory{}
 	for _, verbs := range [][]verb.Verb{
-		catalogcmd.Verbs(), clustercmd.Verbs(), configcmd.Verbs(), connectcmd.Verbs(), debugcmd.Verbs(), explaincmd.Verbs(),
+		catalogcmd.Verbs(), clustercmd.Verbs(), configcmd.Verbs(), connectcmd.Verbs(), debugcmd.Verbs(), execcmd.Verbs(), explaincmd.Verbs(),
 		intentioncmd.Verbs(), kvcmd.Verbs(), lockcmd.Verbs(), operatorcmd.Verbs(), redirectcmd.Verbs(), servicescmd.Verbs(), snapshotcmd.Verbs(), tlscmd.Verbs(), validatecmd.Verbs(),
 		versioncmd.Verbs(), watchcmd.Verbs(),
 		peeringcmd.Verbs(),

@@ -8,10 +8,8 @@ import (
 	"time"
 
 	"github.com/sarnmesh/sarn/catalog"
+	"github.com/sarnmesh/sarn/internal/program"
 )
-
-// killGrace is how long output may still come from programs that a killed script started.
-const killGrace = time.Second
 
 // A scriptProbe runs a program and judges its exit code.
 type scriptProbe struct {
@@ -29,11 +27,8 @@ func (p scriptProbe) Probe(ctx context.Context) Result {
 	ctx, cancel := context.WithTimeoutCause(ctx, timeout, errTimedOut)
 	defer cancel()
 	out := newTail(p.limit)
-	cmd := exec.CommandContext(ctx, p.args[0], p.args[1:]...)
+	cmd := program.Command(ctx, p.args...)
 	cmd.Stdout, cmd.Stderr = out, out
-	ownGroup(cmd)
-	cmd.Cancel = func() error { return killGroup(cmd) }
-	cmd.WaitDelay = killGrace
 	err := cmd.Run()
 	if context.Cause(ctx) == errTimedOut && (cmd.ProcessState == nil || !cmd.ProcessState.Success()) {
 		return Result{Status: catalog.Critical, Output: fmt.Sprintf("Timed out (%s) running check\n\n%s", timeout, out.report()), Final: true}

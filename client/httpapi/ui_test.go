@@ -102,7 +102,9 @@ func TestProfilesAreOpenOrForOperators(t *testing.T) {
 	}
 	off, _ := newServer(t, cfg, nil)
 	cfg.ACLEnabled = true
-	cfg.Authorize = func(_ context.Context, token string) (*acl.Authorizer, error) { return acl.New(reading(token), token), nil }
+	cfg.Authorize = func(_ context.Context, token string) (*acl.Authorizer, error) {
+		return acl.New(reading(token), token), nil
+	}
 	guarded, _ := newServer(t, cfg, nil)
 	for _, tt := range []struct {
 		s      *Server

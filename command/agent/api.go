@@ -169,6 +169,9 @@ func (a *Agent) Reload(ctx context.Context) error {
 			a.log.Warn("a changed setting takes effect only after a restart", "key", c.Key)
 		}
 	}
+	if err := checkWatches(s.Watches); err != nil {
+		return err
+	}
 	if err := a.loadTLS(s); err != nil {
 		return err
 	}
@@ -184,6 +187,9 @@ func (a *Agent) Reload(ctx context.Context) error {
 	a.local.SetDiscardCheckOutput(s.Check.DiscardOutput)
 	services, checks := definitions(s)
 	if err := a.local.Load(ctx, services, checks); err != nil {
+		return err
+	}
+	if err := a.watches.set(s.Watches); err != nil {
 		return err
 	}
 	a.dns.Update(dnsSettings(s))

@@ -29,6 +29,7 @@ import (
 	"github.com/sarnmesh/sarn/client/dns"
 	"github.com/sarnmesh/sarn/client/grpcapi"
 	"github.com/sarnmesh/sarn/client/httpapi"
+	"github.com/sarnmesh/sarn/client/job"
 	"github.com/sarnmesh/sarn/client/leaf"
 	"github.com/sarnmesh/sarn/client/local"
 	"github.com/sarnmesh/sarn/client/proxystate"
@@ -68,6 +69,8 @@ type Agent struct {
 	grpc    *grpcapi.Server
 	xds     *ads.Server
 	events  event.Log
+	jobs    *job.Runner // nil when remote execution is off
+	watches *watches
 	conns   httpapi.ConnLimit
 	metrics *telemetry
 	rpcTLS  material
@@ -121,7 +124,7 @@ func withoutEffect(s *config.Settings) (keys []string) {
 		key string
 		set bool
 	}{
-		{"auto_reload_config", s.AutoReload}, {"watches", len(s.Watches) > 0}, {"log_rotate_bytes", s.Log.RotateBytes > 0},
+		{"auto_reload_config", s.AutoReload}, {"log_rotate_bytes", s.Log.RotateBytes > 0},
 	} {
 		if k.set {
 			keys = append(keys, k.key)
@@ -368,8 +371,14 @@ func (a *Agent) newHTTP(s *config.Settings) (err error) {
 		conf.Cache = a.cache
 	}
 	conf.Debug, conf.DebugOpen = profiles(), func() bool { return a.current().EnableDebug }
-	a.http, err = httpapi.New(conf)
-	return err
+	if a.http, err = httpapi.New(conf); err != nil {
+		return err
+	}
+	if !s.DisableRemoteExec {
+		a.jobs = job.New(job.Config{Node: s.Node.Name, Caller: a.caller, Token: a.tokens.Agent, Logger: a.log.Named("exec")})
+	}
+	a.watches = newWatches(a.http.Serve, a.log.Named("watch"))
+	return a.watches.set(s.Watches)
 }
 
 // observe sees every event of the gossip pool.
@@ -384,15 +393,19 @@ func (a *Agent) observe(e gossip.Event) {
 		}
 	case gossip.Fired:
 		ev, ok := event.Decode(e.Name, e.Payload, e.LTime)
-		if !ok || ev.Name == "_rexec" {
+		if !ok {
 			return
 		}
 		services := map[string][]string{}
 		for _, s := range a.local.Services() {
 			services[s.Instance.Service] = append(services[s.Instance.Service], s.Instance.Tags...)
 		}
-		if ev.Concerns(a.node.Node, services) {
+		switch {
+		case !ev.Concerns(a.node.Node, services):
+		case ev.Name != job.EventName:
 			a.events.Add(ev)
+		case a.jobs != nil:
+			a.jobs.Offer(ev)
 		}
 	}
 }
@@ -443,6 +456,10 @@ func (a *Agent) Run(ctx context.Context) error {
 		run("spreading of proxies", a.spread)
 	}
 	a.serveHTTP(run, s)
+	run("watches", a.watches.run)
+	if a.jobs != nil {
+		run("remote execution", a.jobs.Run)
+	}
 	if a.sockets.workload != nil {
 		run("workload API", a.serveWorkloads)
 	}

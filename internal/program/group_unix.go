@@ -1,6 +1,6 @@
 //go:build unix
 
-package check
+package program
 
 import (
 	"os"
@@ -8,7 +8,6 @@ import (
 	"syscall"
 )
 
-// ownGroup makes the program the leader of its own process group.
 func ownGroup(cmd *exec.Cmd) { cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} }
 
 // killGroup kills the program and all it started.
