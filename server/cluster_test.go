@@ -35,9 +35,10 @@ type node struct {
 
 // A cluster is a number of servers on one network.
 type cluster struct {
-	t     *testing.T
-	net   *testkit.Network
-	nodes []*node
+	t      *testing.T
+	net    *testkit.Network
+	subnet string // first three numbers of addresses
+	nodes  []*node
 }
 
 func logger(name string) hclog.Logger {
@@ -51,8 +52,15 @@ func logger(name string) hclog.Logger {
 // newCluster starts n servers that expect each other, and waits for a leader.
 func newCluster(t *testing.T, seed uint64, n int, conf server.Config) *cluster {
 	t.Helper()
-	c := &cluster{t: t, net: testkit.NewNetwork(seed)}
-	c.net.SetAll(testkit.Link{Delay: time.Millisecond, Jitter: time.Millisecond})
+	network := testkit.NewNetwork(seed)
+	network.SetAll(testkit.Link{Delay: time.Millisecond, Jitter: time.Millisecond})
+	return newClusterIn(t, network, "10.0.0", n, conf)
+}
+
+// newClusterIn is newCluster in a part of a network.
+func newClusterIn(t *testing.T, network *testkit.Network, subnet string, n int, conf server.Config) *cluster {
+	t.Helper()
+	c := &cluster{t: t, net: network, subnet: subnet}
 	conf.BootstrapExpect = n
 	for range n {
 		c.add(conf)
@@ -73,7 +81,7 @@ func (c *cluster) add(conf server.Config) *node {
 	}
 	o := &node{
 		t: c.t, name: fmt.Sprintf("s%d", i), id: fmt.Sprintf("%08d-0000-4000-8000-000000000000", i),
-		host: c.net.Host(fmt.Sprintf("10.0.0.%d", i)), disk: testkit.NewDisk(), conf: conf,
+		host: c.net.Host(fmt.Sprintf("%s.%d", c.subnet, i)), disk: testkit.NewDisk(), conf: conf,
 	}
 	o.disk.SetSyncTime(200 * time.Microsecond)
 	c.nodes = append(c.nodes, o)
@@ -99,6 +107,14 @@ func (o *node) start() {
 	conf.NodeName, conf.NodeID, conf.Build = o.name, o.id, "1.0.0"
 	conf.Listener, conf.Dial = port, o.host.Dial
 	conf.Gossip.Listener, conf.Gossip.Packets, conf.Gossip.Dial = lan, packets, o.host.Dial
+	if conf.WAN != nil {
+		wan := *conf.WAN
+		wan.Listener, err = o.host.Listen(8302)
+		must(err)
+		wan.Packets, err = o.host.ListenPacket(8302)
+		must(err)
+		wan.Dial, conf.WAN, conf.WANPort = o.host.Dial, &wan, 8302
+	}
 	handle := o.disk.Open()
 	conf.Storage = func() (*consensus.Storage, error) {
 		return &consensus.Storage{Logs: handle, Stable: handle, Snapshots: handle, InMemory: true}, nil

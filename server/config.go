@@ -59,6 +59,9 @@ type Config struct {
 	// soon.
 	OnEvent                        func(gossip.Event)
 	GRPCPort, GRPCTLSPort, WANPort int // told to others when positive
+	// WAN is the pool of the servers of all datacenters; nil when this server is in none. The server sets Name, Tags and
+	// Refuse, listens to its events, and runs it.
+	WAN *gossip.Config
 
 	RaftMultiplier      int           // performance.raft_multiplier; default 5, in Dev 1
 	RaftSnapshotEntries uint64        // raft_snapshot_threshold; default 16384

@@ -15,6 +15,7 @@ import (
 
 	"github.com/sarnmesh/sarn/acl"
 	"github.com/sarnmesh/sarn/catalog/operator"
+	"github.com/sarnmesh/sarn/catalog/query"
 	"github.com/sarnmesh/sarn/catalog/state"
 	"github.com/sarnmesh/sarn/internal/gossip"
 	"github.com/sarnmesh/sarn/internal/rpc"
@@ -25,6 +26,7 @@ import (
 	"github.com/sarnmesh/sarn/server/connectrpc"
 	"github.com/sarnmesh/sarn/server/consensus"
 	"github.com/sarnmesh/sarn/server/explainrpc"
+	"github.com/sarnmesh/sarn/server/federation"
 	"github.com/sarnmesh/sarn/server/fsm"
 	"github.com/sarnmesh/sarn/server/kvrpc"
 	"github.com/sarnmesh/sarn/server/leader"
@@ -45,6 +47,8 @@ type Server struct {
 	store      *state.Store
 	fsm        *fsm.FSM
 	pool       *gossip.Pool
+	wan        *gossip.Pool           // nil when this server is in none
+	federation *federation.Federation // nil with it
 	port       *rpcwire.Port
 	remote     *rpcwire.Client
 	raft       *consensus.Raft
@@ -74,14 +78,14 @@ func New(cfg Config) (*Server, error) {
 		MaxConnsPerClient: cfg.MaxConnsPerIP, Logger: s.log,
 	})
 	s.remote = rpcwire.NewClient(func(ctx context.Context, address string) (net.Conn, error) {
-		return s.dial(ctx, address, rpcwire.ProtoRPC)
+		return s.dial(ctx, address, rpcwire.ProtoRPC, cfg.Datacenter)
 	})
 	var err error
 	s.raft, err = consensus.New(consensus.Config{
 		ID: cfg.NodeID, Address: cfg.Advertise.String(), FSM: s.fsm, Storage: cfg.Storage,
 		Listener: raftListener{s.port.Listener(rpcwire.ProtoRaft), s},
 		Dial: func(ctx context.Context, address string) (net.Conn, error) {
-			return s.dial(ctx, address, rpcwire.ProtoRaft)
+			return s.dial(ctx, address, rpcwire.ProtoRaft, cfg.Datacenter)
 		},
 		AddressOf: func(id string) (string, bool) { return s.membership.AddressOf(id) },
 		Lead:      s.lead, Multiplier: cfg.RaftMultiplier, SnapshotThreshold: cfg.RaftSnapshotEntries,
@@ -115,8 +119,13 @@ func New(cfg Config) (*Server, error) {
 	sessions := leader.NewSessions()
 	authority := connectrpc.New(cfg.Connect)
 	lookups := catalogrpc.Config{Resolve: configrpc.Resolve, LinkedGateways: configrpc.LinkedGateways}
+	queries := queryrpc.Config{Instances: lookups.Candidates, Logger: s.log}
+	var elsewhere transport.Elsewhere
+	if s.federation != nil {
+		elsewhere, lookups.Federation, queries.Elsewhere = s.federation, s.federation, distant{s.federation}
+	}
 	catalogrpc.Register(&registry, &appliers, lookups)
-	queryrpc.Register(&registry, &appliers, queryrpc.Config{Instances: lookups.Candidates, Logger: s.log})
+	queryrpc.Register(&registry, &appliers, queries)
 	kvrpc.Register(&registry, &appliers, kvrpc.Config{TTL: sessions, MinTTL: cfg.SessionTTLMin, KeyListPolicy: cfg.KeyListPolicy})
 	authority.Register(&registry, &appliers)
 	control := aclrpc.New(cfg.ACL, s.store)
@@ -157,7 +166,7 @@ func New(cfg Config) (*Server, error) {
 	s.dispatcher = transport.NewDispatcher(transport.Config{
 		Datacenter: cfg.Datacenter, Registry: &registry, Store: s.store, Log: s.raft, Applied: s.fsm.Applied,
 		AddressOf: s.membership.AddressOf,
-		Remote:    s.remote, Security: cfg.Security, Resolver: cfg.Resolver, HoldTimeout: cfg.HoldTimeout,
+		Remote:    s.remote, Elsewhere: elsewhere, Security: cfg.Security, Resolver: cfg.Resolver, HoldTimeout: cfg.HoldTimeout,
 		DefaultQueryTime: cfg.DefaultQueryTime, MaxQueryTime: cfg.MaxQueryTime, ClientTimeout: cfg.ClientTimeout,
 		Limits: cfg.Limits, Logger: cfg.Logger,
 	})
@@ -191,9 +200,42 @@ func (s *Server) newPool() error {
 		cfg.Logger = s.cfg.Logger.Named("gossip")
 	}
 	var err error
-	s.pool, err = gossip.New(cfg)
-	return err
+	if s.pool, err = gossip.New(cfg); err != nil || s.cfg.WAN == nil {
+		return err
+	}
+	return s.newWAN(tags)
 }
+
+// newWAN prepares the pool of the servers of all datacenters.
+func (s *Server) newWAN(tags map[string]string) error {
+	cfg := *s.cfg.WAN
+	cfg.WAN, cfg.Name, cfg.Tags, cfg.Refuse = true, federation.Name(s.cfg.NodeName, s.cfg.Datacenter), tags, federation.Refuse
+	cfg.OnEvent = func(e gossip.Event) { s.federation.Observe(e) }
+	if cfg.Logger == nil {
+		cfg.Logger = s.cfg.Logger.Named("wan")
+	}
+	var err error
+	if s.wan, err = gossip.New(cfg); err != nil {
+		return err
+	}
+	s.federation = federation.New(federation.Config{
+		Datacenter: s.cfg.Datacenter, Pool: s.wan, Logger: s.cfg.Logger,
+		Dial: func(ctx context.Context, address, datacenter string) (net.Conn, error) {
+			return s.dial(ctx, address, rpcwire.ProtoRPC, datacenter)
+		},
+		LAN: func() []gossip.Server { return s.membership.Servers() },
+	})
+	return nil
+}
+
+// distant executes prepared queries in other datacenters.
+type distant struct{ *federation.Federation }
+
+func (d distant) Execute(ctx context.Context, to query.Target, req *query.RemoteRequest) (*query.ExecuteReply, error) {
+	return query.RemoteCall.Call(ctx, d.Caller(to.Datacenter), req)
+}
+
+func (d distant) Datacenters() []string { return d.Federation.Datacenters()[1:] }
 
 // builds returns the version that each member runs.
 func (s *Server) builds() map[string]string {
@@ -204,13 +246,13 @@ func (s *Server) builds() map[string]string {
 	return builds
 }
 
-// dial opens a connection to another server's port.
-func (s *Server) dial(ctx context.Context, address, protocol string) (net.Conn, error) {
+// dial opens a connection to the port of another server, of a datacenter.
+func (s *Server) dial(ctx context.Context, address, protocol, datacenter string) (net.Conn, error) {
 	conn, err := s.cfg.Dial(ctx, address)
 	if err != nil {
 		return nil, err
 	}
-	return s.cfg.Security.Secure(ctx, conn, protocol, s.cfg.Datacenter)
+	return s.cfg.Security.Secure(ctx, conn, protocol, datacenter)
 }
 
 // raftListener keeps everybody but servers out of the log, where certificates tell them apart.
@@ -244,6 +286,10 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.pool.Run(ctx) })
+	if s.wan != nil {
+		g.Go(func() error { return s.wan.Run(ctx) })
+		g.Go(func() error { return s.federation.Run(ctx) })
+	}
 	g.Go(func() error { return s.port.Run(ctx) })
 	g.Go(func() error { return s.raft.Run(ctx) })
 	g.Go(func() error { return s.grpc.Serve(s.port.Listener(rpcwire.ProtoRPC)) })
@@ -292,6 +338,9 @@ func (s *Server) Resolve(ctx context.Context, token string) (*acl.Authorizer, er
 	return s.cfg.Resolver.Resolve(ctx, token)
 }
 
+// WAN returns the pool of the servers of all datacenters, nil when this server is in none.
+func (s *Server) WAN() *gossip.Pool { return s.wan }
+
 // Gossip returns the LAN pool.
 func (s *Server) Gossip() *gossip.Pool { return s.pool }
 
@@ -326,6 +375,11 @@ func (s *Server) Leave(ctx context.Context) error {
 			s.log.Warn("cannot hand leadership over, leaving anyway", "error", err)
 		} else {
 			s.waitFor(ctx, transferTime, func() bool { st, _ := s.raft.Status(); return !st.Elected && st.Known() })
+		}
+	}
+	if s.wan != nil {
+		if err := s.wan.Leave(); err != nil {
+			s.log.Warn("cannot leave the WAN pool", "error", err)
 		}
 	}
 	if err := s.pool.Leave(); err != nil {
@@ -401,14 +455,22 @@ func (s *Server) Stats() map[string]map[string]string {
 	if a, ok := s.membership.AddressOf(status.LeaderID); ok {
 		address = a
 	}
-	return map[string]map[string]string{
+	known := 1
+	if s.federation != nil {
+		known = len(s.federation.Datacenters())
+	}
+	stats := map[string]map[string]string{
 		"consul": {
 			"server": "true", "leader": strconv.FormatBool(status.Elected), "leader_addr": address,
-			"bootstrap": strconv.FormatBool(s.cfg.Bootstrap && !s.cfg.Dev), "known_datacenters": "1",
+			"bootstrap": strconv.FormatBool(s.cfg.Bootstrap && !s.cfg.Dev), "known_datacenters": strconv.Itoa(known),
 		},
 		"raft":     s.raft.Stats(),
 		"serf_lan": s.pool.Stats(),
 	}
+	if s.wan != nil {
+		stats["serf_wan"] = s.wan.Stats()
+	}
+	return stats
 }
 
 // String names the server in logs.

@@ -26,6 +26,14 @@ type Config struct {
 	// LinkedGateways returns the names of the gateways of a kind that a service is linked to by configuration, and the
 	// index of that. The default knows none.
 	LinkedGateways func(v *state.View, kind, service string) (uint64, []string)
+	// Federation tells of other datacenters. The default knows none.
+	Federation Federation
+}
+
+// A Federation tells of datacenters, this one among them and first.
+type Federation interface {
+	Datacenters() []string
+	Coordinates() []catalog.DatacenterCoordinates
 }
 
 // handlers has the methods that answer calls.
@@ -55,7 +63,7 @@ func Register(r *transport.Registry, a *fsm.Appliers, cfg Config) {
 	transport.HandleRead(r, catalog.ChecksCall, h.checks)
 	transport.HandleRead(r, catalog.CoordinatesCall, h.coordinates)
 	transport.HandleRead(r, catalog.AddressCall, h.address)
-	registerDatacenters(r)
+	registerDatacenters(r, cfg.Federation)
 }
 
 var done = &struct{}{}

@@ -8,10 +8,19 @@ import (
 	"github.com/sarnmesh/sarn/server/transport"
 )
 
-// registerDatacenters adds the handlers of calls about datacenters. A server knows its own alone.
-func registerDatacenters(r *transport.Registry) {
-	transport.Handle(r, catalog.DatacentersCall, datacenters)
-	transport.Handle(r, catalog.DatacenterCoordinatesCall, datacenterCoordinates)
+// registerDatacenters adds the handlers of calls about datacenters. Without a federation a server knows its own alone.
+func registerDatacenters(r *transport.Registry, f Federation) {
+	if f == nil {
+		transport.Handle(r, catalog.DatacentersCall, datacenters)
+		transport.Handle(r, catalog.DatacenterCoordinatesCall, datacenterCoordinates)
+		return
+	}
+	transport.Handle(r, catalog.DatacentersCall, func(context.Context, *transport.Call, *catalog.DatacentersRequest) (*catalog.DatacentersReply, acl.Permit, error) {
+		return &catalog.DatacentersReply{Datacenters: f.Datacenters()}, acl.Open(), nil
+	})
+	transport.Handle(r, catalog.DatacenterCoordinatesCall, func(context.Context, *transport.Call, *catalog.DatacentersRequest) (*catalog.DatacenterCoordinatesReply, acl.Permit, error) {
+		return &catalog.DatacenterCoordinatesReply{Datacenters: f.Coordinates()}, acl.Open(), nil
+	})
 }
 
 func datacenters(_ context.Context, c *transport.Call, _ *catalog.DatacentersRequest) (*catalog.DatacentersReply, acl.Permit, error) {

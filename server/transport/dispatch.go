@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"strings"
 	"sync/atomic"
@@ -37,6 +38,12 @@ type Log interface {
 	Apply(ctx context.Context, kind fsm.Kind, req any) (any, error)
 }
 
+// Elsewhere makes calls to other datacenters: a *federation.Federation.
+type Elsewhere interface {
+	Call(ctx context.Context, datacenter, method string, req, resp any) error
+	Stream(ctx context.Context, datacenter, method string, req any, in io.Reader, resp any) (io.ReadCloser, error)
+}
+
 // A Config tunes a Dispatcher. A zero field takes its default.
 type Config struct {
 	Datacenter string
@@ -49,6 +56,8 @@ type Config struct {
 	AddressOf func(id string) (string, bool)
 	// Remote reaches other servers.
 	Remote *rpcwire.Client
+	// Elsewhere reaches other datacenters; nil knows none.
+	Elsewhere Elsewhere
 	// Security tells servers from agents.
 	Security *rpcwire.Security
 	Resolver Resolver // default grants everything
@@ -207,8 +216,10 @@ func (d *Dispatcher) perform(ctx context.Context, r request) (any, error) {
 	if err := d.admitRate(r); err != nil {
 		return nil, err
 	}
-	if err := d.checkDatacenter(r); err != nil {
+	if dc, err := d.elsewhere(r); err != nil {
 		return nil, err
+	} else if dc != "" {
+		return d.away(ctx, r, dc)
 	}
 	switch {
 	case r.rt.Kind == rpc.KindLocal:
@@ -239,11 +250,34 @@ func (d *Dispatcher) admitRate(r request) error {
 	return d.limiter.admit(r.rt.Descriptor, s.Leading)
 }
 
-func (d *Dispatcher) checkDatacenter(r request) error {
-	if t := r.target(); t != nil && t.Datacenter != "" && t.Datacenter != d.cfg.Datacenter {
-		return wireerr.ErrNoDatacenter
+// elsewhere returns the datacenter that a call is for, empty for this one.
+func (d *Dispatcher) elsewhere(r request) (string, error) {
+	t := r.target()
+	switch {
+	case t == nil || t.Datacenter == "" || t.Datacenter == d.cfg.Datacenter:
+		return "", nil
+	case r.forwarded || d.cfg.Elsewhere == nil:
+		return "", wireerr.ErrNoDatacenter
 	}
-	return nil
+	return t.Datacenter, nil
+}
+
+// away has a call answered in another datacenter.
+func (d *Dispatcher) away(ctx context.Context, r request, datacenter string) (any, error) {
+	timeout, req := d.cfg.ClientTimeout, r.req
+	if until := d.limit(r); r.rt.Kind == rpc.KindRead && !until.IsZero() {
+		req = r.rt.copyRequest(r.req)
+		own := req.(interface{ ReadOptions() *read.Options }).ReadOptions()
+		own.MaxWait = max(time.Until(until), time.Millisecond)
+		timeout += own.MaxWait + own.MaxWait/8
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	reply := r.rt.newReply()
+	if err := d.cfg.Elsewhere.Call(ctx, datacenter, r.rt.Name, req, reply); err != nil {
+		return nil, err
+	}
+	return reply, nil
 }
 
 // mayAnswerStale reports whether this server answers a read from what it has: it was asked to, it leads or has heard

@@ -82,7 +82,19 @@ func (d *Dispatcher) performStream(ctx context.Context, r request, in io.Reader,
 	if err := d.admitRate(r); err != nil {
 		return err
 	}
-	if err := d.checkDatacenter(r); err != nil {
+	if dc, err := d.elsewhere(r); err != nil {
+		return err
+	} else if dc != "" {
+		resp := r.rt.newReply()
+		body, err := d.cfg.Elsewhere.Stream(ctx, dc, r.rt.Name, r.req, in, resp)
+		if err != nil {
+			return err
+		}
+		defer body.Close()
+		if err := reply(resp); err != nil {
+			return err
+		}
+		_, err = io.Copy(out, body)
 		return err
 	}
 	here := func() error {
