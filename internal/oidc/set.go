@@ -14,7 +14,7 @@ const (
 	fresh    = 10 * time.Minute // keys are fetched again when older
 	usable   = time.Hour        // keys are used no longer when older, whatever fails
 	pause    = 10 * time.Second // between fetches: a flood of unknown tokens asks no more often
-	pauseBad = time.Second      // after one that failed
+	pauseBad = time.Second      // after one that failed, when there are no keys
 )
 
 // ErrNoKey reports that no known key signed the token.
@@ -24,8 +24,8 @@ var ErrNoKey = errors.New("no known key successfully validated the token signatu
 type Source func(ctx context.Context) ([]Key, error)
 
 // A Set is a set of keys that is fetched when it is needed, again when it is ten minutes old, and when a token was
-// signed by none of them; never more than once in ten seconds. While fetching fails, keys are used until they are an
-// hour old. A Set is safe for concurrent use.
+// signed by none of them; while there are keys, once in ten seconds at most. While fetching fails, keys are used until
+// they are an hour old. A Set is safe for concurrent use.
 type Set struct {
 	source Source
 
@@ -45,7 +45,8 @@ func NewSet(source Source) *Set { return &Set{source: source} }
 func (s *Set) Verify(ctx context.Context, t *Token) (Claims, error) {
 	keys, at := s.current()
 	if keys == nil || time.Since(at) >= fresh {
-		if err := s.Fetch(ctx); err != nil && keys == nil {
+		// Who has keys does not wait for another's fetch.
+		if err := s.fetch(ctx, keys == nil); err != nil && keys == nil {
 			return nil, err
 		}
 		keys, at = s.current()
@@ -76,10 +77,15 @@ func (s *Set) current() ([]Key, time.Time) {
 
 // Fetch fetches the keys, unless the last fetch is too short ago: then it returns what that one did. One fetch goes on
 // at a time, and others wait for it.
-func (s *Set) Fetch(ctx context.Context) error {
+func (s *Set) Fetch(ctx context.Context) error { return s.fetch(ctx, true) }
+
+func (s *Set) fetch(ctx context.Context, wait bool) error {
 	s.mu.Lock()
 	if running := s.running; running != nil {
 		s.mu.Unlock()
+		if !wait {
+			return nil
+		}
 		select {
 		case <-running:
 		case <-ctx.Done():
@@ -104,8 +110,8 @@ func (s *Set) Fetch(ctx context.Context) error {
 		now := time.Now()
 		if s.err = err; err == nil {
 			s.keys, s.fetched, s.next = keys, now, now.Add(pause)
-		} else {
-			s.next = now.Add(pauseBad)
+		} else if s.next = now.Add(pauseBad); time.Since(s.fetched) < usable {
+			s.next = now.Add(pause)
 		}
 		s.running = nil
 		close(done)

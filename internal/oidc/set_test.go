@@ -140,6 +140,37 @@ func TestSetFetchesOnceForAllThatWait(t *testing.T) {
 	})
 }
 
+// A provider that hangs delays one login in a while, not all.
+func TestSetWithKeysDoesNotWaitForAnotherFetch(t *testing.T) {
+	i := testkit.NewIssuer(t)
+	keys, raw := issuerKey(t, i), i.Sign(nil)
+	synctest.Test(t, func(t *testing.T) {
+		src := &source{keys: keys}
+		s := oidc.NewSet(src.get)
+		if err := s.Fetch(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(11 * time.Minute)
+		src.slow, src.err = 9*time.Second, errors.New("down")
+		var wg sync.WaitGroup
+		wg.Go(func() { _, _ = s.Verify(t.Context(), parse(t, raw)) })
+		synctest.Wait()
+		began := time.Now()
+		for range 20 {
+			if _, err := s.Verify(t.Context(), parse(t, raw)); err != nil {
+				t.Error(err)
+			}
+		}
+		if d := time.Since(began); d != 0 {
+			t.Errorf("waited for %v", d)
+		}
+		wg.Wait()
+		if _, err := s.Verify(t.Context(), parse(t, raw)); err != nil || time.Since(began) != 9*time.Second {
+			t.Errorf("after %v: %v", time.Since(began), err)
+		}
+	})
+}
+
 func TestSetSurvivesASourceThatPanics(t *testing.T) {
 	calls := 0
 	synctest.Test(t, func(t *testing.T) {
