@@ -125,7 +125,7 @@ func TestAgentReachesServers(t *testing.T) {
 		}
 		// Once the agent has seen its connection end: a write sent into a dying connection may have been performed, so it
 		// is not sent again and its caller is told.
-		time.Sleep(time.Millisecond)
+		time.Sleep(20 * time.Millisecond) // the network takes up to two, and the connection's goroutine its turn
 		if err := put("2"); err != nil {
 			t.Errorf("a write after the server it would ask has died: %v", err)
 		}
