@@ -2,8 +2,10 @@ package connectcmd
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
+	"net/http"
 	"strings"
 	"time"
 
@@ -77,17 +79,20 @@ const (
 func watchRotation(ctx context.Context, c *verb.Call, client *api.Client) error {
 	var index uint64
 	shown := map[string]bool{}
-	phase := ""
+	phase, warned := "", ""
 	answered := time.Now()
 	for {
 		r, next, err := rotation(ctx, c, client, index)
 		switch {
 		case ctx.Err() != nil:
 			return verb.Exit(130, nil)
-		case err != nil && time.Since(answered) > watchPatience:
+		case err != nil && (refused(err) || time.Since(answered) > watchPatience):
 			return err
 		case err != nil:
-			c.Warnf("%v; trying again", err)
+			if warned != err.Error() {
+				warned = err.Error()
+				c.Warnf("%s; trying again", warned)
+			}
 			index = 0
 			select {
 			case <-ctx.Done():
@@ -110,6 +115,12 @@ func watchRotation(ctx context.Context, c *verb.Call, client *api.Client) error 
 			return nil
 		}
 	}
+}
+
+// refused reports whether an error will be the same when asked again.
+func refused(err error) bool {
+	status, ok := errors.AsType[api.StatusError](err)
+	return ok && status.Code < http.StatusInternalServerError
 }
 
 // describeRotation tells how far a rotation is, in one or two lines.

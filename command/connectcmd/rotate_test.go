@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -39,8 +40,8 @@ func (a *rotations) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	a.asked = append(a.asked, r.URL.Query().Get("index"))
 	state := a.states[min(a.next, len(a.states)-1)]
 	a.next++
-	if state == "500" {
-		w.WriteHeader(http.StatusInternalServerError)
+	if code, err := strconv.Atoi(state); err == nil {
+		w.WriteHeader(code)
 		io.WriteString(w, "No cluster leader")
 		return
 	}
@@ -113,6 +114,7 @@ func TestRotateFlags(t *testing.T) {
 		{"-force", retiringState, `{"Force":true,"PrivateKeyBits":0,"PrivateKeyType":""}`, "retiring: root aa:bb:cc:dd", 0},
 		{"-watch", noneState, "", "none: root aa:bb:cc:dd is the only one", 0},
 		{"-watch -force", retiringState, `{"Force":true,"PrivateKeyBits":0,"PrivateKeyType":""}`, "retiring: root", 0},
+		{"-watch", "403", "", "", 1},
 		{"-key-type dsa", noneState, "", "", 1},
 		{"again", noneState, "", "", 1},
 		{"", "500", `{"Force":false,"PrivateKeyBits":0,"PrivateKeyType":""}`, "", 1},
