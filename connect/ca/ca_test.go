@@ -235,6 +235,12 @@ func TestParseCSRRefuses(t *testing.T) {
 		{"the authority itself", csr(x509.CertificateRequest{URIs: uri("spiffe://" + domain)}, key), "must be a service"},
 		{"another trust domain", csr(x509.CertificateRequest{URIs: uri("spiffe://x.consul/ns/default/dc/dc1/svc/web")}, key), "SPIFFE ID in CSR from a different trust domain: x.consul"},
 		{"another datacenter", csr(x509.CertificateRequest{URIs: uri("spiffe://" + domain + "/ns/default/dc/dc2/svc/web")}, key), "SPIFFE ID in CSR from a different datacenter: dc2"},
+		{"the CA bit", csr(x509.CertificateRequest{URIs: []*url.URL{web}, ExtraExtensions: []pkix.Extension{
+			{Id: []int{2, 5, 29, 19}, Critical: true, Value: []byte{0x30, 0x03, 0x01, 0x01, 0xff}},
+		}}, key), "asks for a certificate authority"},
+		{"a CA bit that cannot be read", csr(x509.CertificateRequest{URIs: []*url.URL{web}, ExtraExtensions: []pkix.Extension{
+			{Id: []int{2, 5, 29, 19}, Value: []byte{0x30, 0x03, 0x01, 0x01}},
+		}}, key), "asks for a certificate authority"},
 		{"weak key", csr(x509.CertificateRequest{URIs: []*url.URL{web}}, newKey(t, ca.KeyEC, 224)), "at least 256 bits"},
 	}
 	for _, tt := range tests {
@@ -245,10 +251,10 @@ func TestParseCSRRefuses(t *testing.T) {
 			}
 		})
 	}
-	// The subject and extensions of a request go nowhere.
+	// The subject and other extensions of a request go nowhere.
 	sly := csr(x509.CertificateRequest{
 		URIs: []*url.URL{web}, Subject: pkix.Name{CommonName: "admin"},
-		ExtraExtensions: []pkix.Extension{{Id: []int{2, 5, 29, 19}, Critical: true, Value: []byte{0x30, 0x03, 0x01, 0x01, 0xff}}},
+		ExtraExtensions: []pkix.Extension{{Id: []int{2, 5, 29, 30}, Critical: true, Value: []byte{0x30, 0x00}}},
 	}, key)
 	r, err := ca.ParseCSR(sly, domain, "dc1")
 	if err != nil {

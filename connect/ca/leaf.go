@@ -58,6 +58,9 @@ func ParseCSR(text, trustDomain, datacenter string) (*Request, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrCSR, err)
 	}
+	if err := wantsAuthority(csr); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrCSR, err)
+	}
 	id, err := connect.ParseID(csr.URIs[0].String())
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrCSR, err)

@@ -60,7 +60,40 @@ const (
 	tagURI = 6
 )
 
-var oidAlternativeNames = asn1.ObjectIdentifier{2, 5, 29, 17}
+var (
+	oidKeyUsage         = asn1.ObjectIdentifier{2, 5, 29, 15}
+	oidAlternativeNames = asn1.ObjectIdentifier{2, 5, 29, 17}
+	oidBasicConstraints = asn1.ObjectIdentifier{2, 5, 29, 19}
+)
+
+// wantsAuthority returns an error if a request asks for a certificate that signs others. It would not get one, but who
+// asks for it is up to something.
+func wantsAuthority(csr *x509.CertificateRequest) error {
+	for _, e := range csr.Extensions {
+		switch {
+		case e.Id.Equal(oidBasicConstraints):
+			var c struct {
+				IsCA       bool `asn1:"optional"`
+				MaxPathLen int  `asn1:"optional,default:-1"`
+			}
+			if rest, err := asn1.Unmarshal(e.Value, &c); err != nil || len(rest) != 0 || c.IsCA {
+				return errors.New("CSR asks for a certificate authority")
+			}
+		case e.Id.Equal(oidKeyUsage):
+			var bits asn1.BitString
+			if rest, err := asn1.Unmarshal(e.Value, &bits); err != nil || len(rest) != 0 || bits.At(usageCertSign) != 0 || bits.At(usageCRLSign) != 0 {
+				return errors.New("CSR asks for the right to sign certificates")
+			}
+		}
+	}
+	return nil
+}
+
+// Bits of key usages (RFC 5280, section 4.2.1.3).
+const (
+	usageCertSign = 5
+	usageCRLSign  = 6
+)
 
 // alternativeNames returns the alternative names of a certificate or request, sorted, each as the byte of its tag and its
 // bytes; those of kinds that the standard library passes over too.
