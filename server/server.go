@@ -128,6 +128,11 @@ func New(cfg Config) (*Server, error) {
 	queryrpc.Register(&registry, &appliers, queries)
 	kvrpc.Register(&registry, &appliers, kvrpc.Config{TTL: sessions, MinTTL: cfg.SessionTTLMin, KeyListPolicy: cfg.KeyListPolicy})
 	authority.Register(&registry, &appliers)
+	if elsewhere != nil && cfg.ACL.Primary == nil {
+		cfg.ACL.Primary = func(ctx context.Context, d rpc.Descriptor, req, resp any) error {
+			return elsewhere.Call(ctx, cfg.ACL.PrimaryDatacenter, d.Name, req, resp)
+		}
+	}
 	control := aclrpc.New(cfg.ACL, s.store)
 	control.Register(&registry, &appliers)
 	if cfg.Resolver == nil {

@@ -12,6 +12,7 @@ import (
 	"github.com/sarnmesh/sarn/acl"
 	"github.com/sarnmesh/sarn/catalog"
 	"github.com/sarnmesh/sarn/catalog/access"
+	"github.com/sarnmesh/sarn/catalog/read"
 	"github.com/sarnmesh/sarn/catalog/state"
 	"github.com/sarnmesh/sarn/internal/rpc"
 	"github.com/sarnmesh/sarn/internal/wireerr"
@@ -37,7 +38,8 @@ type Config struct {
 	// same. The server sets the first two.
 	Datacenter, Node  string
 	PrimaryDatacenter string
-	// Primary makes a call of the primary datacenter. Nil reaches none.
+	// Primary makes a call of the primary datacenter; the request names it. Nil reaches none, but a server that is in the
+	// WAN pool has its own way.
 	Primary func(ctx context.Context, d rpc.Descriptor, req, resp any) error
 	// TokenReplication tells that global tokens are copied here from the primary datacenter: tokens of this datacenter's
 	// own, and logins, need that. Replication tells how far it is; nil for not at all.
@@ -187,8 +189,9 @@ func inPrimary[Req, Resp any](ctx context.Context, c *Control, m rpc.Method[Req,
 	if c.cfg.Primary == nil {
 		return nil, acl.Permit{}, wireerr.ErrNoDatacenter
 	}
-	resp := new(Resp)
-	if err := c.cfg.Primary(ctx, m.Descriptor, req, resp); err != nil {
+	there, resp := *req, new(Resp)
+	any(&there).(interface{ RequestTarget() *read.Target }).RequestTarget().Datacenter = c.cfg.PrimaryDatacenter
+	if err := c.cfg.Primary(ctx, m.Descriptor, &there, resp); err != nil {
 		return nil, acl.Permit{}, err
 	}
 	return resp, acl.Open(), nil

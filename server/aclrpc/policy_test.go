@@ -12,6 +12,7 @@ import (
 
 	"github.com/sarnmesh/sarn/acl"
 	"github.com/sarnmesh/sarn/catalog/access"
+	"github.com/sarnmesh/sarn/catalog/read"
 	"github.com/sarnmesh/sarn/internal/rpc"
 	"github.com/sarnmesh/sarn/internal/wireerr"
 	"github.com/sarnmesh/sarn/server/aclrpc"
@@ -19,8 +20,8 @@ import (
 
 // recorder stands for the primary datacenter: it notes the calls.
 func recorder(asked *[]string) func(context.Context, rpc.Descriptor, any, any) error {
-	return func(_ context.Context, d rpc.Descriptor, _, _ any) error {
-		*asked = append(*asked, d.Name)
+	return func(_ context.Context, d rpc.Descriptor, req, _ any) error {
+		*asked = append(*asked, d.Name+" in "+req.(interface{ RequestTarget() *read.Target }).RequestTarget().Datacenter)
 		return nil
 	}
 }
