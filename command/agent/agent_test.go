@@ -133,8 +133,8 @@ func TestUnsupportedSettingsAreRefused(t *testing.T) {
 			}
 		})
 	}
-	s := load(t, sources(`watches = [{ type = "key", key = "a", args = ["true"] }]`, `auto_reload_config = true`))
-	if got := fmt.Sprint(withoutEffect(s)); got != "[auto_reload_config watches]" {
+	s := load(t, sources(`auto_reload_config = true`))
+	if got := fmt.Sprint(withoutEffect(s)); got != "[auto_reload_config]" {
 		t.Errorf("without effect: %s", got)
 	}
 }

@@ -90,16 +90,28 @@ func member(m gossip.Member) httpapi.AgentMember {
 	}
 }
 
-// Members implements httpapi.Agent. There is no WAN pool yet, so its list is empty.
+// wanPool returns the WAN pool, nil when the agent is in none.
+func (a *Agent) wanPool() *gossip.Pool {
+	if a.server == nil {
+		return nil
+	}
+	return a.server.WAN()
+}
+
+// Members implements httpapi.Agent.
 func (a *Agent) Members(wan bool) ([]httpapi.AgentMember, error) {
+	pool := a.pool
 	if wan {
 		if a.server == nil {
 			return nil, nil
 		}
-		return []httpapi.AgentMember{}, nil
+		pool = a.wanPool()
 	}
 	list := []httpapi.AgentMember{}
-	for _, m := range a.pool.Members() {
+	if pool == nil {
+		return list, nil
+	}
+	for _, m := range pool.Members() {
 		list = append(list, member(m))
 	}
 	return list, nil
@@ -109,21 +121,27 @@ var errNoWAN = errors.New("this agent is in no WAN pool")
 
 // Join implements httpapi.Agent.
 func (a *Agent) Join(_ context.Context, address string, wan bool) error {
+	pool, port := a.pool, a.current().Ports.SerfLAN
 	if wan {
-		return errNoWAN
+		if pool, port = a.wanPool(), a.current().Ports.SerfWAN; pool == nil {
+			return errNoWAN
+		}
 	}
-	_, err := a.pool.Join(withPort([]string{address}, a.current().Ports.SerfLAN))
+	_, err := pool.Join(withPort([]string{address}, port))
 	return err
 }
 
 // ForceLeave implements httpapi.Agent.
 func (a *Agent) ForceLeave(name string, prune, wan bool) error {
+	pool := a.pool
 	if wan {
-		return errNoWAN
+		if pool = a.wanPool(); pool == nil {
+			return errNoWAN
+		}
 	}
-	for _, m := range a.pool.Members() {
+	for _, m := range pool.Members() {
 		if m.Name == name {
-			return a.pool.ForceLeave(name, prune)
+			return pool.ForceLeave(name, prune)
 		}
 	}
 	return fmt.Errorf("agent: No node found with name '%s'", name)

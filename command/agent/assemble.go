@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -104,13 +105,12 @@ func unsupported(s *config.Settings) error {
 	refuse(s.AutoEncrypt.AllowTLS, "auto_encrypt.allow_tls = true")
 	refuse(s.AutoConfig.Enabled || s.AutoConfig.Authorization, "auto_config")
 	refuse(s.Log.Syslog, "enable_syslog = true")
-	refuse(len(s.Join.WAN) > 0, "retry_join_wan")
 	if s.Server && s.Connect.Enabled {
 		if err := connectrpc.CheckSettings(s.Connect.CAProvider, s.Connect.CAConfig); err != nil {
 			errs = append(errs, fmt.Errorf("connect.ca_provider: %w", err))
 		}
 	}
-	for _, addr := range s.Join.LAN {
+	for _, addr := range append(slices.Clone(s.Join.LAN), s.Join.WAN...) {
 		for word := range strings.FieldsSeq(addr) { // others may be secrets
 			refuse(strings.HasPrefix(word, "provider="), "retry_join with "+word)
 		}
@@ -183,17 +183,35 @@ func (a *Agent) loadTLS(s *config.Settings) error {
 
 // gossip describes the LAN pool.
 func (a *Agent) gossip(s *config.Settings) (gossip.Config, error) {
-	g := s.Gossip.LAN
 	c := gossip.Config{
-		Name: s.Node.Name, Listener: a.sockets.lan, Packets: a.sockets.lanUDP, Dial: dial, Advertise: s.Addresses.SerfLANAdvertise,
-		Timing: gossip.Timing{
-			GossipNodes: g.Nodes, GossipInterval: g.Interval, ProbeInterval: g.ProbeInterval, ProbeTimeout: g.ProbeTimeout,
-			SuspicionMult: g.SuspicionMult, RetransmitMult: g.RetransmitMult,
-		},
-		PlainIncoming: !s.Gossip.VerifyIncoming, PlainOutgoing: !s.Gossip.VerifyOutgoing, RejoinAfterLeave: s.RejoinAfterLeave,
-		ReconnectTimeout: s.Gossip.ReconnectTimeout, NoCoordinates: s.DisableCoordinates, Logger: a.log.Named("gossip"),
+		Listener: a.sockets.lan, Packets: a.sockets.lanUDP, Advertise: s.Addresses.SerfLANAdvertise,
+		ReconnectTimeout: s.Gossip.ReconnectTimeout, Logger: a.log.Named("gossip"),
 	}
-	for _, p := range s.Addresses.SerfLANAllowed {
+	return a.pooled(c, s, s.Gossip.LAN, s.Addresses.SerfLANAllowed, "local")
+}
+
+// wan describes the pool of the servers of all datacenters, nil when this server is in none.
+func (a *Agent) wan(s *config.Settings) (*gossip.Config, error) {
+	if a.sockets.wan == nil {
+		return nil, nil
+	}
+	c, err := a.pooled(gossip.Config{
+		Listener: a.sockets.wan, Packets: a.sockets.wanUDP, Advertise: s.Addresses.SerfWANAdvertise,
+		ReconnectTimeout: s.Gossip.ReconnectTimeoutWAN, Logger: a.log.Named("wan"),
+	}, s, s.Gossip.WAN, s.Addresses.SerfWANAllowed, "remote")
+	return &c, err
+}
+
+// pooled completes a pool's description with what all pools have; name is that of its files.
+func (a *Agent) pooled(c gossip.Config, s *config.Settings, g config.GossipPool, allowed []netip.Prefix, name string) (gossip.Config, error) {
+	c.Name, c.Dial = s.Node.Name, dial
+	c.Timing = gossip.Timing{
+		GossipNodes: g.Nodes, GossipInterval: g.Interval, ProbeInterval: g.ProbeInterval, ProbeTimeout: g.ProbeTimeout,
+		SuspicionMult: g.SuspicionMult, RetransmitMult: g.RetransmitMult,
+	}
+	c.PlainIncoming, c.PlainOutgoing = !s.Gossip.VerifyIncoming, !s.Gossip.VerifyOutgoing
+	c.RejoinAfterLeave, c.NoCoordinates = s.RejoinAfterLeave, s.DisableCoordinates
+	for _, p := range allowed {
 		c.Allowed = append(c.Allowed, net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())})
 	}
 	if s.Gossip.Key != "" {
@@ -204,9 +222,10 @@ func (a *Agent) gossip(s *config.Settings) (gossip.Config, error) {
 		c.Key = key
 	}
 	if s.DataDir != "" {
-		c.SnapshotPath = filepath.Join(s.DataDir, "serf", "local.snapshot")
-		if !s.Gossip.DisableKeyringFile && (len(c.Key) > 0 || exists(filepath.Join(s.DataDir, "serf", "local.keyring"))) {
-			c.KeyringPath = filepath.Join(s.DataDir, "serf", "local.keyring")
+		c.SnapshotPath = filepath.Join(s.DataDir, "serf", name+".snapshot")
+		ring := filepath.Join(s.DataDir, "serf", name+".keyring")
+		if !s.Gossip.DisableKeyringFile && (len(c.Key) > 0 || exists(ring)) {
+			c.KeyringPath = ring
 		}
 	}
 	return c, nil
@@ -217,6 +236,14 @@ func (a *Agent) newServer(s *config.Settings) error {
 	if err != nil {
 		return err
 	}
+	wan, err := a.wan(s)
+	if err != nil {
+		return err
+	}
+	wanPort := 0
+	if wan != nil {
+		wanPort = int(s.Addresses.SerfWANAdvertise.Port())
+	}
 	autopilot := operator.DefaultAutopilot()
 	autopilot.CleanupDeadServers = s.Autopilot.CleanupDeadServers
 	autopilot.LastContactThreshold = operator.Duration(s.Autopilot.LastContactThreshold)
@@ -226,7 +253,7 @@ func (a *Agent) newServer(s *config.Settings) error {
 	a.server, err = server.New(server.Config{
 		Datacenter: s.Node.Datacenter, NodeName: s.Node.Name, NodeID: a.node.ID, Build: version.Build(), DataDir: s.DataDir, Dev: s.Dev,
 		Bootstrap: s.Bootstrap, BootstrapExpect: s.BootstrapExpect, Listener: a.sockets.server, Advertise: s.Addresses.ServerAdvertise,
-		Dial: dial, Security: a.rpcTLS.security(s), Gossip: pool, OnEvent: a.observe, GRPCPort: s.Ports.GRPC,
+		Dial: dial, Security: a.rpcTLS.security(s), Gossip: pool, OnEvent: a.observe, WAN: wan, WANPort: wanPort, GRPCPort: s.Ports.GRPC,
 		GRPCTLSPort: port(s.Addresses.GRPCTLS, s.Ports.GRPCTLS), RaftMultiplier: s.Performance.RaftMultiplier, RaftSnapshotEntries: uint64(s.Raft.SnapshotThreshold),
 		RaftSnapshotEvery: s.Raft.SnapshotInterval, RaftTrailingLogs: uint64(s.Raft.TrailingLogs), RaftSegmentBytes: s.Raft.SegmentSizeMB << 20,
 		RaftPreVoteDisabled: s.Raft.PrevoteDisabled, Autopilot: &autopilot, SessionTTLMin: s.Query.SessionTTLMin,
@@ -440,7 +467,14 @@ func (a *Agent) Run(ctx context.Context) error {
 	run("proxy configuration", a.proxies.Run)
 	run("reports of trusted roots", a.bundles.Run)
 	run("local state", a.local.Run)
-	run("join", a.join)
+	run("join", func(ctx context.Context) error {
+		return a.join(ctx, a.pool, withPort(s.Join.LAN, s.Ports.SerfLAN), s.Join.Interval, s.Join.Max)
+	})
+	if a.server != nil {
+		run("join over the WAN", func(ctx context.Context) error {
+			return a.join(ctx, a.server.WAN(), withPort(s.Join.WAN, s.Ports.SerfWAN), s.Join.IntervalWAN, s.Join.MaxWAN)
+		})
+	}
 	if !s.DisableCoordinates {
 		run("coordinates", a.sendCoordinates)
 	}
@@ -501,29 +535,28 @@ func definitions(s *config.Settings) (services []*definition.Service, checks []*
 	return services, checks
 }
 
-// join contacts the configured members until one answers. It fails when the attempts are used up.
-func (a *Agent) join(ctx context.Context) error {
-	s := a.current()
-	if len(s.Join.LAN) == 0 {
+// join contacts the configured members of a pool until one answers. It fails when the attempts are used up.
+func (a *Agent) join(ctx context.Context, pool *gossip.Pool, addrs []string, every time.Duration, most int) error {
+	if pool == nil || len(addrs) == 0 {
 		return nil
 	}
 	select {
-	case <-a.pool.Ready():
+	case <-pool.Ready():
 	case <-ctx.Done():
 		return nil
 	}
 	for try := 1; ; try++ {
-		n, err := a.pool.Join(withPort(s.Join.LAN, s.Ports.SerfLAN))
+		n, err := pool.Join(addrs)
 		if err == nil {
-			a.log.Info("joined the cluster", "members_contacted", n)
+			a.log.Info("joined the cluster", "as", pool.Name(), "members_contacted", n)
 			return nil
 		}
-		if s.Join.Max > 0 && try >= s.Join.Max {
+		if most > 0 && try >= most {
 			return fmt.Errorf("max join retry exhausted after %d attempts: %w", try, err)
 		}
-		a.log.Warn("join failed, will retry", "wait", s.Join.Interval, "error", err)
+		a.log.Warn("join failed, will retry", "as", pool.Name(), "wait", every, "error", err)
 		select {
-		case <-time.After(s.Join.Interval):
+		case <-time.After(every):
 		case <-ctx.Done():
 			return nil
 		}

@@ -27,6 +27,8 @@ type sockets struct {
 	grpc     []net.Listener
 	grpcTLS  []net.Listener
 	workload net.Listener // nil when off
+	wan      net.Listener // nil when off, as are packets
+	wanUDP   net.PacketConn
 	unixSock []string // paths to remove at the end
 }
 
@@ -54,6 +56,14 @@ func listen(s *config.Settings) (_ *sockets, err error) {
 	}
 	if o.lanUDP, err = net.ListenPacket("udp", s.Addresses.SerfLAN.String()); err != nil {
 		return nil, fmt.Errorf("LAN gossip port: %w", err)
+	}
+	if s.Server && s.Addresses.SerfWAN.IsValid() {
+		if o.wan, err = tcp("WAN gossip port", s.Addresses.SerfWAN); err != nil {
+			return nil, err
+		}
+		if o.wanUDP, err = net.ListenPacket("udp", s.Addresses.SerfWAN.String()); err != nil {
+			return nil, fmt.Errorf("WAN gossip port: %w", err)
+		}
 	}
 	for _, addr := range s.Addresses.DNS {
 		l, err := tcp("DNS port", addr)
@@ -166,6 +176,12 @@ func (o *sockets) close() {
 	}
 	if o.lanUDP != nil {
 		o.lanUDP.Close()
+	}
+	if o.wan != nil {
+		o.wan.Close()
+	}
+	if o.wanUDP != nil {
+		o.wanUDP.Close()
 	}
 	for _, path := range o.unixSock {
 		os.Remove(path)

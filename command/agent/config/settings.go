@@ -300,7 +300,7 @@ type AutoConfigAuth struct {
 
 // WorkloadAPI holds the settings of the SPIFFE Workload API.
 type WorkloadAPI struct {
-	Socket string         `key:"socket"`             // path of the UNIX socket; empty is off
+	Socket string         `key:"socket"`            // path of the UNIX socket; empty is off
 	Rules  []WorkloadRule `key:"rule" reload:"yes"` // which processes are which services
 }
 
