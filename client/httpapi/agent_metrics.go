@@ -165,6 +165,8 @@ func (s *Server) agentMonitor(w http.ResponseWriter, r *http.Request) (any, acl.
 	sink := hclog.NewSinkAdapter(&hclog.LoggerOptions{Level: level, JSONFormat: q.has("logjson"), Output: lines})
 	a.Logs.RegisterSink(sink)
 	defer a.Logs.DeregisterSink(sink)
+	s.monitors.Add(1)
+	defer s.monitors.Add(-1)
 	w.Header()["Content-Type"] = typeText
 	w.WriteHeader(http.StatusOK)
 	lines.copyTo(r.Context(), w)

@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -101,6 +102,7 @@ type Server struct {
 	blocked       []string
 	defaultPolicy []string
 	instances     instanceCache
+	monitors      atomic.Int32 // how many follow the log
 
 	// What belongs to the agent itself is out of reach of handlers that did not ask: cfg has none of it.
 	registered registrations // nil without agent endpoints

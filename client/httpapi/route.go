@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"path"
 	"strings"
+	"time"
 	"unicode"
 	"unicode/utf8"
 
@@ -130,7 +131,14 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	rw := newResponse(s, w, r, rt)
-	rw.serve()
+	if s.monitors.Load() == 0 && !s.log.IsDebug() {
+		rw.serve()
+	} else {
+		began := time.Now()
+		rw.serve()
+		// The query string is left out: it may have a token.
+		s.log.Debug("request finished", "method", r.Method, "path", r.URL.Path, "from", r.RemoteAddr, "latency", time.Since(began))
+	}
 	rw.free()
 }
 

@@ -33,7 +33,7 @@ func (a *Agent) Self(context.Context) (*httpapi.AgentSelf, error) {
 			Datacenter: s.Node.Datacenter, PrimaryDatacenter: s.Node.PrimaryDatacenter, NodeName: s.Node.Name, NodeID: a.node.ID,
 			Revision: version.Commit, Server: s.Server, Version: version.Compat, BuildDate: version.BuildDate,
 		},
-		DebugConfig: redact(reflect.ValueOf(*s)),
+		DebugConfig: a.debugConfig(s),
 		Member:      member(a.pool.Local()),
 		Stats:       a.stats(s),
 		Meta:        nodeMeta(s),
