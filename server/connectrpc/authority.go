@@ -137,22 +137,14 @@ func (a *Authority) Initialize(ctx context.Context, store *state.Store, apply Ap
 	a.mu.Lock()
 	a.stopped = false
 	a.mu.Unlock()
-	own := maps.Clone(a.cfg.Settings)
-	if a.cfg.Provider != ca.BuiltIn {
-		own[ownProvider] = a.cfg.Provider
-	}
 	view := store.View()
 	_, config := view.CAConfig()
 	_, roots := view.CARoots()
 	if config != nil && ca.ActiveRoot(roots) != nil {
-		if len(own) == 0 || sameSettings(config.FromAgent, own) {
-			return nil
-		}
-		next := &trust.Configuration{Provider: a.cfg.Provider, Config: maps.Clone(a.cfg.Settings), FromAgent: own}
-		a.log.Info("applying the changed CA settings of this server")
-		return a.change(ctx, view, apply, next, false)
+		a.applyOwn(ctx, view, apply)
+		return nil
 	}
-	next := &trust.Configuration{Provider: a.cfg.Provider, Config: ca.DefaultConfig(), FromAgent: own}
+	next := &trust.Configuration{Provider: a.cfg.Provider, Config: ca.DefaultConfig(), FromAgent: a.own()}
 	if config != nil {
 		next.ClusterID = config.ClusterID
 	}
@@ -173,6 +165,30 @@ func (a *Authority) Initialize(ctx context.Context, store *state.Store, apply Ap
 	}
 	a.log.Info("the certificate authority is ready", "provider", next.Provider)
 	return nil
+}
+
+// own returns what this server's own configuration says about the authority.
+func (a *Authority) own() map[string]any {
+	own := maps.Clone(a.cfg.Settings)
+	if a.cfg.Provider != ca.BuiltIn {
+		own[ownProvider] = a.cfg.Provider
+	}
+	return own
+}
+
+// applyOwn applies this server's own settings if they are not those that were applied last. Where that fails, what was
+// there goes on, and it is tried again by Maintain. The caller holds a.changing.
+func (a *Authority) applyOwn(ctx context.Context, view *state.View, apply ApplyFunc) {
+	_, config := view.CAConfig()
+	own := a.own()
+	if len(own) == 0 || sameSettings(config.FromAgent, own) {
+		return
+	}
+	next := &trust.Configuration{Provider: a.cfg.Provider, Config: maps.Clone(a.cfg.Settings), FromAgent: own}
+	a.log.Info("applying the changed CA settings of this server")
+	if err := a.change(ctx, view, apply, next, false); err != nil && ctx.Err() == nil {
+		a.log.Error("the changed CA settings of this server cannot be applied, those before stay in force", "error", err)
+	}
 }
 
 // ownProvider is where Configuration.FromAgent has the name of a provider that is not the built-in one.
@@ -204,15 +220,16 @@ func (a *Authority) Maintain(ctx context.Context, store *state.Store, apply Appl
 			return err
 		}
 		a.log.Info("pruned CA roots that are no longer in use", "left", len(kept))
-		view = store.View()
 	}
-	if err := a.retire(ctx, store, apply); err != nil {
-		a.log.Warn("an old CA provider did not clean up, will retry", "error", err)
-	}
+	a.applyOwn(ctx, store.View(), apply)
+	a.retire(ctx, store, apply)
 	if err := a.renew(ctx, store.View(), apply); err != nil {
 		return err
 	}
 	view = store.View()
+	_, config = view.CAConfig()
+	_, roots = view.CARoots()
+	active = ca.ActiveRoot(roots)
 	kept := view.CAProvider(active.ID)
 	if config.Provider != ca.BuiltIn || kept == nil || kept.Given || ca.PendingRoot(roots) != nil {
 		return nil
@@ -280,11 +297,15 @@ func (a *Authority) change(ctx context.Context, view *state.View, apply ApplyFun
 		return a.store(ctx, view, apply, next, kept)
 	}
 	if active != nil && !next.ForceWithoutCrossSigning {
-		if err := a.crossSign(ctx, view, active, root); err != nil {
-			return err
-		}
+		err = a.crossSign(ctx, view, active, root)
 	}
-	return a.install(ctx, view, apply, next, root, kept, settings)
+	if err == nil {
+		err = a.install(ctx, view, apply, next, root, kept, settings)
+	}
+	if err != nil && kept.State != nil {
+		a.log.Warn("what the CA provider has made for the new root is left as it is", "provider", next.Provider, "state", kept.State)
+	}
+	return err
 }
 
 // store is the last step of a change to a root that is there: it writes the configuration, and what the provider keeps,

@@ -102,9 +102,7 @@ func (a *Authority) setConfig(ctx context.Context, c *transport.Call, req *ca.Se
 	if err := a.change(ctx, view, apply, next, false); err != nil {
 		return nil, acl.Permit{}, err
 	}
-	if err := a.retire(ctx, c.Store, apply); err != nil {
-		a.log.Warn("an old CA provider did not clean up, will retry", "error", err)
-	}
+	a.retire(ctx, c.Store, apply)
 	return &struct{}{}, permit, nil
 }
 

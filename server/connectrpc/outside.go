@@ -119,19 +119,18 @@ func (a *Authority) renew(ctx context.Context, view *state.View, apply ApplyFunc
 
 // retire lets the providers of roots that sign no more remove what they have outside. What fails is tried again by the
 // next call. The caller holds a.changing.
-func (a *Authority) retire(ctx context.Context, store *state.Store, apply ApplyFunc) error {
+func (a *Authority) retire(ctx context.Context, store *state.Store, apply ApplyFunc) {
 	view := store.View()
 	_, roots := view.CARoots()
 	_, config := view.CAConfig()
 	active := ca.ActiveRoot(roots)
-	var problems []error
 	for _, r := range roots {
 		kept := view.CAProvider(r.ID)
 		if r.Active || !r.SpreadSince.IsZero() || kept == nil || kept.CleanedUp || providerName(kept) == ca.BuiltIn {
 			continue
 		}
 		if err := a.cleanup(ctx, kept, view.CAProvider(active.ID), config); err != nil {
-			problems = append(problems, fmt.Errorf("clean up after CA root %s: %w", r.ID, err))
+			a.log.Warn("an old CA provider did not clean up, will retry", "root", r.ID, "provider", providerName(kept), "error", err)
 			continue
 		}
 		done := caprovider.Copy(kept)
@@ -139,10 +138,9 @@ func (a *Authority) retire(ctx context.Context, store *state.Store, apply ApplyF
 		rootsIndex, _ := view.CARoots()
 		configIndex, _ := view.CAConfig()
 		if _, err := apply(ctx, fsm.CAConfig, &setCommand{RootsIndex: rootsIndex, ConfigIndex: configIndex, Provider: done}); err != nil {
-			return err
+			a.log.Warn("what an old CA provider has cleaned up cannot be noted, will retry", "root", r.ID, "error", err)
 		}
 	}
-	return errors.Join(problems...)
 }
 
 func (a *Authority) cleanup(ctx context.Context, kept, next *trust.ProviderState, config *trust.Configuration) error {

@@ -44,6 +44,7 @@ type world struct {
 	vault     *vaulttest.Server
 	aws       *awstest.Server
 	log       *bytes.Buffer
+	dial      connectrpc.DialFunc
 }
 
 // newWorld is for bubbles.
@@ -78,6 +79,7 @@ func newWorldWith(t *testing.T, other *world, cfg connectrpc.Config) *world {
 		}
 		return here.Dial(ctx, to)
 	}
+	w.dial = cfg.Dial
 	cfg.Getenv = func(name string) string {
 		return map[string]string{
 			"AWS_ENDPOINT_URL": "http://aws", "AWS_REGION": awstest.Region, "AWS_ACCESS_KEY_ID": "AKID", "AWS_SECRET_ACCESS_KEY": "aws-secret-key",
@@ -157,6 +159,32 @@ func TestAuthorityInVault(t *testing.T) {
 		w.leaf(t, root)
 		if got := roots(t, w.Caller()); len(got.Roots) != 1 {
 			t.Errorf("%d roots", len(got.Roots))
+		}
+	})
+}
+
+// Own settings that cannot be applied leave what was there in force, and are applied later.
+func TestOwnSettingsAreTriedAgain(t *testing.T) {
+	testkit.Bubble(t, func(t *testing.T) {
+		w := newWorld(t, connectrpc.Config{})
+		before := roots(t, w.Caller()).Active()
+		w.vault.Revoke(vaultToken)
+		other := connectrpc.New(connectrpc.Config{Provider: "vault", Settings: vaultConfig("root", "inter"), Dial: w.dial, Logger: hclog.New(&hclog.LoggerOptions{Output: w.log})})
+		defer other.Stop()
+		if err := other.Initialize(t.Context(), w.Store, w.Apply); err != nil {
+			t.Fatal(err)
+		}
+		if got := roots(t, w.Caller()).ActiveRootID; got != before.ID || !strings.Contains(w.log.String(), "those before stay in force") {
+			t.Errorf("active root %s, was %s; logged: %s", got, before.ID, w.log)
+		}
+		w.vault.AddToken(vaultToken, 100*time.Hour, false)
+		if err := other.Maintain(t.Context(), w.Store, w.Apply); err != nil {
+			t.Fatal(err)
+		}
+		w.leaf(t, before, roots(t, w.Caller()).Active())
+		index := w.Index()
+		if err := other.Maintain(t.Context(), w.Store, w.Apply); err != nil || w.Index() != index || roots(t, w.Caller()).Active().Name != "Vault CA Primary Cert" {
+			t.Errorf("applied again: %v, %d entries", err, w.Index()-index)
 		}
 	})
 }

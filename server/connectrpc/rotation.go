@@ -251,7 +251,11 @@ func (a *Authority) advance(ctx context.Context, store *state.Store, apply Apply
 		a.log.Warn("the new CA root signs from now on, though not everybody has confirmed to trust it", "root", r.NewRootID,
 			"awaited", awaited(r))
 	}
-	return a.activate(ctx, view, apply)
+	if err := a.activate(ctx, view, apply); err != nil {
+		return err
+	}
+	a.retire(ctx, store, apply)
+	return nil
 }
 
 // awaited tells who has not confirmed, and why.
@@ -458,9 +462,13 @@ func (a *Authority) rotate(ctx context.Context, c *transport.Call, req *ca.Rotat
 		if err := a.change(ctx, view, apply, &next, true); err != nil {
 			return nil, acl.Permit{}, err
 		}
+		before := aim(roots).ID
 		view = c.Store.View()
 		_, roots = view.CARoots()
 		pending = ca.PendingRoot(roots)
+		if aim(roots).ID == before {
+			return nil, acl.Permit{}, wireerr.BadRequest("the CA provider %q stays with its root: another is chosen in its configuration", config.Provider)
+		}
 	}
 	if req.Force && pending != nil {
 		a.log.Warn("the new CA root signs from now on, as an operator has asked, whoever trusts it", "root", pending.ID)
@@ -468,6 +476,7 @@ func (a *Authority) rotate(ctx context.Context, c *transport.Call, req *ca.Rotat
 			return nil, acl.Permit{}, err
 		}
 	}
+	a.retire(ctx, c.Store, apply)
 	return &struct{}{}, permit, nil
 }
 

@@ -27,10 +27,10 @@ const maintainCAEvery = time.Hour
 // CA keeps the certificate authority going.
 func CA(a Authority) Duty {
 	return Duty{Name: "ca", Run: func(ctx context.Context, l *Leader) error {
+		defer a.Stop()
 		if err := a.Initialize(ctx, l.Store, l.Apply); err != nil {
 			return err
 		}
-		defer a.Stop()
 		var wg sync.WaitGroup
 		defer wg.Wait()
 		wg.Go(func() { a.Rotate(ctx, l.Store, l.Apply) })
