@@ -143,10 +143,14 @@ func New(cfg Config) (*Server, error) {
 	svidrpc.Register(&registry, &appliers, tokens)
 	configrpc.Register(&registry, &appliers, cfg.Entries)
 	explainrpc.Register(&registry, explainrpc.Config{Default: cfg.Entries.Default(), ConnectDisabled: cfg.Entries.ConnectDisabled})
-	statusrpc.Register(&registry, &appliers, statusrpc.Config{
-		ID: cfg.NodeID, Raft: s.raft, Pool: s.pool, Membership: func() *membership.Membership { return s.membership },
+	status := statusrpc.Config{
+		ID: cfg.NodeID, Raft: s.raft, Pool: s.pool, WAN: s.wan, Membership: func() *membership.Membership { return s.membership },
 		Autopilot: *cfg.Autopilot, TempDir: cfg.DataDir, Logger: s.log,
-	})
+	}
+	if s.federation != nil {
+		status.Elsewhere = s.federation
+	}
+	statusrpc.Register(&registry, &appliers, status)
 	uirpc.Register(&registry, uirpc.Config{Default: cfg.Entries.Default(), Builds: s.builds})
 	s.peers = peering.New(peering.Config{
 		Datacenter: cfg.Datacenter, Store: s.store, Dial: cfg.Dial, LeaderAddress: s.leaderForPeers, Logger: cfg.Logger,

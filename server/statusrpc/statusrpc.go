@@ -37,12 +37,21 @@ type Config struct {
 	ID         string // node ID of this server
 	Raft       *consensus.Raft
 	Pool       *gossip.Pool
+	WAN        *gossip.Pool // nil when this server is in none
+	Elsewhere  Elsewhere    // nil with it
 	Membership func() *membership.Membership
 	// Autopilot is the configuration used until one is stored.
 	Autopilot operator.AutopilotConfig
 	// TempDir holds snapshots while they are checked; empty for the system's.
 	TempDir string
 	Logger  hclog.Logger
+}
+
+// Elsewhere makes calls to other datacenters.
+type Elsewhere interface {
+	// Datacenters returns those known, this one first.
+	Datacenters() []string
+	Call(ctx context.Context, datacenter, method string, req, resp any) error
 }
 
 type handlers struct{ cfg Config }
@@ -263,7 +272,7 @@ var keyOps = map[operator.KeyringOp]gossip.KeyOp{
 	operator.KeyringUse: gossip.UseKey, operator.KeyringRemove: gossip.RemoveKey,
 }
 
-func (h *handlers) keyring(_ context.Context, c *transport.Call, req *operator.KeyringRequest) (*operator.KeyringReply, acl.Permit, error) {
+func (h *handlers) keyring(ctx context.Context, c *transport.Call, req *operator.KeyringRequest) (*operator.KeyringReply, acl.Permit, error) {
 	access := acl.Write
 	if req.Op == operator.KeyringList {
 		access = acl.Read
@@ -276,8 +285,35 @@ func (h *handlers) keyring(_ context.Context, c *transport.Call, req *operator.K
 	if !ok {
 		return nil, acl.Permit{}, wireerr.BadRequest("unknown keyring operation %q", req.Op)
 	}
-	resp := &operator.KeyringResponse{Datacenter: c.Datacenter, Keys: map[string]int{}, PrimaryKeys: map[string]int{}}
-	report, err := h.cfg.Pool.Keys(op, req.Key, req.RelayFactor)
+	reply := &operator.KeyringReply{}
+	if h.cfg.WAN != nil && !req.LocalOnly {
+		wan := keysOf(h.cfg.WAN, op, req)
+		wan.WAN, wan.Datacenter = true, c.Datacenter
+		reply.Responses = append(reply.Responses, wan)
+	}
+	lan := keysOf(h.cfg.Pool, op, req)
+	lan.Datacenter = c.Datacenter
+	reply.Responses = append(reply.Responses, lan)
+	if h.cfg.Elsewhere == nil || req.LocalOnly {
+		return reply, permit, nil
+	}
+	for _, dc := range h.cfg.Elsewhere.Datacenters()[1:] {
+		there := *req
+		there.Datacenter, there.LocalOnly = dc, true
+		var got operator.KeyringReply
+		if err := h.cfg.Elsewhere.Call(ctx, dc, operator.KeyringCall.Name, &there, &got); err != nil {
+			reply.Responses = append(reply.Responses, &operator.KeyringResponse{Datacenter: dc, Keys: map[string]int{}, PrimaryKeys: map[string]int{}, Error: err.Error()})
+			continue
+		}
+		reply.Responses = append(reply.Responses, got.Responses...)
+	}
+	return reply, permit, nil
+}
+
+// keysOf has a pool's members do something about their keys.
+func keysOf(pool *gossip.Pool, op gossip.KeyOp, req *operator.KeyringRequest) *operator.KeyringResponse {
+	resp := &operator.KeyringResponse{Keys: map[string]int{}, PrimaryKeys: map[string]int{}}
+	report, err := pool.Keys(op, req.Key, req.RelayFactor)
 	if report != nil {
 		resp.Messages, resp.NumNodes = report.Messages, report.Nodes
 		if report.Keys != nil {
@@ -290,7 +326,7 @@ func (h *handlers) keyring(_ context.Context, c *transport.Call, req *operator.K
 	if err != nil {
 		resp.Error = err.Error()
 	}
-	return &operator.KeyringReply{Responses: []*operator.KeyringResponse{resp}}, permit, nil
+	return resp
 }
 
 // autopilotFact is the name under which the configuration is stored.
