@@ -11,6 +11,7 @@ import (
 
 	"github.com/hashicorp/cli"
 
+	"github.com/sarnmesh/sarn/command/aclcmd"
 	"github.com/sarnmesh/sarn/command/agent"
 	"github.com/sarnmesh/sarn/command/catalogcmd"
 	"github.com/sarnmesh/sarn/command/clustercmd"
@@ -22,6 +23,7 @@ import (
 	"github.com/sarnmesh/sarn/command/intentioncmd"
 	"github.com/sarnmesh/sarn/command/kvcmd"
 	"github.com/sarnmesh/sarn/command/lockcmd"
+	"github.com/sarnmesh/sarn/command/logincmd"
 	"github.com/sarnmesh/sarn/command/operatorcmd"
 	"github.com/sarnmesh/sarn/command/peeringcmd"
 	"github.com/sarnmesh/sarn/command/proxycmd"
@@ -74,8 +76,8 @@ var assembled = map[string]func(ui cli.Ui) cli.Command{
 func all(ctx context.Context, s verb.Streams) map[string]cli.CommandFactory {
 	commands := map[string]cli.CommandFactory{}
 	for _, verbs := range [][]verb.Verb{
-		catalogcmd.Verbs(), clustercmd.Verbs(), configcmd.Verbs(), connectcmd.Verbs(), debugcmd.Verbs(), execcmd.Verbs(), explaincmd.Verbs(),
-		intentioncmd.Verbs(), kvcmd.Verbs(), lockcmd.Verbs(), operatorcmd.Verbs(), redirectcmd.Verbs(), servicescmd.Verbs(), snapshotcmd.Verbs(), tlscmd.Verbs(), validatecmd.Verbs(),
+		aclcmd.Verbs(), catalogcmd.Verbs(), clustercmd.Verbs(), configcmd.Verbs(), connectcmd.Verbs(), debugcmd.Verbs(), execcmd.Verbs(), explaincmd.Verbs(),
+		intentioncmd.Verbs(), kvcmd.Verbs(), lockcmd.Verbs(), logincmd.Verbs(), operatorcmd.Verbs(), redirectcmd.Verbs(), servicescmd.Verbs(), snapshotcmd.Verbs(), tlscmd.Verbs(), validatecmd.Verbs(),
 		versioncmd.Verbs(), watchcmd.Verbs(),
 		peeringcmd.Verbs(),
 	} {
@@ -115,7 +117,7 @@ var groups = []struct{ title, names string }{
 	{"Mesh", "connect intention explain"},
 	{"Data", "kv lock watch snapshot"},
 	{"Cluster", "members join force-leave operator info monitor rtt debug exec"},
-	{"Keys", "acl keygen keyring tls"},
+	{"Keys", "acl login logout keygen keyring tls"},
 }
 
 // help lists the commands by group.

@@ -55,6 +55,8 @@ type Call struct {
 
 	verb *Verb
 	opt  options
+	// missing is the line of a policy that the agent said would have let a request through.
+	missing *hint
 }
 
 // options are the values of the common flags.
@@ -145,7 +147,7 @@ func (c *command) flags(opt *options) (all, own, shared *flag.FlagSet, run func(
 
 // Run parses the arguments, runs the command and returns its exit code.
 func (c *command) Run(args []string) int {
-	call := &Call{Streams: c.streams, Context: c.ctx, verb: &c.Verb}
+	call := &Call{Streams: c.streams, Context: c.ctx, verb: &c.Verb, missing: new(hint)}
 	all, _, _, run := c.flags(&call.opt)
 	all.SetOutput(io.Discard)
 	all.Usage = func() {}
@@ -174,6 +176,9 @@ func (c *command) Run(args []string) int {
 		return e.code
 	}
 	fmt.Fprintln(c.streams.Err, strings.TrimRight(err.Error(), "\n"))
+	if rule := call.missing.get(); rule != "" {
+		fmt.Fprintf(c.streams.Err, "Hint: this line in a policy of the token grants it: %s\n", rule)
+	}
 	if u := (*usageError)(nil); errors.As(err, &u) {
 		fmt.Fprintf(c.streams.Err, "\n%s\n", c.Help())
 	}
@@ -312,6 +317,7 @@ func (c *Call) API() (*api.Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("Error connecting to Sarn agent: %w", err) //nolint:staticcheck // shown as it is
 	}
+	c.missing.listen(conf.HttpClient)
 	return client, nil
 }
 

@@ -1,0 +1,50 @@
+package verb
+
+import (
+	"net/http"
+	"sync/atomic"
+)
+
+// missingRule is the header in which an agent names the line of a policy that would have let a request through.
+const missingRule = "X-Sarn-Missing-Rule"
+
+// A hint is what the last refused request lacked.
+type hint struct{ rule atomic.Pointer[string] }
+
+// listen has the answers to a client's requests looked at.
+func (h *hint) listen(client *http.Client) {
+	if h == nil || client == nil {
+		return
+	}
+	next := client.Transport
+	if next == nil {
+		next = http.DefaultTransport
+	}
+	client.Transport = listener{next, h}
+}
+
+// get returns the line, empty for none.
+func (h *hint) get() string {
+	if rule := h.rule.Load(); rule != nil {
+		return *rule
+	}
+	return ""
+}
+
+type listener struct {
+	next http.RoundTripper
+	hint *hint
+}
+
+// RoundTrip performs a request.
+func (l listener) RoundTrip(r *http.Request) (*http.Response, error) {
+	resp, err := l.next.RoundTrip(r)
+	if err == nil {
+		rule := ""
+		if resp.StatusCode == http.StatusForbidden {
+			rule = resp.Header.Get(missingRule)
+		}
+		l.hint.rule.Store(&rule)
+	}
+	return resp, err
+}
