@@ -243,7 +243,7 @@ func TestTokens(t *testing.T) {
 			t.Errorf("written: %v", left)
 		}
 		k.configure(s) // a reload
-		if k.Default() != "file-default" || k.Agent() != "api-agent" {
+		if k.Default() != "file-default" || k.Agent() != "file-default" {
 			t.Errorf("after a reload: default %q, agent %q", k.Default(), k.Agent())
 		}
 	})

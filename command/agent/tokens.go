@@ -59,9 +59,9 @@ func (t *tokens) configure(s *config.Settings) {
 	}
 	for kind, set := range t.set {
 		switch {
-		case t.path == "" && t.configured[kind] != "":
+		case t.path == "":
 			if set != t.configured[kind] {
-				t.log.Info("a token set over the API gives way to that of the configuration", "token", string(kind))
+				t.log.Info("a token set over the API gives way to the configuration", "token", string(kind), "configured", t.configured[kind] != "")
 			}
 			delete(t.set, kind)
 		case before != nil && before[kind] != t.configured[kind]:
