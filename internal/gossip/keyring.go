@@ -134,6 +134,13 @@ type KeyReport struct {
 	Failures    int
 }
 
+// keyTexts are what clients match on (spec/state.md section 11.3), for what the library says.
+var keyTexts = map[string]string{
+	"removing the primary key is not allowed":   "Removing the primary key is not allowed",
+	"requested key is not in the keyring":       "Requested key is not in the keyring",
+	"keyring is empty (encryption not enabled)": "Keyring is empty (encryption not enabled)",
+}
+
 // Keys performs an operation on every member's key ring; key is base64. The report is meaningful also beside an error.
 func (p *Pool) Keys(op KeyOp, key string, relay uint8) (*KeyReport, error) {
 	s := p.running()
@@ -155,6 +162,11 @@ func (p *Pool) Keys(op KeyOp, key string, relay uint8) (*KeyReport, error) {
 	}
 	if resp == nil {
 		return nil, err
+	}
+	for member, text := range resp.Messages {
+		if known, ok := keyTexts[text]; ok {
+			resp.Messages[member] = known
+		}
 	}
 	return &KeyReport{
 		Messages: resp.Messages, Keys: resp.Keys, PrimaryKeys: resp.PrimaryKeys,
