@@ -231,12 +231,12 @@ func (a *Authority) Maintain(ctx context.Context, store *state.Store, apply Appl
 	_, roots = view.CARoots()
 	active = ca.ActiveRoot(roots)
 	kept := view.CAProvider(active.ID)
-	if config.Provider != ca.BuiltIn || kept == nil || kept.Given || ca.PendingRoot(roots) != nil {
+	if kept == nil || kept.Given || ca.PendingRoot(roots) != nil {
 		return nil
 	}
 	// Nine tenths of its life are over, or it is as old as it may get.
 	switch life := active.NotAfter.Sub(active.NotBefore); {
-	case now.After(active.NotAfter.Add(-life / 10)):
+	case config.Provider == ca.BuiltIn && now.After(active.NotAfter.Add(-life/10)):
 		a.log.Info("replacing the CA root before it expires", "expires", active.NotAfter)
 	case aged(active, config, now):
 		a.log.Info("replacing the CA root, as its rotation period is over", "root", active.ID)
