@@ -320,6 +320,9 @@ func members(f *flag.FlagSet) func(*verb.Call) error {
 		if err != nil {
 			return err
 		}
+		if *wan && *segment == api.AllSegments {
+			*segment = "" // there are none over the WAN
+		}
 		list, err := client.Agent().MembersOpts(api.MembersOpts{WAN: *wan, Segment: *segment, Filter: *filter})
 		if err != nil {
 			return verb.Errorf("Error retrieving members: %w", err)
