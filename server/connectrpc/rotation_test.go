@@ -18,6 +18,7 @@ import (
 	"github.com/sarnmesh/sarn/catalog/read"
 	"github.com/sarnmesh/sarn/connect"
 	"github.com/sarnmesh/sarn/connect/ca"
+	"github.com/sarnmesh/sarn/internal/testkit"
 	"github.com/sarnmesh/sarn/internal/wireerr"
 	"github.com/sarnmesh/sarn/server/catalogrpc"
 	"github.com/sarnmesh/sarn/server/connectrpc"
@@ -534,6 +535,69 @@ func TestOldRootsOutliveTheirLeaves(t *testing.T) {
 			if left := time.Until(root.PruneAfter); !root.Active && left != 200*time.Hour && left != 4*time.Hour {
 				t.Errorf("trusted for %v", left)
 			}
+		}
+	})
+}
+
+// An outside authority goes on signing while the root of another provider is spread, with the settings it had.
+func TestRotationBetweenProvidersIsConfirmed(t *testing.T) {
+	testkit.Bubble(t, func(t *testing.T) {
+		w := newWorld(t, connectrpc.Config{})
+		catalogrpc.Register(&w.Registry, &w.Appliers, catalogrpc.Config{})
+		c := &cluster{Server: w.Server, t: t, a: w.authority, log: w.log}
+		c.lead()
+		defer func() { c.stop() }()
+		c.node("n1", passing, sidecar+"web-sidecar-proxy")
+		first := c.roots().ActiveRootID
+		set := func(provider string, config map[string]any) string {
+			if err := w.set(t, provider, config, false); err != nil {
+				t.Fatal(err)
+			}
+			synctest.Wait()
+			return c.rotation().NewRootID
+		}
+
+		// To Vault and, before it is confirmed, back again.
+		set("vault", vaultConfig("root", "inter"))
+		c.want("to Vault", ca.PhaseSpreading, "n1")
+		if got := set("consul", map[string]any{}); got != first || len(c.roots().Roots) != 1 {
+			t.Errorf("withdrawn: %s, was %s; %d roots", got, first, len(c.roots().Roots))
+		}
+		inVault := set("vault", vaultConfig("root", "inter"))
+		w.leaf(t, c.roots().Active())
+		if by, _ := c.signer(); by != first {
+			t.Errorf("signed by %s while Vault's root is spread", by)
+		}
+		c.confirm("n1")
+		if by, n := c.signer(); by != inVault || n != 3 {
+			t.Errorf("signed by %s with %d certificates, want %s", by, n, inVault)
+		}
+		for _, root := range c.roots().Roots {
+			w.leaf(t, root)
+		}
+
+		// Vault makes no other root by itself: nothing changes.
+		index := c.Index()
+		if _, err := ca.RotateCall.Call(t.Context(), c.Caller(), &ca.RotateRequest{}); err == nil || c.Index() != index {
+			t.Errorf("rotated in Vault: %v", err)
+		}
+
+		// And back to the built-in provider: Vault signs until that is confirmed.
+		time.Sleep(time.Hour)
+		back := set("consul", map[string]any{"PrivateKeyBits": 384})
+		for range 30 {
+			if by, n := c.signer(); by != inVault || n != 3 {
+				t.Fatalf("signed by %s with %d certificates while another root is spread", by, n)
+			}
+			time.Sleep(time.Second)
+		}
+		if err := c.a.Maintain(t.Context(), c.Store, c.Apply); err != nil {
+			t.Fatal(err)
+		}
+		w.leaf(t, c.roots().Active())
+		c.confirm("n1")
+		if by, n := c.signer(); by != back || n != 2 {
+			t.Errorf("signed by %s with %d certificates, want %s", by, n, back)
 		}
 	})
 }
