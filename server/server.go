@@ -304,6 +304,7 @@ func (s *Server) Run(ctx context.Context) error {
 	g.Go(func() error { return s.grpc.Serve(s.port.Listener(rpcwire.ProtoRPC)) })
 	g.Go(func() error { return s.membership.RunBootstrap(ctx) })
 	g.Go(func() error { return seen(ctx) })
+	g.Go(func() error { return s.report(ctx) })
 	g.Go(func() error {
 		<-ctx.Done()
 		s.dispatcher.Refuse()

@@ -11,6 +11,8 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"github.com/hashicorp/go-metrics"
+
 	"github.com/sarnmesh/sarn/internal/wireerr"
 )
 
@@ -37,7 +39,8 @@ type route struct {
 	allow   []string // value of the Allow header, when it is asked for
 	refusal []string // value of the Allow header, when the method is not known
 	handle  handler
-	nested  []*route // with this prefix and a suffix
+	nested  []*route                   // with this prefix and a suffix
+	labels  map[string][]metrics.Label // of its metric, by method
 }
 
 func (s *Server) add(e endpoint) error {
@@ -49,7 +52,9 @@ func (s *Server) add(e endpoint) error {
 	}
 	rt.refusal = rt.allow
 	var inside bool
-	if rt.prefix, rt.suffix, inside = strings.Cut(e.path, "*"); inside {
+	rt.prefix, rt.suffix, inside = strings.Cut(e.path, "*")
+	rt.label()
+	if inside {
 		parent := s.prefixes[rt.prefix]
 		if parent == nil {
 			return fmt.Errorf("httpapi: path %s is inside of none", e.path)
@@ -130,6 +135,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.serveOther(w, r, raw)
 		return
 	}
+	defer rt.measure(r.Method, time.Now())
 	rw := newResponse(s, w, r, rt)
 	if s.monitors.Load() == 0 && !s.log.IsDebug() {
 		rw.serve()

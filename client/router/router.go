@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/go-metrics"
 
 	"github.com/sarnmesh/sarn/catalog/read"
 	"github.com/sarnmesh/sarn/internal/gossip"
@@ -125,6 +126,7 @@ func (r *Router) admit() error {
 	r.tokens = min(r.burst, r.tokens+now.Sub(r.filled).Seconds()*r.rate)
 	r.filled = now
 	if r.tokens < 1 {
+		metrics.IncrCounter(metricExceeded, 1)
 		return wireerr.ErrClientRateLimit
 	}
 	r.tokens--
@@ -185,7 +187,13 @@ func (r *Router) failed(s gossip.Server) {
 }
 
 // Call performs a call at one of the servers.
-func (r *Router) Call(ctx context.Context, d rpc.Descriptor, req, resp any) error {
+func (r *Router) Call(ctx context.Context, d rpc.Descriptor, req, resp any) (err error) {
+	metrics.IncrCounter(metricCalls, 1)
+	defer func() {
+		if err != nil {
+			metrics.IncrCounter(metricFailed, 1)
+		}
+	}()
 	if err := r.admit(); err != nil {
 		return err
 	}

@@ -491,6 +491,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	a.serveHTTP(run, s)
 	run("watches", a.watches.run)
+	run("telemetry", a.metrics.run)
 	if a.jobs != nil {
 		run("remote execution", a.jobs.Run)
 	}

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"net/http"
 	"net/http/pprof"
 	"os"
@@ -12,6 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/sarnmesh/sarn/command/agent/config"
+	"github.com/sarnmesh/sarn/internal/version"
 )
 
 // telemetry keeps the process's metrics.
@@ -38,7 +40,13 @@ func newTelemetry(s *config.Settings) (*telemetry, error) {
 	sinks := metrics.FanoutSink{t.inmem}
 	if s.Telemetry.PrometheusRetention > 0 {
 		registry := prometheus.NewRegistry()
-		sink, err := metricsprom.NewPrometheusSinkFrom(metricsprom.PrometheusOpts{Expiration: s.Telemetry.PrometheusRetention, Registerer: registry})
+		opts := metricsprom.PrometheusOpts{Expiration: s.Telemetry.PrometheusRetention, Registerer: registry}
+		host := conf.HostName
+		if !conf.EnableHostname {
+			host = ""
+		}
+		known(&opts, conf.ServiceName, host)
+		sink, err := metricsprom.NewPrometheusSinkFrom(opts)
 		if err != nil {
 			return nil, err
 		}
@@ -49,6 +57,22 @@ func newTelemetry(s *config.Settings) (*telemetry, error) {
 		return nil, err
 	}
 	return t, nil
+}
+
+// run tells the version again and again, so that it does not expire, until ctx ends.
+func (t *telemetry) run(ctx context.Context) error {
+	tick := time.NewTicker(metricsInterval)
+	defer tick.Stop()
+	for {
+		metrics.SetGaugeWithLabels([]string{"version"}, 1, []metrics.Label{
+			{Name: "version", Value: version.Number()}, {Name: "pre_release", Value: version.Prerelease()},
+		})
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
 }
 
 // profiles answers below /debug/pprof/ with profiles of this process: for enable_debug.

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/go-metrics"
 
 	"github.com/sarnmesh/sarn/acl"
 	"github.com/sarnmesh/sarn/catalog/read"
@@ -78,7 +79,8 @@ type Dispatcher struct {
 	cfg Config
 	log hclog.Logger
 
-	limiter limiter
+	limiter  limiter
+	blocking blockingCount
 
 	refused context.Context // ends with Refuse
 	refuse  context.CancelFunc
@@ -509,6 +511,7 @@ func (d *Dispatcher) run(ctx context.Context, r request) (any, error) {
 		return nil, err
 	}
 	c.apply = d.cfg.Log.Apply
+	defer measure(r.rt.Name, time.Now())
 	return r.rt.call(ctx, c, r.req)
 }
 
@@ -524,6 +527,7 @@ func (d *Dispatcher) read(ctx context.Context, r request, until time.Time, stale
 	if !stale {
 		lead = d.cfg.Log.Leadership()
 	}
+	metrics.IncrCounter(metricQueries, 1)
 	if until.IsZero() {
 		return d.readOnce(ctx, r, c, o, d.cfg.Store.View(), lead)
 	}
@@ -534,6 +538,8 @@ func (d *Dispatcher) read(ctx context.Context, r request, until time.Time, stale
 		defer context.AfterFunc(lead, cancel)()
 	}
 	defer context.AfterFunc(d.refused, cancel)()
+	d.blocking.add(1)
+	defer d.blocking.add(-1)
 	minIndex, missing := o.MinIndex, false
 	for first := true; ; first = false {
 		v := d.cfg.Store.WatchView()
@@ -598,7 +604,9 @@ func (d *Dispatcher) readOnce(ctx context.Context, r request, c *Call, o *read.O
 	case lead == nil && r.authorizer == nil && d.behind(): // the view may be from after a restore
 		return nil, errBehind
 	}
+	began := time.Now()
 	reply, err := r.rt.view(ctx, c, v, r.req)
+	measure(r.rt.Name, began)
 	if err != nil {
 		return nil, err
 	}

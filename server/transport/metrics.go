@@ -1,10 +1,47 @@
 package transport
 
-// Names of the metrics of this package, all counters.
+import (
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/go-metrics"
+)
+
+// Names of the metrics of this package.
 var (
+	// metricRequests counts calls that came over the network, metricErrors those of them that failed.
+	metricRequests = []string{"rpc", "request"}
+	metricErrors   = []string{"rpc", "request_error"}
+	// metricQueries counts reads answered here. metricBlocking is a gauge: how many wait for a change.
+	metricQueries  = []string{"rpc", "query"}
+	metricBlocking = []string{"rpc", "queries_blocking"}
 	// metricLimited counts calls over the request limits. Labels: limit_type, "global/read" or "global/write"; op, the
 	// name of the call; mode, "permissive" or "enforcing".
 	metricLimited = []string{"rpc", "rate_limit", "exceeded"}
 	// metricLimitUnsaid counts those of them that the log does not name.
 	metricLimitUnsaid = []string{"rpc", "rate_limit", "log_dropped"}
 )
+
+// measured are the summaries, in milliseconds, of the time that calls of these names take on the server that does them.
+var measured = map[string][]string{
+	"Catalog.Register": {"catalog", "register"}, "Catalog.Deregister": {"catalog", "deregister"},
+	"KV.Apply": {"kvs", "apply"}, "Txn.Apply": {"txn", "apply"}, "Txn.Read": {"txn", "read"},
+	"Session.Create": {"session", "apply"}, "Session.Destroy": {"session", "apply"}, "Session.Renew": {"session", "renew"},
+	"Query.Apply": {"prepared-query", "apply"}, "Query.Explain": {"prepared-query", "explain"},
+	"Query.Execute": {"prepared-query", "execute"}, "Query.ExecuteRemote": {"prepared-query", "execute_remote"},
+	"Intention.Upsert": {"intention", "apply"}, "Intention.Remove": {"intention", "apply"}, "Intention.Legacy": {"intention", "apply"},
+	"ConfigEntry.Apply": {"config_entry", "apply"}, "ConfigEntry.Delete": {"config_entry", "delete"},
+	"ConfigEntry.Get": {"config_entry", "get"}, "ConfigEntry.List": {"config_entry", "list"},
+}
+
+// measure notes how long a call has taken, if that is measured.
+func measure(name string, began time.Time) {
+	if key := measured[name]; key != nil {
+		metrics.MeasureSince(key, began)
+	}
+}
+
+// A blockingCount is how many reads wait.
+type blockingCount struct{ n atomic.Int64 }
+
+func (c *blockingCount) add(by int64) { metrics.SetGauge(metricBlocking, float32(c.n.Add(by))) }

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/hashicorp/go-metrics"
+
 	"github.com/sarnmesh/sarn/internal/rpc"
 	"github.com/sarnmesh/sarn/internal/rpcwire"
 	"github.com/sarnmesh/sarn/internal/wireerr"
@@ -51,6 +53,12 @@ func (d *Dispatcher) guard(rt *route, err *error) {
 
 func (d *Dispatcher) serve(rt *route, forwarded bool) func(context.Context, rpcwire.Peer, func(any) error) (any, error) {
 	return func(ctx context.Context, p rpcwire.Peer, decode func(any) error) (reply any, err error) {
+		metrics.IncrCounter(metricRequests, 1)
+		defer func() {
+			if err != nil {
+				metrics.IncrCounter(metricErrors, 1)
+			}
+		}()
 		defer d.guard(rt, &err)
 		if err := d.admit(rt, forwarded, p); err != nil {
 			return nil, err

@@ -1,0 +1,57 @@
+package agent
+
+import (
+	"strings"
+
+	"github.com/hashicorp/go-metrics/prometheus"
+)
+
+// Names of metrics that the Prometheus form has from the start, with 0 or NaN, so that dashboards find them before
+// anything has happened; parts of a name are separated by dots. Whoever measures declares what they mean.
+const (
+	knownGauges = `version runtime.num_goroutines runtime.alloc_bytes runtime.sys_bytes runtime.malloc_count runtime.free_count
+		runtime.heap_objects runtime.total_gc_pause_ns runtime.total_gc_runs
+		raft.commitNumLogs raft.peers raft.applied_index raft.last_index raft.fsm.lastRestoreDuration raft.leader.dispatchNumLogs
+		raft.leader.oldestLogAge server.isLeader autopilot.healthy autopilot.failure_tolerance rpc.queries_blocking
+		state.nodes state.services state.service_instances state.billable_service_instances state.connect_instances state.config_entries
+		members.clients members.servers mesh.active-root-ca.expiry memberlist.health.score
+		xds.server.streams xds.server.streamsUnauthenticated xds.server.idealStreamsMax`
+	knownCounters = `client.rpc client.rpc.exceeded client.rpc.failed rpc.request rpc.request_error rpc.query rpc.rate_limit.exceeded
+		rpc.rate_limit.log_dropped raft.apply raft.barrier raft.verify_leader raft.restore raft.state.leader raft.state.candidate raft.state.follower
+		raft.transition.heartbeat_timeout memberlist.msg.alive memberlist.msg.dead memberlist.msg.suspect memberlist.tcp.connect
+		memberlist.tcp.accept memberlist.tcp.sent memberlist.udp.sent memberlist.udp.received memberlist.degraded.probe
+		serf.member.join serf.member.left serf.member.failed serf.member.flap serf.events xds.server.streamDrained`
+	knownSummaries = `runtime.gc_pause_ns api.http catalog.register catalog.deregister kvs.apply txn.apply txn.read session.apply session.renew
+		prepared-query.apply prepared-query.explain prepared-query.execute prepared-query.execute_remote intention.apply
+		config_entry.apply config_entry.delete config_entry.get config_entry.list
+		raft.commitTime raft.fsm.apply raft.fsm.enqueue raft.fsm.snapshot raft.fsm.restore raft.leader.dispatchLog raft.leader.lastContact
+		raft.replication.appendEntries.rpc raft.replication.appendEntries.logs raft.replication.heartbeat raft.rpc.appendEntries
+		raft.rpc.appendEntries.storeLogs raft.rpc.appendEntries.processLogs raft.rpc.requestVote raft.rpc.processHeartbeat
+		raft.rpc.installSnapshot raft.snapshot.create raft.snapshot.takeSnapshot raft.snapshot.persist raft.thread.main.saturation
+		raft.thread.fsm.saturation memberlist.gossip memberlist.probeNode memberlist.pushPullNode memberlist.queue.broadcasts
+		serf.queue.Intent serf.queue.Event serf.queue.Query serf.snapshot.appendLine serf.snapshot.compact xds.server.streamStart`
+)
+
+// known adds the metrics above to the options of the sink. Gauges carry the host's name unless it is empty.
+func known(opts *prometheus.PrometheusOpts, prefix, host string) {
+	parts := func(name string, before ...string) (list []string) {
+		for _, part := range before {
+			if part != "" {
+				list = append(list, part)
+			}
+		}
+		return append(list, strings.Split(name, ".")...)
+	}
+	for name := range strings.FieldsSeq(knownGauges) {
+		key := parts(name, prefix, host)
+		opts.GaugeDefinitions = append(opts.GaugeDefinitions, prometheus.GaugeDefinition{Name: key, Help: strings.Join(key, "_")})
+	}
+	for name := range strings.FieldsSeq(knownCounters) {
+		key := parts(name, prefix)
+		opts.CounterDefinitions = append(opts.CounterDefinitions, prometheus.CounterDefinition{Name: key, Help: strings.Join(key, "_")})
+	}
+	for name := range strings.FieldsSeq(knownSummaries) {
+		key := parts(name, prefix)
+		opts.SummaryDefinitions = append(opts.SummaryDefinitions, prometheus.SummaryDefinition{Name: key, Help: strings.Join(key, "_")})
+	}
+}
