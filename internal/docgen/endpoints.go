@@ -122,6 +122,7 @@ var endpoints = map[string]endpoint{
 	"/v1/discovery-chain/":                 {"SERVICE", "What requests for a service go through, compiled from its entries; a body overrides parts of it."},
 	"/v1/event/fire/":                      {"NAME", "Sends a small message to agents; body: the payload."},
 	"/v1/event/list":                       {"", "The last 256 events this agent accepted."},
+	"/v1/explain":                          {"", "What becomes of a request from one service to another, and why."},
 	"/v1/exported-services":                {"", "Services exported to others."},
 	"/v1/health/checks/":                   {"SERVICE", "Checks of a service."},
 	"/v1/health/connect/":                  {"SERVICE", "As `health/service`, for mesh connections."},
