@@ -104,7 +104,11 @@ func showPretty(w io.Writer, all []*fileResult, verbose bool) error {
 		}
 	}
 	t := sum(all)
-	line := fmt.Sprintf("%d passed, %d failed in %d files", t.passed, t.failed, len(all))
+	files := "files"
+	if len(all) == 1 {
+		files = "file"
+	}
+	line := fmt.Sprintf("%d passed, %d failed in %d %s", t.passed, t.failed, len(all), files)
 	if t.broken > 0 {
 		line += fmt.Sprintf(", %d could not be run", t.broken)
 	}

@@ -1,6 +1,7 @@
 package explain
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"strings"
@@ -187,7 +188,7 @@ func (p *printer) route(x *Explanation) {
 	}
 	d := x.Route.Destination
 	if d != nil && (d.Service != "" || d.ServiceSubset != "") {
-		p.detail("to %s", serviceText(d.Service, d.ServiceSubset))
+		p.detail("to %s", serviceText(cmp.Or(d.Service, x.Route.Router), d.ServiceSubset))
 	}
 	if d != nil && d.PrefixRewrite != "" {
 		p.detail("the path becomes %s", x.Path)

@@ -190,7 +190,10 @@ func (e *evaluation) source(x *Explanation) (*mesh.Registration, string, error) 
 	r := &e.req
 	svc, node, side := e.sidecar(r.From)
 	x.Source = side
-	if side.Assumed {
+	switch {
+	case e.world.Entry(entry.KindIngressGateway, r.From) != nil || e.world.Entry(entry.KindAPIGateway, r.From) != nil:
+		x.note("%s is a gateway: which of its listeners, hosts and routes leads to %s is not looked at", r.From, r.To)
+	case side.Assumed:
 		x.note("%s has no sidecar registered; one with the central settings is assumed", r.From)
 	}
 	svc = clone(svc)
