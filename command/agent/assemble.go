@@ -385,7 +385,7 @@ func (a *Agent) newHTTP(s *config.Settings) (err error) {
 		DefaultToken: a.tokens.Default, DefaultPolicy: s.ACL.DefaultPolicy, ACLEnabled: s.ACL.Enabled, Authorize: a.authorize,
 		ResponseHeaders: s.HTTP.ResponseHeaders, BlockEndpoints: s.HTTP.BlockEndpoints, AllowWriteFrom: s.HTTP.AllowWriteFrom,
 		AllowUnprintable: s.HTTP.DisableUnprintableFilter, TranslateWANAddrs: s.TranslateWANAddrs,
-		DiscoveryMaxStale: s.Query.DiscoveryMaxStale, DisableCoordinates: s.DisableCoordinates, UIEnabled: s.UI.Enabled,
+		DiscoveryMaxStale: s.Query.DiscoveryMaxStale, DisableCoordinates: s.DisableCoordinates, UIEnabled: s.UI.Enabled || s.UI.Dir != "", UI: consoleOf(s),
 		UIPath: s.UI.ContentPath, UIMetrics: uiMetrics(s), Domain: s.DNS.Domain, MaxHeaderBytes: s.HTTP.MaxHeaderBytes, KVMaxValueSize: int64(s.Limits.KVMaxValueSize),
 		TxnMaxRequestLength: int64(s.Limits.TxnMaxReqLen), Events: &a.events,
 		Agent: httpapi.AgentConfig{

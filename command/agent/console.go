@@ -1,6 +1,8 @@
 package agent
 
 import (
+	"net/http"
+
 	"github.com/sarnmesh/sarn/client/httpapi"
 	"github.com/sarnmesh/sarn/command/agent/config"
 )
@@ -15,4 +17,15 @@ func uiMetrics(s *config.Settings) *httpapi.MetricsProxy {
 		p.Headers = append(p.Headers, httpapi.MetricsHeader{Name: h.Name, Value: h.Value})
 	}
 	return p
+}
+
+// consoleOf is what answers below the path of the console, nil when it is off.
+func consoleOf(s *config.Settings) http.Handler {
+	switch {
+	case s.UI.Dir != "":
+		return httpapi.ConsoleFiles(s.UI.Dir, s.UI.ContentPath)
+	case s.UI.Enabled:
+		return httpapi.ConsolePage()
+	}
+	return nil
 }
