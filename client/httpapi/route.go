@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/netip"
 	"path"
+	"slices"
 	"strings"
 	"time"
 	"unicode"
@@ -74,6 +75,21 @@ func (s *Server) add(e endpoint) error {
 	}
 	table[e.path] = rt
 	return nil
+}
+
+// Endpoints returns the paths of the API, sorted, each with the methods it knows, as "GET,PUT /v1/kv/".
+func (s *Server) Endpoints() []string {
+	var list []string
+	for _, table := range []map[string]*route{s.exact, s.prefixes} {
+		for path, rt := range table {
+			list = append(list, strings.Join(rt.methods, ",")+" "+path)
+			for _, n := range rt.nested {
+				list = append(list, strings.Join(n.methods, ",")+" "+n.prefix+"*"+n.suffix)
+			}
+		}
+	}
+	slices.Sort(list)
+	return list
 }
 
 // find returns the route for a decoded path, nil if there is none.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"sync"
 
@@ -33,6 +34,16 @@ func (d *Dispatcher) Methods() (methods []rpcwire.Method, streams []rpcwire.Stre
 			rpcwire.Method{Name: forwardedPrefix + name, Handle: d.serve(rt, true)})
 	}
 	return methods, streams
+}
+
+// Calls returns the calls that have a handler, ordered by name.
+func (d *Dispatcher) Calls() []rpc.Descriptor {
+	var list []rpc.Descriptor
+	for _, rt := range d.cfg.Registry.routes {
+		list = append(list, rt.Descriptor)
+	}
+	slices.SortFunc(list, func(a, b rpc.Descriptor) int { return strings.Compare(a.Name, b.Name) })
+	return list
 }
 
 // admit reports whether a peer may make the call.
