@@ -82,5 +82,6 @@ func TestAccessControlOfACluster(t *testing.T) {
 		if len(tokens) != 22 {
 			t.Errorf("%d tokens, want the first, the anonymous one and 20", len(tokens))
 		}
+		time.Sleep(time.Minute) // gossip is done with who has gone
 	})
 }

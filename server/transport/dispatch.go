@@ -376,6 +376,7 @@ var (
 	errNotCaughtUp   = errors.New("elected, but not caught up")
 	errLeaderAddress = errors.New("Raft leader not found in server lookup mapping")
 	errLedNoMore     = errors.New("no longer the leader")
+	errRights        = errors.New("the token has other rights now")
 	errBehind        = errors.New("the state is older than what was shown before")
 )
 
@@ -562,7 +563,7 @@ func (d *Dispatcher) read(ctx context.Context, r request, until time.Time, stale
 		if meta.Index > minIndex || v.Replaced() {
 			return reply, nil
 		}
-		werr := v.Wait(wait)
+		werr := d.await(wait, r, c, v)
 		switch {
 		case ctx.Err() != nil:
 			return nil, ctx.Err()
@@ -578,6 +579,29 @@ func (d *Dispatcher) read(ctx context.Context, r request, until time.Time, stale
 			}
 			d.finish(meta, lead != nil)
 			return reply, nil
+		}
+	}
+}
+
+// recheckEvery is how often a blocked read looks whether its token may still do what it did.
+const recheckEvery = 30 * time.Second
+
+// await waits for a change of what a view has shown. It returns an error when ctx ends, and when the token of the request
+// may no longer do what it did.
+func (d *Dispatcher) await(ctx context.Context, r request, c *Call, v *state.View) error {
+	for {
+		slice, cancel := context.WithTimeout(ctx, recheckEvery)
+		err := v.Wait(slice)
+		cancel()
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
+		now, err := d.call(ctx, r)
+		switch {
+		case err != nil:
+			return err
+		case now.Authorizer != c.Authorizer:
+			return errRights
 		}
 	}
 }
