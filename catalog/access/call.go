@@ -253,15 +253,21 @@ type TemplatePreviewRequest struct {
 }
 
 // A ResolveRequest asks what the token that it carries may do.
-type ResolveRequest struct{ read.Options }
+type ResolveRequest struct {
+	read.Options
+	// For is the datacenter that it is to be done in; empty for that of the server. A token of another datacenter's own is
+	// refused.
+	For string
+}
 
-// ResolveReply is what a token may do in the datacenter of the server.
+// ResolveReply is what a token may do in a datacenter.
 type ResolveReply struct {
 	read.Meta
 	// Token is without its secret. It is nil where nobody has made the anonymous token yet.
 	Token *acl.Token
 	// Policies are all that are in force for the token: its own, those of its roles, and those that identities and
-	// templates stand for. Those with equal IDs and ModifyIndex are equal.
+	// templates stand for. Those with equal IDs and Hash are equal; indexes may be
+	// of another datacenter.
 	Policies      []*acl.Policy
 	DefaultPolicy string // "allow" or "deny": what holds where no rule says anything
 }

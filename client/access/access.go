@@ -331,7 +331,7 @@ func (r *Resolver) compile(reply *calls.ResolveReply) (*acl.Ruleset, error) {
 	allow := !r.cfg.DefaultDeny && reply.DefaultPolicy != "deny"
 	key := []byte(strconv.FormatBool(allow))
 	for _, p := range reply.Policies {
-		key = fmt.Appendf(key, " %s %d", p.ID, p.ModifyIndex)
+		key = fmt.Appendf(key, " %s %x %d", p.ID, p.Hash, p.ModifyIndex) // indexes may be of another datacenter
 	}
 	r.rules.Lock()
 	rules := r.rules.compiled[string(key)]

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 
@@ -26,13 +27,17 @@ const (
 	Allow       = "allow"
 	Deny        = "deny"
 	ExtendCache = "extend-cache"
+	AsyncCache  = "async-cache"
 )
 
 // Config tunes a Control. A zero field takes its default.
 type Config struct {
 	Enabled       bool   // else every request has every right, and calls of catalog/access are refused
 	DefaultPolicy string // where no rule says anything: Allow, the default, or Deny
-	DownPolicy    string // of this node's agent, which is told to who asks; default ExtendCache
+	// DownPolicy says what holds for tokens that only the primary datacenter knows while that cannot be asked: Allow, Deny,
+	// or what was known before, ExtendCache, which is the default, or AsyncCache, which goes by it while asking again.
+	DownPolicy string
+	TokenTTL   time.Duration // how long what the primary datacenter said of a token is good; default 30s
 
 	// Datacenter and Node are this server's; PrimaryDatacenter, that where global objects are written, is by default the
 	// same. The server sets the first two.
@@ -76,6 +81,9 @@ func New(cfg Config, store *state.Store) *Control {
 	if cfg.DownPolicy == "" {
 		cfg.DownPolicy = ExtendCache
 	}
+	if cfg.TokenTTL <= 0 {
+		cfg.TokenTTL = 30 * time.Second
+	}
 	if cfg.PrimaryDatacenter == "" {
 		cfg.PrimaryDatacenter = cfg.Datacenter
 	}
@@ -89,7 +97,7 @@ func New(cfg Config, store *state.Store) *Control {
 		cfg.Methods.Logger = cfg.Logger.Named("acl")
 	}
 	c := &Control{cfg: cfg, store: store, log: cfg.Logger.Named("acl"), methods: authmethod.NewCache(cfg.Methods)}
-	c.resolved.init()
+	c.resolved.init(cfg)
 	return c
 }
 
@@ -137,12 +145,12 @@ func (c *Control) Register(r *transport.Registry, a *fsm.Appliers) {
 }
 
 // onRead registers a read that is refused where ACLs are off.
-func onRead[Req, Resp any](c *Control, r *transport.Registry, m rpc.Method[Req, Resp], f func(*transport.Call, *state.View, *Req) (*Resp, acl.Permit, error)) {
-	transport.HandleRead(r, m, func(call *transport.Call, v *state.View, req *Req) (*Resp, acl.Permit, error) {
+func onRead[Req, Resp any](c *Control, r *transport.Registry, m rpc.Method[Req, Resp], f func(context.Context, *transport.Call, *state.View, *Req) (*Resp, acl.Permit, error)) {
+	transport.HandleReadContext(r, m, func(ctx context.Context, call *transport.Call, v *state.View, req *Req) (*Resp, acl.Permit, error) {
 		if !c.cfg.Enabled {
 			return nil, acl.Permit{}, wireerr.ErrACLDisabled
 		}
-		return f(call, v, req)
+		return f(ctx, call, v, req)
 	})
 }
 

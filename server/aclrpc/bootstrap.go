@@ -113,11 +113,12 @@ func (c *Control) Initialize(ctx context.Context, store *state.Store, write appl
 	if !c.cfg.Enabled {
 		return nil
 	}
+	if !c.primary() {
+		return nil // they come from there
+	}
 	v := store.View()
-	if c.primary() {
-		if err := c.setBuiltIn(ctx, v, write); err != nil {
-			return err
-		}
+	if err := c.setBuiltIn(ctx, v, write); err != nil {
+		return err
 	}
 	if _, k := v.ACLToken(acl.AnonymousID); k == nil {
 		k := acl.AnonymousToken(time.Now())
@@ -136,7 +137,7 @@ func (c *Control) Initialize(ctx context.Context, store *state.Store, write appl
 // setInitial makes the token that the configuration tells, in a cluster that has had no first token yet.
 func (c *Control) setInitial(ctx context.Context, v *state.View, write applyFunc) error {
 	secret := c.cfg.InitialManagement
-	if secret == "" || !c.primary() || v.ACLTokenBySecret(state.HashSecret(secret)) != nil {
+	if secret == "" || v.ACLTokenBySecret(state.HashSecret(secret)) != nil {
 		return nil
 	}
 	if v.ACLBootstrapped() != 0 {

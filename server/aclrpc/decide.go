@@ -19,7 +19,7 @@ var resources = []acl.Resource{
 }
 
 // authorize tells whoever asks what their own token may do.
-func (c *Control) authorize(call *transport.Call, v *state.View, req *access.AuthorizeRequest) (*access.AuthorizeReply, acl.Permit, error) {
+func (c *Control) authorize(_ context.Context, call *transport.Call, v *state.View, req *access.AuthorizeRequest) (*access.AuthorizeReply, acl.Permit, error) {
 	if len(req.Checks) > access.MaxChecks {
 		return nil, acl.Permit{}, wireerr.BadRequest("Refusing to process more than %d authorizations at once", access.MaxChecks)
 	}

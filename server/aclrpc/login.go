@@ -128,13 +128,15 @@ func describeLogin(meta map[string]string) (string, error) {
 var errNotLogin = fmt.Errorf("%w: token wasn't created via login", wireerr.ErrPermissionDenied)
 
 // logout needs no right: everybody may give up what a login gave.
-func (c *Control) logout(ctx context.Context, call *transport.Call, _ *access.LogoutRequest) (*struct{}, acl.Permit, error) {
+func (c *Control) logout(ctx context.Context, call *transport.Call, req *access.LogoutRequest) (*struct{}, acl.Permit, error) {
 	if call.Authorizer.Anonymous() {
 		return nil, acl.Permit{}, wireerr.Errorf(http.StatusUnauthorized, "Supplied token does not exist")
 	}
 	v := call.Store.View()
 	_, k := ownToken(call, v)
 	switch {
+	case k == nil && !c.primary():
+		return inPrimary(ctx, c, access.LogoutCall, req)
 	case k == nil:
 		return nil, acl.Permit{}, c.notFound(v)
 	case k.AuthMethod == "":

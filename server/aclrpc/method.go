@@ -87,7 +87,7 @@ func (c *Control) deleteMethod(ctx context.Context, call *transport.Call, req *a
 	return nil, permit, nil
 }
 
-func (c *Control) readMethod(call *transport.Call, v *state.View, req *access.ReadRequest) (*access.AuthMethodReply, acl.Permit, error) {
+func (c *Control) readMethod(_ context.Context, call *transport.Call, v *state.View, req *access.ReadRequest) (*access.AuthMethodReply, acl.Permit, error) {
 	permit, err := mayRead(call)
 	if err != nil {
 		return nil, acl.Permit{}, err
@@ -102,7 +102,7 @@ func (c *Control) readMethod(call *transport.Call, v *state.View, req *access.Re
 	return reply, permit, nil
 }
 
-func (c *Control) listMethods(call *transport.Call, v *state.View, _ *access.ListRequest) (*access.AuthMethodListReply, acl.Permit, error) {
+func (c *Control) listMethods(_ context.Context, call *transport.Call, v *state.View, _ *access.ListRequest) (*access.AuthMethodListReply, acl.Permit, error) {
 	permit, err := mayRead(call)
 	if err != nil {
 		return nil, acl.Permit{}, err
@@ -194,7 +194,7 @@ func (c *Control) deleteRule(ctx context.Context, call *transport.Call, req *acc
 	return nil, permit, nil
 }
 
-func (c *Control) readRule(call *transport.Call, v *state.View, req *access.ReadRequest) (*access.BindingRuleReply, acl.Permit, error) {
+func (c *Control) readRule(_ context.Context, call *transport.Call, v *state.View, req *access.ReadRequest) (*access.BindingRuleReply, acl.Permit, error) {
 	permit, err := mayRead(call)
 	if err != nil {
 		return nil, acl.Permit{}, err
@@ -209,7 +209,7 @@ func (c *Control) readRule(call *transport.Call, v *state.View, req *access.Read
 	return reply, permit, nil
 }
 
-func (c *Control) listRules(call *transport.Call, v *state.View, req *access.BindingRuleListRequest) (*access.BindingRuleListReply, acl.Permit, error) {
+func (c *Control) listRules(_ context.Context, call *transport.Call, v *state.View, req *access.BindingRuleListRequest) (*access.BindingRuleListReply, acl.Permit, error) {
 	permit, err := mayRead(call)
 	if err != nil {
 		return nil, acl.Permit{}, err

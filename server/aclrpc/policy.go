@@ -78,7 +78,7 @@ func (c *Control) deletePolicy(ctx context.Context, call *transport.Call, req *a
 	return nil, permit, nil
 }
 
-func (c *Control) readPolicy(call *transport.Call, v *state.View, req *access.ReadRequest) (*access.PolicyReply, acl.Permit, error) {
+func (c *Control) readPolicy(_ context.Context, call *transport.Call, v *state.View, req *access.ReadRequest) (*access.PolicyReply, acl.Permit, error) {
 	permit, err := mayRead(call)
 	if err != nil {
 		return nil, acl.Permit{}, err
@@ -98,7 +98,7 @@ func (c *Control) readPolicy(call *transport.Call, v *state.View, req *access.Re
 	return reply, permit, nil
 }
 
-func (c *Control) listPolicies(call *transport.Call, v *state.View, _ *access.ListRequest) (*access.PolicyListReply, acl.Permit, error) {
+func (c *Control) listPolicies(_ context.Context, call *transport.Call, v *state.View, _ *access.ListRequest) (*access.PolicyListReply, acl.Permit, error) {
 	permit, err := mayRead(call)
 	if err != nil {
 		return nil, acl.Permit{}, err

@@ -1,11 +1,12 @@
 package aclrpc
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
-	"encoding/binary"
 	"errors"
 	"fmt"
+	"net/http"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -26,6 +27,7 @@ const (
 	maxResolved = 1 << 12 // tokens in a shard
 	maxRulesets = 1 << 12
 	maxParsed   = 1 << 14
+	maxRemote   = 1 << 16
 	maxMisses   = 1 << 14
 )
 
@@ -46,16 +48,33 @@ type resolver struct {
 
 	mu        sync.Mutex
 	parsed    map[string]parsedRules  // by policy ID; guarded by mu
-	rulesets  map[string]*acl.Ruleset // by the IDs and indexes of all policies; guarded by mu
+	rulesets  map[string]*acl.Ruleset // by the IDs and digests of all policies; guarded by mu
 	compiling singleflight.Group
 
-	begun   chan struct{} // closed when Initialize has run
-	begin   sync.Once
-	leader  atomic.Pointer[leaderLink]
-	asking  chan struct{}
-	joined  singleflight.Group
-	missing sync.Mutex
-	misses  map[[sha256.Size]byte]time.Time // when it was known that there is no such token; guarded by missing
+	begun  chan struct{} // closed when Initialize has run
+	begin  sync.Once
+	leader atomic.Pointer[leaderLink]
+	asking chan struct{}
+	joined singleflight.Group
+	// background has the refreshes that nobody waits for.
+	background singleflight.Group
+	down       *acl.Authorizer // for tokens that are not known while the primary datacenter cannot be asked
+	missing    sync.Mutex
+	misses     map[[sha256.Size]byte]time.Time // when it was known that there is no such token; guarded by missing
+
+	remoteMu sync.Mutex
+	remote   map[[sha256.Size]byte]*remoteToken // what the primary datacenter knows; guarded by remoteMu
+}
+
+// unresolved stands for the accessor ID of a token that nobody could be asked about.
+const unresolved = "unresolved"
+
+// A remoteToken is what the primary datacenter said of a token.
+type remoteToken struct {
+	at         time.Time
+	key        string // of the ruleset
+	reply      *access.ResolveReply
+	authorizer *acl.Authorizer
 }
 
 // A shard has part of the tokens, by the digests of their secrets.
@@ -73,7 +92,7 @@ type resolution struct {
 }
 
 type parsedRules struct {
-	index uint64 // ModifyIndex of the policy
+	hash  []byte // of the policy
 	rules *acl.Rules
 }
 
@@ -83,8 +102,17 @@ type leaderLink struct {
 	leading func() bool
 }
 
-func (r *resolver) init() {
+func (r *resolver) init(cfg Config) {
 	r.everything = acl.Everything()
+	switch cfg.DownPolicy {
+	case Allow:
+		r.down = r.everything
+	case Deny:
+		r.down = acl.New(acl.Compile(false), unresolved)
+	default:
+		r.down = acl.New(acl.Compile(cfg.DefaultPolicy != Deny), unresolved)
+	}
+	r.remote = map[[sha256.Size]byte]*remoteToken{}
 	r.begun = make(chan struct{})
 	for i := range r.shards {
 		r.shards[i].tokens = map[[sha256.Size]byte]*resolution{}
@@ -94,8 +122,8 @@ func (r *resolver) init() {
 	r.misses = map[[sha256.Size]byte]time.Time{}
 }
 
-// AskLeader has tokens that are not known here looked up with the leader, before they are refused. Without it, or while
-// leading says that this server leads, what is known here counts.
+// AskLeader has tokens that are not known here looked up with the leader, before they are refused, unless leading says
+// that this server leads.
 func (c *Control) AskLeader(caller rpc.Caller, leading func() bool) {
 	c.resolved.leader.Store(&leaderLink{caller, leading})
 }
@@ -127,7 +155,7 @@ func (c *Control) Resolve(ctx context.Context, secret string) (*acl.Authorizer, 
 	if k != nil && k.Expired(time.Now()) {
 		k = nil
 	}
-	if k == nil && secret != acl.AnonymousSecret {
+	if k == nil && (secret != acl.AnonymousSecret || !c.primary()) {
 		r.shards[sum[0]%16].forget(sum)
 		if known := c.cfg.Local; known != nil {
 			if z := known(secret); z != nil {
@@ -137,7 +165,10 @@ func (c *Control) Resolve(ctx context.Context, secret string) (*acl.Authorizer, 
 		if c.beginning(v) && r.awaitBegun(ctx) {
 			return c.Resolve(ctx, secret)
 		}
-		return c.ask(ctx, v, secret, sum)
+		z, err := c.ask(ctx, v, secret, sum)
+		if secret != acl.AnonymousSecret || !errors.Is(err, wireerr.ErrTokenNotFound) {
+			return z, err
+		}
 	}
 	return c.resolve(v, k, sum, version, known)
 }
@@ -148,11 +179,11 @@ const beginWait = 5 * time.Second
 // beginning reports whether this server leads a cluster whose first tokens are yet to be made.
 func (c *Control) beginning(v *state.View) bool {
 	link := c.resolved.leader.Load()
-	if link == nil || !link.leading() {
+	if link == nil || !link.leading() || !c.primary() {
 		return false
 	}
 	_, anonymous := v.ACLToken(acl.AnonymousID)
-	return anonymous == nil || c.cfg.InitialManagement != "" && c.primary() && v.ACLBootstrapped() == 0
+	return anonymous == nil || c.cfg.InitialManagement != "" && v.ACLBootstrapped() == 0
 }
 
 // awaitBegun waits until Initialize has run. It reports false when that was so before, or took too long.
@@ -179,7 +210,7 @@ func (x *resolution) expired() bool {
 
 // resolve compiles the rules of a token and remembers them.
 func (c *Control) resolve(v *state.View, k *acl.Token, sum [sha256.Size]byte, version uint64, known *resolution) (*acl.Authorizer, error) {
-	policies, err := c.policies(v, k)
+	policies, err := policiesOf(v, k, c.cfg.Datacenter)
 	if err != nil {
 		return nil, err
 	}
@@ -231,15 +262,15 @@ func makeRoom[K comparable, V any](m map[K]V, most int) {
 	}
 }
 
-// policies returns the policies that are in force here for a token, nil for none, each once: its own, those of its
-// roles, and those that identities and templates stand for.
-func (c *Control) policies(v *state.View, k *acl.Token) ([]*acl.Policy, error) {
+// policiesOf returns the policies that are in force in a datacenter for a token, nil for none, each once: its own, those
+// of its roles, and those that identities and templates stand for.
+func policiesOf(v *state.View, k *acl.Token, datacenter string) ([]*acl.Policy, error) {
 	if k == nil {
 		return nil, nil
 	}
 	var out []*acl.Policy
 	add := func(p *acl.Policy) {
-		if p != nil && p.In(c.cfg.Datacenter) && !slices.ContainsFunc(out, func(o *acl.Policy) bool { return o.ID == p.ID }) {
+		if p != nil && p.In(datacenter) && !slices.ContainsFunc(out, func(o *acl.Policy) bool { return o.ID == p.ID }) {
 			out = append(out, p)
 		}
 	}
@@ -266,7 +297,7 @@ func (c *Control) policies(v *state.View, k *acl.Token) ([]*acl.Policy, error) {
 		return nil
 	}
 	linked(k.Policies)
-	roles := c.roles(v, k)
+	roles := rolesOf(v, k)
 	for _, r := range roles {
 		linked(r.Policies)
 	}
@@ -281,8 +312,8 @@ func (c *Control) policies(v *state.View, k *acl.Token) ([]*acl.Policy, error) {
 	return out, nil
 }
 
-// roles returns the roles of a token.
-func (c *Control) roles(v *state.View, k *acl.Token) []*acl.Role {
+// rolesOf returns the roles of a token.
+func rolesOf(v *state.View, k *acl.Token) []*acl.Role {
 	var out []*acl.Role
 	for _, l := range k.Roles {
 		if _, r := v.ACLRole(l.ID); r != nil {
@@ -292,12 +323,12 @@ func (c *Control) roles(v *state.View, k *acl.Token) []*acl.Role {
 	return out
 }
 
-// rulesetKey is equal for the same policies in the same versions.
+// rulesetKey is equal for the same policies with the same content. It goes by digests, since indexes are of one
+// datacenter, and policies can come from another.
 func rulesetKey(policies []*acl.Policy) string {
 	var key []byte
 	for _, p := range policies {
-		key = append(append(key, p.ID...), 0)
-		key = binary.BigEndian.AppendUint64(key, p.ModifyIndex)
+		key = append(append(append(key, p.ID...), 0), p.Hash...)
 	}
 	return string(key)
 }
@@ -338,7 +369,7 @@ func (r *resolver) parse(p *acl.Policy) (*acl.Rules, error) {
 	r.mu.Lock()
 	have, ok := r.parsed[p.ID]
 	r.mu.Unlock()
-	if ok && have.index == p.ModifyIndex {
+	if ok && bytes.Equal(have.hash, p.Hash) {
 		return have.rules, nil
 	}
 	rules, err := acl.Parse(p.Rules)
@@ -348,7 +379,7 @@ func (r *resolver) parse(p *acl.Policy) (*acl.Rules, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	makeRoom(r.parsed, maxParsed)
-	r.parsed[p.ID] = parsedRules{p.ModifyIndex, rules}
+	r.parsed[p.ID] = parsedRules{p.Hash, rules}
 	return rules, nil
 }
 
@@ -362,15 +393,112 @@ func (c *Control) notFound(v *state.View) error {
 
 type askedKey struct{}
 
-// ask looks a token up with the leader that is not in the state here, which may be behind.
+// ask looks a token up that is not in the state here: with the leader, since this state may be behind, and from the leader
+// of another datacenter with the primary one.
 func (c *Control) ask(ctx context.Context, v *state.View, secret string, sum [sha256.Size]byte) (*acl.Authorizer, error) {
 	r := &c.resolved
-	link := r.leader.Load()
-	if link == nil || link.leading() || ctx.Value(askedKey{}) != nil {
+	if ctx.Value(askedKey{}) != nil {
 		return nil, c.notFound(v)
 	}
-	if r.missed(sum) {
+	req := &access.ResolveRequest{}
+	req.Token = secret
+	var call func(context.Context) (*access.ResolveReply, error)
+	switch link := r.leader.Load(); {
+	case link != nil && !link.leading():
+		call = func(ctx context.Context) (*access.ResolveReply, error) {
+			return access.ResolveCall.Call(ctx, link.caller, req)
+		}
+	case !c.primary() && c.cfg.Primary != nil:
+		req.For, req.Datacenter = c.cfg.Datacenter, c.cfg.PrimaryDatacenter
+		call = func(ctx context.Context) (*access.ResolveReply, error) {
+			reply := &access.ResolveReply{}
+			return reply, c.cfg.Primary(ctx, access.ResolveCall.Descriptor, req, reply)
+		}
+	default:
 		return nil, c.notFound(v)
+	}
+	if c.primary() {
+		reply, err := r.join(ctx, sum, call)
+		if err != nil {
+			return nil, c.answered(v, err)
+		}
+		return c.authorizer(v, reply, nil)
+	}
+	return c.askRemote(ctx, v, sum, call)
+}
+
+// askRemote goes by what the primary datacenter said of a token, for a while, and by the down policy while it says
+// nothing.
+func (c *Control) askRemote(ctx context.Context, v *state.View, sum [sha256.Size]byte, call func(context.Context) (*access.ResolveReply, error)) (*acl.Authorizer, error) {
+	r := &c.resolved
+	have := r.heard(sum)
+	if have != nil && have.reply.Token.Expired(time.Now()) {
+		r.unheard(sum)
+		have = nil
+	}
+	if have != nil && time.Since(have.at) < c.cfg.TokenTTL {
+		return have.authorizer, nil
+	}
+	refresh := func(ctx context.Context) (*acl.Authorizer, error) {
+		reply, err := r.join(ctx, sum, call)
+		switch {
+		case errors.Is(err, wireerr.ErrTokenNotFound), err != nil && wireerr.Status(err) == http.StatusForbidden:
+			r.unheard(sum)
+			return nil, c.answered(v, err)
+		case ctx.Err() != nil:
+			return nil, ctx.Err()
+		case err != nil:
+			c.log.Warn("cannot ask about a token, going by the down policy", "error", err)
+			if have != nil && c.cfg.DownPolicy != Allow && c.cfg.DownPolicy != Deny {
+				return have.authorizer, nil
+			}
+			return r.down, nil
+		}
+		z, err := c.authorizer(v, reply, have)
+		if err == nil {
+			r.hear(sum, &remoteToken{time.Now(), rulesetKey(reply.Policies), reply, z})
+		}
+		return z, err
+	}
+	if have != nil && c.cfg.DownPolicy == AsyncCache {
+		later := context.WithoutCancel(ctx)
+		r.background.DoChan(string(sum[:]), func() (any, error) { return refresh(later) })
+		return have.authorizer, nil
+	}
+	return refresh(ctx)
+}
+
+// answered is the error of a request whose token was asked about.
+func (c *Control) answered(v *state.View, err error) error {
+	switch {
+	case errors.Is(err, wireerr.ErrTokenNotFound):
+		return c.notFound(v)
+	case wireerr.Status(err) == http.StatusForbidden:
+		return err
+	}
+	return fmt.Errorf("ask the leader about a token: %w", err)
+}
+
+// authorizer decides by what another server said, with the authorizer there was if that is the same.
+func (c *Control) authorizer(v *state.View, reply *access.ResolveReply, have *remoteToken) (*acl.Authorizer, error) {
+	if reply.Token == nil || reply.Token.Expired(time.Now()) {
+		return nil, c.notFound(v)
+	}
+	key := rulesetKey(reply.Policies)
+	if have != nil && have.key == key && have.reply.Token.AccessorID == reply.Token.AccessorID {
+		return have.authorizer, nil
+	}
+	rules, err := c.ruleset(key, reply.Policies)
+	if err != nil {
+		return nil, err
+	}
+	return acl.New(rules, reply.Token.AccessorID), nil
+}
+
+// join asks once for all who want to know the same.
+func (r *resolver) join(ctx context.Context, sum [sha256.Size]byte, call func(context.Context) (*access.ResolveReply, error)) (*access.ResolveReply, error) {
+	if r.missed(sum) {
+		return nil, wireerr.ErrTokenNotFound
 	}
 	result := r.joined.DoChan(string(sum[:]), func() (any, error) {
 		// Whoever asked first may go; the others wait on.
@@ -382,9 +510,7 @@ func (c *Control) ask(ctx context.Context, v *state.View, secret string, sum [sh
 		case <-actx.Done():
 			return nil, wireerr.ErrNoLeader
 		}
-		req := &access.ResolveRequest{}
-		req.Token = secret
-		reply, err := access.ResolveCall.Call(actx, link.caller, req)
+		reply, err := call(actx)
 		if errors.Is(err, wireerr.ErrTokenNotFound) {
 			r.miss(sum)
 			return nil, wireerr.ErrTokenNotFound
@@ -395,22 +521,30 @@ func (c *Control) ask(ctx context.Context, v *state.View, secret string, sum [sh
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	case got := <-result:
-		switch {
-		case errors.Is(got.Err, wireerr.ErrTokenNotFound):
-			return nil, c.notFound(v)
-		case got.Err != nil:
-			return nil, fmt.Errorf("ask the leader about a token: %w", got.Err)
+		if got.Err != nil {
+			return nil, got.Err
 		}
-		reply := got.Val.(*access.ResolveReply)
-		if reply.Token == nil || reply.Token.Expired(time.Now()) {
-			return nil, c.notFound(v)
-		}
-		rules, err := c.ruleset(rulesetKey(reply.Policies), reply.Policies)
-		if err != nil {
-			return nil, err
-		}
-		return acl.New(rules, reply.Token.AccessorID), nil
+		return got.Val.(*access.ResolveReply), nil
 	}
+}
+
+func (r *resolver) heard(sum [sha256.Size]byte) *remoteToken {
+	r.remoteMu.Lock()
+	defer r.remoteMu.Unlock()
+	return r.remote[sum]
+}
+
+func (r *resolver) hear(sum [sha256.Size]byte, x *remoteToken) {
+	r.remoteMu.Lock()
+	defer r.remoteMu.Unlock()
+	makeRoom(r.remote, maxRemote)
+	r.remote[sum] = x
+}
+
+func (r *resolver) unheard(sum [sha256.Size]byte) {
+	r.remoteMu.Lock()
+	defer r.remoteMu.Unlock()
+	delete(r.remote, sum)
 }
 
 // missed reports whether the leader said a moment ago that there is no such token.
@@ -432,15 +566,41 @@ func (r *resolver) miss(sum [sha256.Size]byte) {
 	r.misses[sum] = time.Now()
 }
 
-// tellResolved tells an agent what the token of its request may do.
-func (c *Control) tellResolved(call *transport.Call, v *state.View, _ *access.ResolveRequest) (*access.ResolveReply, acl.Permit, error) {
+var errCannotAsk = errors.New("the primary datacenter cannot be asked about the token")
+
+// tellResolved tells an agent, or a server of another datacenter, what the token of its request may do.
+func (c *Control) tellResolved(_ context.Context, call *transport.Call, v *state.View, req *access.ResolveRequest) (*access.ResolveReply, acl.Permit, error) {
 	reply := &access.ResolveReply{DefaultPolicy: c.cfg.DefaultPolicy}
-	_, k := ownToken(call, v)
-	if k == nil && !call.Authorizer.Anonymous() {
-		return nil, acl.Permit{}, c.notFound(v) // it has gone since the request was admitted
+	reply.Index = v.ACLIndex() // what is linked is part of the answer
+	datacenter := req.For
+	if datacenter == "" {
+		datacenter = c.cfg.Datacenter
 	}
-	policies, err := c.policies(v, k)
-	if err != nil {
+	nobody := req.Token == "" || req.Token == acl.AnonymousSecret
+	_, k := ownToken(call, v)
+	if !nobody && call.Authorizer.Anonymous() {
+		k = nil // the down policy grants everything
+	}
+	switch {
+	case k == nil && !c.primary():
+		token := req.Token
+		if nobody {
+			token = acl.AnonymousSecret
+		}
+		if have := c.resolved.heard(state.HashSecret(token)); have != nil && datacenter == c.cfg.Datacenter {
+			reply.Token, reply.Policies = have.reply.Token, have.reply.Policies
+			return reply, acl.Open(), nil
+		}
+		if !nobody {
+			return nil, acl.Permit{}, errCannotAsk
+		}
+	case k == nil && !nobody: // it has just gone
+		return nil, acl.Permit{}, c.notFound(v)
+	case k != nil && k.Local && datacenter != c.cfg.Datacenter:
+		return nil, acl.Permit{}, fmt.Errorf("%w: This is a local token in datacenter %q", wireerr.ErrPermissionDenied, c.cfg.Datacenter)
+	}
+	var err error
+	if reply.Policies, err = policiesOf(v, k, datacenter); err != nil {
 		return nil, acl.Permit{}, err
 	}
 	if k != nil {
@@ -448,8 +608,6 @@ func (c *Control) tellResolved(call *transport.Call, v *state.View, _ *access.Re
 		own.SecretID = ""
 		reply.Token = &own
 	}
-	reply.Policies = policies
-	reply.Index = v.ACLIndex() // what is linked is part of the answer
 	return reply, acl.Open(), nil
 }
 

@@ -73,7 +73,7 @@ func (c *Control) deleteRole(ctx context.Context, call *transport.Call, req *acc
 	return nil, permit, nil
 }
 
-func (c *Control) readRole(call *transport.Call, v *state.View, req *access.ReadRequest) (*access.RoleReply, acl.Permit, error) {
+func (c *Control) readRole(_ context.Context, call *transport.Call, v *state.View, req *access.ReadRequest) (*access.RoleReply, acl.Permit, error) {
 	permit, err := mayRead(call)
 	if err != nil {
 		return nil, acl.Permit{}, err
@@ -94,7 +94,7 @@ func (c *Control) readRole(call *transport.Call, v *state.View, req *access.Read
 	return reply, permit, nil
 }
 
-func (c *Control) listRoles(call *transport.Call, v *state.View, req *access.RoleListRequest) (*access.RoleListReply, acl.Permit, error) {
+func (c *Control) listRoles(_ context.Context, call *transport.Call, v *state.View, req *access.RoleListRequest) (*access.RoleListReply, acl.Permit, error) {
 	permit, err := mayRead(call)
 	if err != nil {
 		return nil, acl.Permit{}, err

@@ -251,7 +251,7 @@ func shownTo(call *transport.Call, v *state.View, k *acl.Token) *acl.Token {
 	return k
 }
 
-func (c *Control) readToken(call *transport.Call, v *state.View, req *access.TokenReadRequest) (*access.TokenReply, acl.Permit, error) {
+func (c *Control) readToken(ctx context.Context, call *transport.Call, v *state.View, req *access.TokenReadRequest) (*access.TokenReply, acl.Permit, error) {
 	reply := &access.TokenReply{}
 	permit := acl.Open() // one's own
 	var k *acl.Token
@@ -260,6 +260,9 @@ func (c *Control) readToken(call *transport.Call, v *state.View, req *access.Tok
 			return nil, acl.Permit{}, errTokenMissing
 		}
 		if reply.Index, k = ownToken(call, v); k == nil {
+			if !c.primary() {
+				return inPrimary(ctx, c, access.TokenReadCall, req)
+			}
 			return nil, acl.Permit{}, errTokenMissing
 		}
 		reply.Token = v.Named(k)
@@ -272,26 +275,29 @@ func (c *Control) readToken(call *transport.Call, v *state.View, req *access.Tok
 			return nil, acl.Permit{}, err
 		}
 		if reply.Index, k = v.ACLToken(req.AccessorID); k == nil || k.Expired(time.Now()) {
+			if !c.ownTokens() {
+				return inPrimary(ctx, c, access.TokenReadCall, req)
+			}
 			return nil, acl.Permit{}, errTokenMissing
 		}
 		reply.Token = shownTo(call, v, k)
 	}
 	if req.Expanded {
-		policies, err := c.policies(v, k)
+		policies, err := policiesOf(v, k, c.cfg.Datacenter)
 		if err != nil {
 			return nil, acl.Permit{}, err
 		}
 		reply.Expanded = &access.Expanded{
 			Policies: policies, DefaultPolicy: c.cfg.DefaultPolicy, DownPolicy: c.cfg.DownPolicy, Node: c.cfg.Node,
 		}
-		for _, r := range c.roles(v, k) {
+		for _, r := range rolesOf(v, k) {
 			reply.Expanded.Roles = append(reply.Expanded.Roles, v.NamedRole(r))
 		}
 	}
 	return reply, permit, nil
 }
 
-func (c *Control) listTokens(call *transport.Call, v *state.View, req *access.TokenListRequest) (*access.TokenListReply, acl.Permit, error) {
+func (c *Control) listTokens(ctx context.Context, call *transport.Call, v *state.View, req *access.TokenListRequest) (*access.TokenListReply, acl.Permit, error) {
 	permit, err := mayRead(call)
 	if err != nil {
 		return nil, acl.Permit{}, err
@@ -302,6 +308,9 @@ func (c *Control) listTokens(call *transport.Call, v *state.View, req *access.To
 				return nil, acl.Permit{}, err
 			}
 		}
+	}
+	if !c.ownTokens() {
+		return inPrimary(ctx, c, access.TokenListCall, req)
 	}
 	now := time.Now()
 	index, all := v.ACLTokens()
