@@ -5,10 +5,13 @@ import (
 	"crypto"
 	"crypto/rand"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"net"
 	"net/http"
+	"net/url"
 	"strings"
 	"testing"
 	"time"
@@ -207,6 +210,32 @@ func contract(t *testing.T, s *subject) {
 		gateway := mustLeaf(t, p, root, web, key, 30*time.Hour, "*.ingress.consul", "shop.example.com")
 		if strings.Join(gateway.DNSNames, " ") != "*.ingress.consul shop.example.com" {
 			t.Errorf("a gateway's leaf has names %v", gateway.DNSNames)
+		}
+	})
+	t.Run("what else a request says goes nowhere", func(t *testing.T) {
+		p := s.open(t, kept)
+		der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{
+			URIs: []*url.URL{web.URL()}, Subject: pkix.Name{CommonName: "admin", Organization: []string{"operators"}},
+		}, key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := ca.ParseCSR(string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der})), domain, "dc1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		l, err := ca.SignLeaf(t.Context(), r, ca.LeafParams{Provider: p, Root: root, Serial: []byte{0x40, 5}, Now: time.Now(), TTL: 30 * time.Hour})
+		if s.provider == ca.AWSPCA {
+			if err == nil || !strings.Contains(err.Error(), "must have none") {
+				t.Errorf("AWS would copy the subject: %v", err)
+			}
+			return
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if cert, err := ca.ParseCertificate(l.CertPEM); err != nil || len(cert.Subject.Names) != 0 {
+			t.Errorf("subject %q, %v", cert.Subject, err)
 		}
 	})
 	t.Run("other settings leave the root as it is", func(t *testing.T) {

@@ -138,6 +138,12 @@ func hasStatus(err error, status int) bool {
 	return ok && e.status == status
 }
 
+// says tells whether an error is an answer with a text in it.
+func says(err error, text string) bool {
+	e, ok := errors.AsType[*statusError](err)
+	return ok && strings.Contains(e.message, text)
+}
+
 // do makes a request and decodes the answer, JSON or, for a *string, as it is.
 func (c *client) do(ctx context.Context, r request, reply any) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
