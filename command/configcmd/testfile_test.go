@@ -198,3 +198,37 @@ func FuzzTestFile(f *testing.F) {
 		}
 	})
 }
+
+// Files of tests pass that are kept here, and the one that the manual shows.
+func TestFiles(t *testing.T) {
+	manual, err := os.ReadFile("../../website/docs/config-tests.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, shown, _ := strings.Cut(string(manual), "```hcl\n")
+	shown, _, found := strings.Cut(shown, "```")
+	if !found {
+		t.Fatal("the manual shows no tests")
+	}
+	files := map[string][]byte{"config-tests.md": []byte(shown)}
+	paths, err := filepath.Glob("testdata/*.hcl")
+	if err != nil || len(paths) == 0 {
+		t.Fatal("there are no files", err)
+	}
+	for _, path := range paths {
+		if files[path], err = os.ReadFile(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, data := range files {
+		r := runFile(name, data, always)
+		if r.Error != "" || len(r.Tests) == 0 {
+			t.Errorf("%s: %d tests, %s", name, len(r.Tests), r.Error)
+		}
+		for _, x := range r.Tests {
+			if !x.Passed {
+				t.Errorf("%s: %s: %q", name, x.Name, x.Failures)
+			}
+		}
+	}
+}

@@ -94,6 +94,23 @@ func (e *evaluation) destination(t *chain.Target, instances *catalog.InstancesRe
 	return d
 }
 
+// decided is what was decided about a request, and the path that the application gets.
+type decided struct {
+	by   *Authorization
+	path string
+}
+
+// key is the same for requests about which the same is decided: branches of a split often lead to one service.
+func (d *destination) key(r *message.Request, http bool) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%q %q %q %t %q %q %q", d.proxy.Node, d.proxy.Service.ID, d.name, http, r.Method, r.Path, r.Authority)
+	for i := range r.Header.Len() {
+		f := r.Header.At(i)
+		fmt.Fprintf(&b, " %q %q", f.Name, f.Value)
+	}
+	return b.String()
+}
+
 // quiet returns a sidecar without what decides nothing about its callers: its own upstreams.
 func quiet(s *catalog.Service) *catalog.Service {
 	c := *s
@@ -112,11 +129,21 @@ type outcome struct {
 	passed  []string
 }
 
-var errNoChain = errors.New("no filter chain of the proxy is for the service")
+var (
+	errNoChain = errors.New("no filter chain of the proxy is for the service")
+	errTooMuch = errors.New("there are too many permissions and branches to look at")
+)
+
+// maxAsked bounds how often proxies are asked for one explanation.
+const maxAsked = 5000
 
 // ask has the destination's proxy decide, with other intentions in place of those there are unless they are nil; then
 // nothing is allowed by default.
 func (e *evaluation) ask(d *destination, r *message.Request, instead []*intention.Intention) (outcome, error) {
+	if e.asked++; e.asked > maxAsked {
+		return outcome{}, errTooMuch
+	}
+	e.behind = d.side.Service
 	reg := d.proxy
 	if instead != nil {
 		c := *reg
@@ -242,6 +269,12 @@ func (o *outbound) authorize(b *Branch, t *chain.Target, r *message.Request, htt
 		a.Reason = t.Service + " is outside the mesh: nobody asks intentions"
 		return a
 	}
+	key := d.key(r, http)
+	if known := e.decided[key]; known != nil {
+		b.Path = known.path
+		return known.by
+	}
+	defer func() { e.decided[key] = &decided{a, b.Path} }()
 	out, err := e.ask(d, r, nil)
 	if err != nil {
 		a.Reason = fmt.Sprintf("the proxy of %s can not be configured: %v", t.Service, err)

@@ -108,7 +108,11 @@ type evaluation struct {
 	req    Request
 	tokens tokens
 	decode *decode.Decoder
-	sides  map[string]*destination
+	sides  map[string]*destination // by target ID
+	// decided has the decisions so far; asked counts how often a proxy was asked.
+	decided map[string]*decided
+	asked   int
+	behind  string // the service that a terminating gateway is asked about
 }
 
 // Explain tells what becomes of a request. The error tells what is wrong with it.
@@ -116,7 +120,7 @@ func Explain(cfg *Config, w World, req Request) (*Explanation, error) {
 	if err := req.Check(); err != nil {
 		return nil, err
 	}
-	e := &evaluation{cfg: cfg, world: w, req: req, decode: decode.New(decode.Options{}), sides: map[string]*destination{}}
+	e := &evaluation{cfg: cfg, world: w, req: req, decode: decode.New(decode.Options{}), sides: map[string]*destination{}, decided: map[string]*decided{}}
 	h, path, err := e.tokens.place(req.JWT, req.Path, w.List(entry.KindJWTProvider))
 	if err != nil {
 		return nil, err

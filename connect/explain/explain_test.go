@@ -259,3 +259,35 @@ func TestDifferences(t *testing.T) {
 		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
 }
+
+// Whatever is asked, there is an explanation or a reason why not, the same each time, and no token in it.
+func FuzzExplain(f *testing.F) {
+	f.Add("GET", "/a?b=c", "x", "1", `{"role": "admin"}`)
+	f.Add("CONNECT", "/%00/../", "host", "::1", token(`{"iss": "okta"}`))
+	f.Add("OPTIONS", "//", "connection", "close, x", "a.b.c")
+	f.Add("PUT", "/a;b", "authorization", "Bearer x", `{"iss": 3, "aud": {}, "exp": "x"}`)
+	w := newWorld(f, httpEverywhere, remoteKeys, adminsMay,
+		`{"Kind": "service-router", "Name": "db", "Routes": [{"Match": {"HTTP": {"PathPrefix": "/a", "Header": [{"Name": "x", "Exact": "1"}]}}, "Destination": {"PrefixRewrite": "/"}}]}`)
+	w.sidecar("web", "v1", "passing", "db")
+	w.sidecar("db", "v1", "passing")
+	f.Fuzz(func(t *testing.T, method, path, name, value, jwt string) {
+		r := explain.Request{From: "web", To: "db", Method: method, Path: path, Headers: []explain.Header{{Name: name, Value: value}}, JWT: jwt}
+		x, err := explain.Explain(config(false), w, r)
+		again, _ := explain.Explain(config(false), w, r)
+		if err != nil {
+			if x != nil {
+				t.Fatalf("both %+v and %v", x, err)
+			}
+			return
+		}
+		if x.Allowed != (x.Verdict == explain.Allowed) || x.Reason == "" {
+			t.Fatalf("%+v", x)
+		}
+		if d := explain.Diff(x, again); d != nil {
+			t.Fatalf("another explanation: %q", d)
+		}
+		if strings.Count(jwt, ".") == 2 && !strings.HasPrefix(strings.TrimSpace(jwt), "{") && !strings.Contains(path+name+value, jwt) && strings.Contains(text(x), jwt) {
+			t.Fatalf("the token is told: %s", text(x))
+		}
+	})
+}

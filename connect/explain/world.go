@@ -102,7 +102,7 @@ func (e *evaluation) answer(n mesh.Need, proxy *mesh.Registration, instead []*in
 		return r, nil
 	case mesh.NeedIntentions:
 		list := e.intentions(n.Service)
-		if instead != nil && n.Service == proxyIdentity(proxy) || instead != nil && proxy.Service.Kind != catalog.KindConnectProxy {
+		if instead != nil && (n.Service == proxy.Identity() || proxy.Service.Kind != catalog.KindConnectProxy) {
 			list = instead
 		}
 		return &intention.MatchReply{Matches: [][]*intention.Intention{list}}, nil
@@ -120,6 +120,16 @@ func (e *evaluation) answer(n mesh.Need, proxy *mesh.Registration, instead []*in
 		return &intention.CallableReply{}, nil // the upstream in question is listed
 	case mesh.NeedDatacenters:
 		return &catalog.DatacentersReply{Datacenters: []string{e.cfg.Datacenter}}, nil
+	case mesh.NeedLinks:
+		// Other services behind the gateway decide nothing about this one.
+		all, _ := e.world.Answer(n).(*entry.GatewayServicesReply)
+		one := &entry.GatewayServicesReply{}
+		for _, l := range allLinks(all) {
+			if strings.EqualFold(l.Service.Name, e.behind) {
+				one.Services = append(one.Services, l)
+			}
+		}
+		return one, nil
 	case mesh.NeedInstances, mesh.NeedGateways:
 		if v := e.world.Answer(n); v != nil {
 			return v, nil
@@ -129,7 +139,12 @@ func (e *evaluation) answer(n mesh.Need, proxy *mesh.Registration, instead []*in
 	return e.world.Answer(n), nil
 }
 
-func proxyIdentity(r *mesh.Registration) string { return r.Identity() }
+func allLinks(r *entry.GatewayServicesReply) []entry.GatewayService {
+	if r == nil {
+		return nil
+	}
+	return r.Services
+}
 
 func (e *evaluation) intentions(service string) []*intention.Intention {
 	own, _ := e.world.Entry(entry.KindServiceIntentions, service).(*entry.ServiceIntentions)
