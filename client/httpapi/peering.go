@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"errors"
 	"net/http"
 
 	"github.com/sarnmesh/sarn/catalog/peering"
@@ -43,7 +44,7 @@ func (s *Server) peeringToken(w http.ResponseWriter, r *http.Request) (any, erro
 	case body.PeerName == "":
 		return nil, wireerr.BadRequest("PeerName is required in the payload when generating a new peering token.")
 	case body.Partition != "" && body.Partition != "default":
-		return nil, wireerr.BadRequest("partitions are not supported")
+		return nil, errPeeringPartition
 	}
 	resp, err := peering.TokenCall.Call(r.Context(), s.caller, &peering.TokenRequest{
 		Target: s.target(w, r), Name: body.PeerName, Meta: body.Meta, Addresses: body.ServerExternalAddresses,
@@ -53,6 +54,9 @@ func (s *Server) peeringToken(w http.ResponseWriter, r *http.Request) (any, erro
 	}
 	return struct{ PeeringToken string }{resp.Token}, nil
 }
+
+// errPeeringPartition refuses a partition in a body, with the status that clients know.
+var errPeeringPartition = errors.New("partitions are not supported")
 
 func (s *Server) peeringEstablish(w http.ResponseWriter, r *http.Request) (any, error) {
 	if err := s.checkPartition(w, r); err != nil {
@@ -73,7 +77,7 @@ func (s *Server) peeringEstablish(w http.ResponseWriter, r *http.Request) (any, 
 	case body.PeeringToken == "":
 		return nil, wireerr.BadRequest("PeeringToken is required in the payload when establishing a peering.")
 	case body.Partition != "" && body.Partition != "default":
-		return nil, wireerr.BadRequest("partitions are not supported")
+		return nil, errPeeringPartition
 	}
 	_, err := peering.EstablishCall.Call(r.Context(), s.caller, &peering.EstablishRequest{
 		Target: s.target(w, r), Name: body.PeerName, Token: body.PeeringToken, Meta: body.Meta,

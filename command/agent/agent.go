@@ -85,6 +85,9 @@ func (c *command) Run(args []string) int {
 	if err := s.CheckNodeID(); err != nil {
 		return c.fail(err)
 	}
+	if _, err := savedNodeID(s); err != nil {
+		return c.fail(err)
+	}
 	out, err := logOutput(s)
 	if err != nil {
 		return c.fail(err)

@@ -17,28 +17,38 @@ import (
 // nodeID returns the ID of this node: the configured one, else that of the data folder, else a new one that is kept
 // there (spec/registry.md section 13).
 func nodeID(s *config.Settings) (string, error) {
-	file := filepath.Join(s.DataDir, "node-id")
-	if s.Node.ID == "" && s.DataDir != "" {
-		data, err := os.ReadFile(file)
-		if err == nil {
-			id := strings.ToLower(strings.TrimSpace(string(data)))
-			if err := catalog.CheckUUID(id); err != nil {
-				return "", fmt.Errorf("NodeID in %s is invalid: %w", file, err)
-			}
-			return id, nil
-		}
-		if !errors.Is(err, os.ErrNotExist) {
-			return "", err
-		}
+	if id, err := savedNodeID(s); id != "" || err != nil {
+		return id, err
 	}
 	id := strings.ToLower(s.Node.ID)
 	if id == "" {
 		id = newUUID()
 	}
 	if s.DataDir != "" {
-		if err := writeFile(file, []byte(id)); err != nil {
+		if err := writeFile(nodeIDFile(s), []byte(id)); err != nil {
 			return "", err
 		}
+	}
+	return id, nil
+}
+
+func nodeIDFile(s *config.Settings) string { return filepath.Join(s.DataDir, "node-id") }
+
+// savedNodeID returns the ID that the data folder has, empty when it has none or another is configured.
+func savedNodeID(s *config.Settings) (string, error) {
+	if s.Node.ID != "" || s.DataDir == "" {
+		return "", nil
+	}
+	data, err := os.ReadFile(nodeIDFile(s))
+	if errors.Is(err, os.ErrNotExist) {
+		return "", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	id := strings.ToLower(strings.TrimSpace(string(data)))
+	if err := catalog.CheckUUID(id); err != nil {
+		return "", fmt.Errorf("NodeID in %s is invalid: %w", nodeIDFile(s), err)
 	}
 	return id, nil
 }
