@@ -335,7 +335,11 @@ func (k *Keeper) sign(ctx context.Context, of key, roots *ca.RootsReply) (*ca.Le
 	if err != nil {
 		return nil, err
 	}
-	reply, err := ca.SignCall.Call(ctx, k.caller, &ca.SignRequest{
+	call := ca.SignCall
+	if of.kind == "server" {
+		call = ca.SignServerCall
+	}
+	reply, err := call.Call(ctx, k.caller, &ca.SignRequest{
 		Target: read.Target{Token: of.token}, CSR: csr, Hosts: strings.Fields(of.hosts),
 	})
 	if err != nil {

@@ -9,6 +9,7 @@ import (
 	"github.com/sarnmesh/sarn/client/access"
 	"github.com/sarnmesh/sarn/command/agent/config"
 	"github.com/sarnmesh/sarn/connect"
+	"github.com/sarnmesh/sarn/connect/ca"
 	"github.com/sarnmesh/sarn/server/aclrpc"
 	"github.com/sarnmesh/sarn/server/authmethod"
 )
@@ -62,21 +63,12 @@ func (a *Agent) authorize(ctx context.Context, token string) (*acl.Authorizer, e
 	return a.access.Resolve(ctx, token)
 }
 
-// mayBe reports whether a token may have the certificate of an identity (spec/acl.md section 19).
+// mayBe reports whether a token may have the certificate of an identity.
 func (a *Agent) mayBe(ctx context.Context, token string, id connect.ID) error {
 	z, err := a.authorize(ctx, token)
 	if err != nil {
 		return err
 	}
-	switch id.Kind() {
-	case connect.Service:
-		_, err = z.Require(acl.Service, acl.Write, id.Name())
-	case connect.Agent:
-		_, err = z.Require(acl.Node, acl.Write, id.Name())
-	case connect.MeshGateway:
-		_, err = z.Require(acl.Mesh, acl.Write, "")
-	default:
-		_, err = z.Require(acl.ACL, acl.Write, "")
-	}
+	_, err = ca.Authorize(z, id)
 	return err
 }

@@ -59,24 +59,26 @@ type Agent struct {
 	caller rpc.Streamer
 	pool   *gossip.Pool
 
-	access  *access.Resolver // nil while access control is off
-	local   *local.State
-	cache   *cache.Cache
-	leaves  *leaf.Keeper
-	proxies *proxystate.State
-	bundles *bundle.Reporter
-	dns     *dns.Server
-	http    *httpapi.Server
-	grpc    *grpcapi.Server
-	xds     *ads.Server
-	events  event.Log
-	jobs    *job.Runner // nil when remote execution is off
-	watches *watches
-	conns   httpapi.ConnLimit
-	metrics *telemetry
-	rpcTLS  material
-	httpTLS material
-	grpcTLS material
+	access *access.Resolver // nil while access control is off
+	local  *local.State
+	cache  *cache.Cache
+	leaves *leaf.Keeper
+	// ownLeaves keeps the certificate of a server that has none configured.
+	ownLeaves *leaf.Keeper
+	proxies   *proxystate.State
+	bundles   *bundle.Reporter
+	dns       *dns.Server
+	http      *httpapi.Server
+	grpc      *grpcapi.Server
+	xds       *ads.Server
+	events    event.Log
+	jobs      *job.Runner // nil when remote execution is off
+	watches   *watches
+	conns     httpapi.ConnLimit
+	metrics   *telemetry
+	rpcTLS    material
+	httpTLS   material
+	grpcTLS   material
 
 	mu       sync.Mutex
 	settings *config.Settings // in force; replaced by Reload
@@ -345,7 +347,9 @@ func (a *Agent) newParts(s *config.Settings) (err error) {
 		Node: s.Node.Name, Datacenter: s.Node.Datacenter, Domain: s.DNS.Domain, Registrations: proxystate.Local(a.local, a.tokens.Default), Cache: a.cache, Leaves: a.leaves,
 		DefaultAllow: callersAllowed(s), OtherNodes: s.Server, Logger: a.log.Named("proxystate"),
 	})
-	auto := &autoCert{leaves: a.leaves}
+	// The server's own certificate needs no right of a token.
+	a.ownLeaves = leaf.New(a.caller, leaf.Config{Datacenter: s.Node.Datacenter, Logger: a.log.Named("leaf")})
+	auto := &autoCert{leaves: a.ownLeaves}
 	var listeners []grpcapi.Listener
 	for _, l := range a.sockets.grpc {
 		listeners = append(listeners, grpcapi.Listener{Listener: l})
@@ -461,6 +465,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	run("cache", a.cache.Run)
 	run("leaf certificates", a.leaves.Run)
+	if len(a.sockets.grpcTLS) > 0 {
+		run("own certificate", a.ownLeaves.Run)
+	}
 	if a.access != nil {
 		run("access control", a.access.Run)
 	}

@@ -18,9 +18,11 @@ type (
 
 // Calls to the servers. Handlers are in server/connectrpc.
 var (
-	RootsCall  = rpc.Read[RootsRequest, RootsReply]("ConnectCA.Roots")
-	SignCall   = rpc.Leader[SignRequest, SignReply]("ConnectCA.Sign")
-	ConfigCall = rpc.Read[ConfigRequest, ConfigReply]("ConnectCA.Configuration")
+	RootsCall = rpc.Read[RootsRequest, RootsReply]("ConnectCA.Roots")
+	SignCall  = rpc.Leader[SignRequest, SignReply]("ConnectCA.Sign")
+	// SignServerCall is for a server's own certificate. Servers alone may make it, so it needs no right of a token.
+	SignServerCall = rpc.Leader[SignRequest, SignReply]("ConnectCA.SignServer")
+	ConfigCall     = rpc.Read[ConfigRequest, ConfigReply]("ConnectCA.Configuration")
 	// SignIntermediateCall is for servers of other datacenters.
 	SignIntermediateCall = rpc.Leader[SignIntermediateRequest, SignIntermediateReply]("ConnectCA.SignIntermediate")
 	SetConfigCall        = rpc.Write[SetConfigRequest, struct{}]("ConnectCA.SetConfiguration")

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"maps"
+	"net/http"
 	"slices"
 	"strings"
 	"time"
@@ -27,6 +28,7 @@ func (a *Authority) Register(r *transport.Registry, f *fsm.Appliers) {
 	transport.HandleRead(r, ca.ConfigCall, a.config)
 	transport.Handle(r, ca.SetConfigCall, a.setConfig)
 	transport.Handle(r, ca.SignCall, a.sign)
+	transport.HandleServers(r, ca.SignServerCall, a.signServer)
 	transport.HandleServers(r, ca.SignIntermediateCall, a.signIntermediate)
 	transport.Handle(r, ca.ConfirmCall, a.confirm)
 	transport.Handle(r, ca.RotateCall, a.rotate)
@@ -124,6 +126,23 @@ var errNotReady = errors.New("CA is uninitialized and unable to sign certificate
 const readyWait = 5 * time.Second
 
 func (a *Authority) sign(ctx context.Context, c *transport.Call, req *ca.SignRequest) (*ca.SignReply, acl.Permit, error) {
+	return a.signFor(ctx, c, req, func(id connect.ID) (acl.Permit, error) { return ca.Authorize(c.Authorizer, id) })
+}
+
+var errServerIdentity = wireerr.Errorf(http.StatusForbidden, "Permission denied: the request is not for the certificate of a server")
+
+// signServer signs a server's own certificate.
+func (a *Authority) signServer(ctx context.Context, c *transport.Call, req *ca.SignRequest) (*ca.SignReply, acl.Permit, error) {
+	return a.signFor(ctx, c, req, func(id connect.ID) (acl.Permit, error) {
+		if id.Kind() != connect.Server {
+			return acl.Permit{}, errServerIdentity
+		}
+		return acl.Open(), nil
+	})
+}
+
+// signFor signs a request for an identity that the caller may be.
+func (a *Authority) signFor(ctx context.Context, c *transport.Call, req *ca.SignRequest, may func(connect.ID) (acl.Permit, error)) (*ca.SignReply, acl.Permit, error) {
 	if a.cfg.Disabled {
 		return nil, acl.Permit{}, wireerr.ErrConnectDisabled
 	}
@@ -135,7 +154,7 @@ func (a *Authority) sign(ctx context.Context, c *transport.Call, req *ca.SignReq
 	if err != nil {
 		return nil, acl.Permit{}, wireerr.BadRequest("%v", err)
 	}
-	permit, err := ca.Authorize(c.Authorizer, request.ID())
+	permit, err := may(request.ID())
 	if err != nil {
 		return nil, acl.Permit{}, err
 	}
