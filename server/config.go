@@ -91,6 +91,9 @@ type Config struct {
 	Connect connectrpc.Config // the mesh's certificate authority
 	Entries configrpc.Config  // configuration entries; Datacenter is set by the server
 
+	// ReplicationToken returns the secret that is shown to the primary datacenter by who copies from it; nil for none.
+	ReplicationToken func() string
+
 	// Handlers adds calls beside those every server answers, Duties what else the leader does.
 	Handlers []func(*transport.Registry, *fsm.Appliers)
 	Duties   []leader.Duty

@@ -133,6 +133,10 @@ func New(cfg Config) (*Server, error) {
 			return elsewhere.Call(ctx, cfg.ACL.PrimaryDatacenter, d.Name, req, resp)
 		}
 	}
+	replication := &aclrpc.ReplicationProgress{}
+	if cfg.ACL.Replication == nil {
+		cfg.ACL.Replication = replication.Status
+	}
 	control := aclrpc.New(cfg.ACL, s.store)
 	control.Register(&registry, &appliers)
 	if cfg.Resolver == nil {
@@ -170,6 +174,9 @@ func New(cfg Config) (*Server, error) {
 	}
 	if cfg.ACL.Enabled {
 		s.duties = append(s.duties, leader.ACL(control))
+		if s.federation != nil && cfg.ACL.PrimaryDatacenter != "" && cfg.ACL.PrimaryDatacenter != cfg.Datacenter {
+			s.duties = append(s.duties, s.replicateACLs(replication))
+		}
 	}
 
 	s.dispatcher = transport.NewDispatcher(transport.Config{
@@ -235,6 +242,21 @@ func (s *Server) newWAN(tags map[string]string) error {
 		LAN: func() []gossip.Server { return s.membership.Servers() },
 	})
 	return nil
+}
+
+// replicateACLs copies what the primary datacenter has.
+func (s *Server) replicateACLs(progress *aclrpc.ReplicationProgress) leader.Duty {
+	return leader.Duty{Name: "acl-replication", Run: func(ctx context.Context, l *leader.Leader) error {
+		primary := s.cfg.ACL.PrimaryDatacenter
+		r := aclrpc.Replicator{
+			Datacenter: primary, Primary: s.federation.Caller(primary), Tokens: s.cfg.ACL.TokenReplication, Token: func() string { return "" },
+			Store: l.Store, Apply: l.Apply, Log: l.Log,
+		}
+		if s.cfg.ReplicationToken != nil {
+			r.Token = s.cfg.ReplicationToken
+		}
+		return r.Run(ctx, progress)
+	}}
 }
 
 // distant executes prepared queries in other datacenters.

@@ -112,6 +112,8 @@ func errNoToken(accessor string) error { return fmt.Errorf("Cannot find token %q
 type TokenWrite struct {
 	Create bool // there must be none with this accessor; else there must be one
 	Prune  bool // links to what does not exist are dropped; else they are errors
+	// Replicated tokens come from another datacenter: the auth method they are from need not be here.
+	Replicated bool
 }
 
 // SetACLToken adds or replaces a token, whose content is valid, and keeps it. What cannot change about a token must be
@@ -130,7 +132,7 @@ func (t *Tx) SetACLToken(k *acl.Token, w TokenWrite) error {
 	case !w.Create && old == nil:
 		return errNoToken(k.AccessorID)
 	case old == nil:
-		if err := t.checkNewToken(k); err != nil {
+		if err := t.checkNewToken(k, w.Replicated); err != nil {
 			return err
 		}
 	case k.SecretID != old.SecretID:
@@ -165,7 +167,7 @@ func (t *Tx) SetACLToken(k *acl.Token, w TokenWrite) error {
 }
 
 // checkNewToken checks what must be unique: accessor IDs and secrets share one space.
-func (t *Tx) checkNewToken(k *acl.Token) error {
+func (t *Tx) checkNewToken(k *acl.Token, replicated bool) error {
 	if t.ACLTokenBySecret(HashSecret(k.AccessorID)) != nil {
 		return errAccessorUsed
 	}
@@ -175,7 +177,7 @@ func (t *Tx) checkNewToken(k *acl.Token) error {
 	if _, ok := aclTokens.Peek(t.tx, "id", nameKey(k.SecretID)); ok {
 		return errSecretUsed
 	}
-	if k.AuthMethod != "" && t.peekACLMethod(k.AuthMethod) == nil {
+	if k.AuthMethod != "" && !replicated && t.peekACLMethod(k.AuthMethod) == nil {
 		return ErrNoAuthMethod(k.AuthMethod)
 	}
 	return nil

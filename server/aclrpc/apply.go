@@ -17,6 +17,8 @@ type change[T any] struct {
 	Delete []string // IDs, or names of auth methods
 	Create bool     // what is set must not be there yet; else it must be, but for auth methods
 	Prune  bool     // links to what does not exist are dropped; else they are errors
+	// Replicated objects come from another datacenter: auth methods they are from need not be here.
+	Replicated bool
 	// Expired, when not zero, spares the tokens that are good at this time from being deleted.
 	Expired time.Time
 }
@@ -46,7 +48,7 @@ func registerAppliers(a *fsm.Appliers) {
 		return req.Token, nil
 	})
 	fsm.Handle(a, fsm.ACLTokens, applier(func(tx *state.Tx, k *acl.Token, req *change[acl.Token]) error {
-		return tx.SetACLToken(k, state.TokenWrite{Create: req.Create, Prune: req.Prune})
+		return tx.SetACLToken(k, state.TokenWrite{Create: req.Create, Prune: req.Prune, Replicated: req.Replicated})
 	}, func(tx *state.Tx, id string, req *change[acl.Token]) bool {
 		if !req.Expired.IsZero() {
 			if _, k := tx.ACLToken(id); k == nil || !k.Expired(req.Expired) {
