@@ -11,6 +11,7 @@ import (
 
 	"github.com/sarnmesh/sarn/catalog"
 	"github.com/sarnmesh/sarn/catalog/entry"
+	"github.com/sarnmesh/sarn/catalog/peering"
 	"github.com/sarnmesh/sarn/catalog/query"
 	"github.com/sarnmesh/sarn/catalog/read"
 	"github.com/sarnmesh/sarn/client/cache"
@@ -107,6 +108,12 @@ func (w *watches) begin(ctx context.Context, n mesh.Need) (cancel func()) {
 		return follow(w, n, catalog.ServicesCall, &catalog.ServicesRequest{Options: options})
 	case mesh.NeedDatacenters:
 		return w.datacenters(ctx, n)
+	case mesh.NeedPeer:
+		return w.bundle(n, &peering.BundleRequest{Options: options, Peer: n.Peer})
+	case mesh.NeedBundles:
+		return follow(w, n, peering.BundlesCall, &peering.BundlesRequest{Options: options, Service: n.Service})
+	case mesh.NeedExports:
+		return follow(w, n, peering.ExportsCall, &peering.ExportsRequest{Options: options})
 	case mesh.NeedCallable:
 		return follow(w, n, intention.CallableCall, &intention.CallableRequest{Options: options, Source: n.Service})
 	case mesh.NeedQuery:
@@ -181,6 +188,18 @@ func follow[Req, Resp any](w *watches, n mesh.Need, m rpc.Method[Req, Resp], req
 	})
 }
 
+// bundle watches whom to trust for a peer.
+func (w *watches) bundle(n mesh.Need, req *peering.BundleRequest) (cancel func()) {
+	p, period := w.p, w.period()
+	return cache.Watch(p.s.cfg.Cache, peering.BundleCall, req, func(r *peering.BundleReply, err error) {
+		if err != nil {
+			p.fail(period, n, err)
+			return
+		}
+		p.answer(period, n, r.Bundle)
+	})
+}
+
 func (w *watches) period() int {
 	w.p.mu.Lock()
 	defer w.p.mu.Unlock()
@@ -198,7 +217,7 @@ func (w *watches) leaf(ctx context.Context, n mesh.Need) (cancel func()) {
 	p, period, token := w.p, w.period(), w.token
 	ctx, cancel = context.WithCancel(ctx)
 	w.leaves.Go(func() {
-		request := leaf.Request{Service: n.Service, Hosts: strings.Fields(n.Hosts), Token: token}
+		request := leaf.Request{Service: n.Service, MeshGateway: n.Service == "", Hosts: strings.Fields(n.Hosts), Token: token}
 		retry := minLeafRetry
 		for {
 			r, err := p.s.cfg.Leaves.Get(ctx, request)

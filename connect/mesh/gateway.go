@@ -10,6 +10,7 @@ import (
 
 	"github.com/sarnmesh/sarn/catalog"
 	"github.com/sarnmesh/sarn/catalog/entry"
+	"github.com/sarnmesh/sarn/catalog/peering"
 	"github.com/sarnmesh/sarn/connect/ca"
 	"github.com/sarnmesh/sarn/connect/intention"
 )
@@ -26,10 +27,19 @@ type Gateway struct {
 	Links []entry.GatewayService
 	// Services are the names a mesh gateway is a way to, in order; not all of them need be in the mesh.
 	Services []string
+	// Exports are the services that a mesh gateway leads peers to, ordered by name.
+	Exports []ExportedService
 	// Datacenters are those a mesh gateway is a way to, other than its own, in order.
 	Datacenters []string
 	// Problems are what was left out.
 	Problems []error
+}
+
+// An ExportedService is a service that peers reach through a mesh gateway.
+type ExportedService struct {
+	peering.Export
+	// Upstream is set where the gateway serves requests; connections it passes on as they are.
+	Upstream *Upstream
 }
 
 // A Bind is an address to listen at.
@@ -396,6 +406,15 @@ func (d *derivation) mesh() {
 		}
 		slices.Sort(d.g.Datacenters)
 	}
+	if r, ok := d.s.Answer(Need{Kind: NeedExports}).(*peering.ExportsReply); ok {
+		for _, x := range r.Exports {
+			e := ExportedService{Export: x}
+			if entry.HTTPLike(x.Protocol) {
+				e.Upstream = d.upstream(x.Service, nil)
+			}
+			d.g.Exports = append(d.g.Exports, e)
+		}
+	}
 }
 
 // gatewayNeeds returns what a gateway needs, as far as the answers so far tell.
@@ -427,7 +446,13 @@ func (s *Snapshot) gatewayNeeds() []Need {
 		}
 	case catalog.KindMeshGateway:
 		add(Need{Kind: NeedServices}, Need{Kind: NeedDatacenters}, resolversNeed,
-			entryNeed(entry.KindServiceDefaults, s.Proxy.Service.Service))
+			entryNeed(entry.KindServiceDefaults, s.Proxy.Service.Service), Need{Kind: NeedExports})
+		if len(s.Upstreams) > 0 {
+			add(s.leafNeed(), s.bundlesNeed())
+		}
+		if s.forServers() {
+			add(serversNeed)
+		}
 		resolvers := s.Resolvers()
 		for _, name := range g.Services {
 			add(s.subsetNeeds(NeedInstances, name, resolvers[name])...)
@@ -479,6 +504,24 @@ func (s *Snapshot) gatewayComplete() bool {
 		return s.Has(s.gatewayEntryNeed()) && s.Has(s.boundNeed()) && (s.Leaf() != nil || len(s.Upstreams) == 0)
 	}
 	return false
+}
+
+// forServers reports whether a mesh gateway leads peers to the servers.
+func (s *Snapshot) forServers() bool {
+	m := s.Mesh()
+	return m != nil && m.Peering != nil && m.Peering.PeerThroughMeshGateways
+}
+
+// serversNeed is the need of this cluster's servers.
+var serversNeed = Need{Kind: NeedPlain, Service: catalog.ServerServiceName}
+
+// Servers returns the servers that a mesh gateway leads peers to, nil when it leads to none.
+func (s *Snapshot) Servers() *catalog.InstancesReply {
+	if !s.forServers() {
+		return nil
+	}
+	r, _ := s.Answer(serversNeed).(*catalog.InstancesReply)
+	return r
 }
 
 var resolversNeed = Need{Kind: NeedEntries, Entry: entry.KindServiceResolver}

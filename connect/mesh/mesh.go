@@ -14,6 +14,7 @@ import (
 
 	"github.com/sarnmesh/sarn/catalog"
 	"github.com/sarnmesh/sarn/catalog/entry"
+	"github.com/sarnmesh/sarn/catalog/peering"
 	"github.com/sarnmesh/sarn/catalog/query"
 	"github.com/sarnmesh/sarn/connect/ca"
 	"github.com/sarnmesh/sarn/connect/chain"
@@ -187,7 +188,7 @@ func (s *Snapshot) With(more map[Need]any) *Snapshot {
 // leadsOn reports whether answers of this kind bring further needs.
 func (k NeedKind) leadsOn() bool {
 	switch k {
-	case NeedChain, NeedIntentions, NeedCallable, NeedEntry, NeedEntries, NeedLinks, NeedServices, NeedDatacenters:
+	case NeedChain, NeedIntentions, NeedCallable, NeedEntry, NeedEntries, NeedLinks, NeedServices, NeedDatacenters, NeedExports:
 		return true
 	}
 	return false
@@ -400,6 +401,15 @@ func (s *Snapshot) MeshGateways(datacenter string) *catalog.InstancesReply {
 func (s *Snapshot) Peer(name string) *PeerBundle {
 	b, _ := s.Answer(peerNeed(name)).(*PeerBundle)
 	return b
+}
+
+// Callers returns whom to trust, besides the members of this cluster, of those that call: by peer, in order.
+func (s *Snapshot) Callers() []*PeerBundle {
+	r, _ := s.Answer(s.bundlesNeed()).(*peering.BundlesReply)
+	if r == nil {
+		return nil
+	}
+	return r.Bundles
 }
 
 // Found returns what a prepared query found for an upstream, nil while that is not known.

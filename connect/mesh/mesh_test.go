@@ -64,7 +64,7 @@ func TestNeedsGrowWithAnswers(t *testing.T) {
 		catalog.Upstream{DestinationName: "q", DestinationType: "prepared_query", LocalBindPort: 2},
 		catalog.Upstream{DestinationName: "imported", DestinationPeer: "east", LocalBindPort: 3},
 		catalog.Upstream{DestinationName: "*", LocalBindPort: 4}))
-	base := []string{"roots", "leaf web", "mesh entry", "intentions web"}
+	base := []string{"roots", "leaf web", "mesh entry", "intentions web", "trust bundles of peers web"}
 	rest := []string{"instances imported east", "trust bundle of peer east", "query q"}
 	with := func(more ...string) []string { return slices.Concat(base, more, rest) }
 	want(t, "at first", needs(s), with("chain api", "chain db"))

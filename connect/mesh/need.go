@@ -6,6 +6,7 @@ import (
 
 	"github.com/sarnmesh/sarn/catalog"
 	"github.com/sarnmesh/sarn/catalog/entry"
+	"github.com/sarnmesh/sarn/catalog/peering"
 	"github.com/sarnmesh/sarn/connect/chain"
 )
 
@@ -16,7 +17,7 @@ type NeedKind uint8
 const (
 	_               NeedKind = iota
 	NeedRoots                // *ca.RootsReply
-	NeedLeaf                 // of Service: *ca.Leaf with its private key
+	NeedLeaf                 // of Service, of mesh gateways when it is empty: *ca.Leaf with its private key
 	NeedMesh                 // *entry.GetReply of the mesh entry; none is an answer
 	NeedIntentions           // with destination Service: *intention.MatchReply for that one name
 	NeedChain                // of Service as used from Datacenter, with Overrides: *chain.GetReply
@@ -31,11 +32,14 @@ const (
 	NeedPlain                // instances of Service, in the mesh or not, those that Filter keeps: *catalog.InstancesReply
 	NeedServices             // the names of all services: *catalog.ServicesReply
 	NeedDatacenters          // *catalog.DatacentersReply
+	NeedBundles              // whom to trust for the peers that Service is exported to, for all when it is empty: *peering.BundlesReply
+	NeedExports              // the services exported to peers: *peering.ExportsReply
 )
 
 var needNames = [...]string{
 	"nothing", "roots", "leaf", "mesh entry", "intentions", "chain", "instances", "entry", "callable services", "query",
 	"mesh gateways", "trust bundle of peer", "entries", "links", "plain instances", "services", "datacenters",
+	"trust bundles of peers", "exports",
 }
 
 // A Need is one thing a snapshot is made of. Needs are comparable; which fields are set depends on the kind.
@@ -62,12 +66,7 @@ func (n Need) String() string {
 }
 
 // A PeerBundle is whom to trust as members of another cluster.
-type PeerBundle struct {
-	Peer        string
-	TrustDomain string
-	Partition   string   // of the exporter; "default" or empty in the open-source product
-	RootPEMs    []string // certificates
-}
+type PeerBundle = peering.Bundle
 
 // Needs returns what the proxy needs, as far as the answers so far tell: each chain that arrives adds the instances of
 // its targets.
@@ -75,7 +74,7 @@ func (s *Snapshot) Needs() []Need {
 	if s.Proxy.Service.Kind != catalog.KindConnectProxy {
 		return s.gatewayNeeds()
 	}
-	needs := []Need{{Kind: NeedRoots}, s.leafNeed(), {Kind: NeedMesh}, s.intentionsNeed()}
+	needs := []Need{{Kind: NeedRoots}, s.leafNeed(), {Kind: NeedMesh}, s.intentionsNeed(), s.bundlesNeed()}
 	seen := map[Need]bool{}
 	add := func(all ...Need) {
 		for _, n := range all {
@@ -160,6 +159,9 @@ func targets(c *chain.Chain) []string {
 }
 
 func (s *Snapshot) leafNeed() Need {
+	if s.Proxy.Service.Kind == catalog.KindMeshGateway {
+		return Need{Kind: NeedLeaf} // of all mesh gateways
+	}
 	return Need{Kind: NeedLeaf, Service: s.Proxy.Identity(), Hosts: s.leafHosts()}
 }
 
@@ -186,6 +188,15 @@ func (s *Snapshot) instancesNeed(t *chain.Target) Need {
 
 func (s *Snapshot) importedNeed(service, peer string) Need {
 	return Need{Kind: NeedInstances, Service: service, Peer: peer}
+}
+
+// bundlesNeed returns the need of whom to trust for the peers that call: those the proxy's service is exported to, for a
+// mesh gateway all.
+func (s *Snapshot) bundlesNeed() Need {
+	if s.Proxy.Service.Kind == catalog.KindMeshGateway {
+		return Need{Kind: NeedBundles}
+	}
+	return Need{Kind: NeedBundles, Service: s.Proxy.Identity()}
 }
 
 func peerNeed(peer string) Need { return Need{Kind: NeedPeer, Peer: peer} }

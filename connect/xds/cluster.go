@@ -18,6 +18,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
+	"github.com/sarnmesh/sarn/catalog"
 	"github.com/sarnmesh/sarn/catalog/entry"
 	"github.com/sarnmesh/sarn/connect/chain"
 	"github.com/sarnmesh/sarn/connect/mesh"
@@ -91,6 +92,9 @@ func (b *build) clusterName(c *chain.Chain, t *chain.Target) (string, error) {
 	}
 	if c.CustomizationHash != "" {
 		name = c.CustomizationHash + "~" + name
+	}
+	if b.s.Proxy.Service.Kind == catalog.KindMeshGateway {
+		name = exportedPrefix + name // those without it pass connections on as they are
 	}
 	return name, nil
 }
@@ -280,6 +284,9 @@ func (b *build) edsCluster(name string, u *mesh.Upstream, timeout time.Duration)
 // cluster makes a cluster with what is needed to reach its hosts: mutual TLS, and the load assignment or the one name
 // that stands for it.
 func (b *build) cluster(name string, from []any, r *reach, make func() (*clusterv3.Cluster, error)) error {
+	if err := b.peerRoots(r.peer); err != nil {
+		return err
+	}
 	dns := b.dnsHost(r)
 	from = append(slices.Clip(from), dns, r.sni, strings.Join(r.names, " "), r.peer)
 	err := b.add(Cluster, name, append(from, b.trustFrom()...), func() (made, error) {

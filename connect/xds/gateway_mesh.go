@@ -36,14 +36,27 @@ func (b *build) meshGateway() error {
 		}
 		elsewhere = append(elsewhere, dc)
 	}
+	exports, err := b.meshExports()
+	if err != nil {
+		return err
+	}
+	servers, err := b.serversCluster()
+	if err != nil {
+		return err
+	}
 	for _, bind := range b.bindable() {
 		name := listenerName(bind.Name, bind.Address, bind.Port)
-		from := []any{b.s.Proxy, b.trustDomain}
+		from := append([]any{b.s.Proxy, b.trustDomain, servers}, b.exportsFrom(exports)...)
 		for _, dc := range elsewhere {
 			from = append(from, dc)
 		}
 		err := b.add(Listener, name, from, func() (made, error) {
 			e := &edge{name: name, ip: bind.Address, port: bind.Port, inspect: true}
+			for _, x := range exports {
+				if err := b.exportChain(e, x, bind.Name); err != nil {
+					return made{}, err
+				}
+			}
 			for _, dc := range elsewhere {
 				cluster := connect.DatacenterSNI(dc, b.trustDomain)
 				e.chains = append(e.chains, &listenerv3.FilterChain{
@@ -51,6 +64,13 @@ func (b *build) meshGateway() error {
 					Filters:          []*listenerv3.Filter{b.tcpProxy(cluster, statPrefix("mesh_gateway_remote.", bind.Name+"."+dc))},
 				})
 				e.uses = append(e.uses, ref{Cluster, cluster})
+			}
+			if servers != "" {
+				e.chains = append(e.chains, &listenerv3.FilterChain{
+					FilterChainMatch: &listenerv3.FilterChainMatch{ServerNames: []string{servers}},
+					Filters:          []*listenerv3.Filter{b.tcpProxy(servers, statPrefix("mesh_gateway_local_peering_server.", bind.Name))},
+				})
+				e.uses = append(e.uses, ref{Cluster, servers})
 			}
 			prefix := statPrefix("mesh_gateway_local.", bind.Name)
 			e.chains = append(e.chains, b.toServerName(prefix, "*."+connect.DatacenterSNI(b.s.Proxy.Datacenter, b.trustDomain)), b.notServed(prefix))

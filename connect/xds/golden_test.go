@@ -18,6 +18,7 @@ import (
 
 	"github.com/sarnmesh/sarn/catalog"
 	"github.com/sarnmesh/sarn/catalog/entry"
+	"github.com/sarnmesh/sarn/catalog/peering"
 	"github.com/sarnmesh/sarn/catalog/query"
 	"github.com/sarnmesh/sarn/connect/ca"
 	"github.com/sarnmesh/sarn/connect/chain"
@@ -97,6 +98,10 @@ func snapshotOf(t testing.TB, files map[string][]byte) *mesh.Snapshot {
 	read("callable.json", callable)
 	peers := map[string]*mesh.PeerBundle{}
 	read("peers.json", &peers)
+	var callers []string
+	read("callers.json", &callers)
+	var exports []peering.Export
+	read("exports.json", &exports)
 	queries := map[string]*query.ExecuteReply{}
 	read("queries.json", &queries)
 	virtualIPs := map[string]struct{ Auto, Manual []string }{}
@@ -131,6 +136,14 @@ func snapshotOf(t testing.TB, files map[string][]byte) *mesh.Snapshot {
 				if p := peers[n.Peer]; p != nil {
 					answers[n] = p
 				}
+			case mesh.NeedBundles:
+				r := &peering.BundlesReply{}
+				for _, name := range callers {
+					r.Bundles = append(r.Bundles, peers[name])
+				}
+				answers[n] = r
+			case mesh.NeedExports:
+				answers[n] = &peering.ExportsReply{Exports: exports}
 			case mesh.NeedQuery:
 				if q := queries[n.Service]; q != nil {
 					answers[n] = q

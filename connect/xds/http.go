@@ -71,7 +71,8 @@ func (b *build) inboundManager() (*hcmv3.HttpConnectionManager, []ref, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	forward := cfg.Protocol != "grpc" && !sanitize
+	// Of requests from peers the header says who sent them.
+	forward := (cfg.Protocol != "grpc" || len(b.s.Callers()) > 0) && !sanitize
 	if forward {
 		filters = append(filters, httpFilter("envoy.filters.http.header_to_metadata", callerMetadata()))
 	}

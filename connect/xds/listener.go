@@ -64,7 +64,7 @@ func (b *build) publicListener() error {
 	default:
 		return fmt.Errorf("proxy %s has no port to listen on", svc.ID)
 	}
-	from := slices.Concat([]any{b.s.Proxy, b.s.Intentions()}, b.trustFrom(), b.tokensFrom(), b.peerSourcesFrom())
+	from := slices.Concat([]any{b.s.Proxy, b.s.Intentions()}, b.trustFrom(), b.tokensFrom(), b.peerSourcesFrom(), b.callersFrom())
 	return b.add(Listener, name, from, func() (made, error) {
 		if cfg.PublicListenerJSON != "" {
 			return b.customPublicListener(name, addr)

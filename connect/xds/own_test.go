@@ -14,9 +14,12 @@ import (
 
 // refusedByOwn are cases with something that the built-in proxy refuses, and why.
 var refusedByOwn = map[string]string{
-	"gateway-ingress-tls": "secrets come from other sources than the stream",
-	"gateway-terminating": "names files that are not there",
-	"jwt":                 "the fixture's authority is no certificate",
+	"gateway-ingress-tls":          "secrets come from other sources than the stream",
+	"gateway-terminating":          "names files that are not there",
+	"jwt":                          "the fixture's authority is no certificate",
+	"exported-service":             "the fixture's authorities are no certificates",
+	"own-flavour-exported-service": "the fixture's authorities are no certificates",
+	"gateway-mesh-exports":         "the fixture's authorities are no certificates",
 }
 
 // The built-in proxy accepts what it is given. What it refused would leave an older version, with older rules, in force.

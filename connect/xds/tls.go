@@ -2,6 +2,7 @@ package xds
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -58,6 +59,20 @@ func peerCA(p *mesh.PeerBundle) *corev3.DataSource {
 		all.WriteString(line(r))
 	}
 	return inline(all.String())
+}
+
+// peerRoots makes the roots of a peer a secret of flavour Own. What refers to it may be as it was; the secret is there
+// nevertheless.
+func (b *build) peerRoots(p *mesh.PeerBundle) error {
+	if p == nil || b.flavour != Own {
+		return nil
+	}
+	return b.add(Secret, peerSecret(p), []any{p}, func() (made, error) {
+		return made{message: &tlsv3.Secret{
+			Name: peerSecret(p),
+			Type: &tlsv3.Secret_ValidationContext{ValidationContext: &tlsv3.CertificateValidationContext{TrustedCa: peerCA(p)}},
+		}}, nil
+	})
 }
 
 // trustedCA returns all roots, those rotated out included.
@@ -117,15 +132,6 @@ func (b *build) commonTLS(params *entry.TLSParameters, names []string, peer *mes
 	roots := RootsSecret
 	if peer != nil {
 		roots = peerSecret(peer)
-		err := b.add(Secret, roots, []any{peer}, func() (made, error) {
-			return made{message: &tlsv3.Secret{
-				Name: roots,
-				Type: &tlsv3.Secret_ValidationContext{ValidationContext: &tlsv3.CertificateValidationContext{TrustedCa: peerCA(peer)}},
-			}}, nil
-		})
-		if err != nil {
-			return nil, nil, err
-		}
 	}
 	uses := []ref{{Secret, LeafSecret}, {Secret, roots}}
 	c.TlsCertificateSdsSecretConfigs = []*tlsv3.SdsSecretConfig{b.sds(LeafSecret)}
@@ -146,8 +152,22 @@ func (b *build) sds(name string) *tlsv3.SdsSecretConfig {
 	return &tlsv3.SdsSecretConfig{Name: name, SdsConfig: b.ads()}
 }
 
-// downstreamTLS returns the transport socket of a listener of the mesh: every client shows a certificate.
+// downstreamTLS returns the transport socket of a listener of the mesh: every client shows a certificate. It is that of a
+// member of this cluster, or of a peer that the proxy's service is exported to.
 func (b *build) downstreamTLS(protocol string) (*corev3.TransportSocket, []ref, error) {
+	domains := map[string]*corev3.DataSource{}
+	for _, p := range b.s.Callers() {
+		domains[strings.ToLower(p.TrustDomain)] = peerCA(p)
+	}
+	if len(domains) > 0 {
+		domains[b.trustDomain] = b.trustedCA()
+	}
+	return b.downstreamTLSFor(protocol, domains)
+}
+
+// downstreamTLSFor is downstreamTLS for clients of some trust domains, each of which vouches for its own members only; for
+// those of this cluster alone when there are none.
+func (b *build) downstreamTLSFor(protocol string, domains map[string]*corev3.DataSource) (*corev3.TransportSocket, []ref, error) {
 	var params *entry.TLSParameters
 	if m := b.s.Mesh(); m != nil && m.TLS != nil {
 		params = m.TLS.Incoming
@@ -155,6 +175,16 @@ func (b *build) downstreamTLS(protocol string) (*corev3.TransportSocket, []ref, 
 	common, uses, err := b.commonTLS(params, nil, nil)
 	if err != nil {
 		return nil, nil, fmt.Errorf("incoming TLS parameters: %w", err)
+	}
+	if len(domains) > 0 {
+		v := &tlsv3.SPIFFECertValidatorConfig{}
+		for _, name := range sortedKeys(domains) {
+			v.TrustDomains = append(v.TrustDomains, &tlsv3.SPIFFECertValidatorConfig_TrustDomain{Name: name, TrustBundle: domains[name]})
+		}
+		common.ValidationContextType = &tlsv3.CommonTlsContext_ValidationContext{ValidationContext: &tlsv3.CertificateValidationContext{
+			CustomValidatorConfig: &corev3.TypedExtensionConfig{Name: "envoy.tls.cert_validator.spiffe", TypedConfig: mustPack(v)},
+		}}
+		uses = slices.DeleteFunc(slices.Clone(uses), func(r ref) bool { return r == ref{Secret, RootsSecret} })
 	}
 	switch {
 	case isHTTP2(protocol):
@@ -166,6 +196,19 @@ func (b *build) downstreamTLS(protocol string) (*corev3.TransportSocket, []ref, 
 		CommonTlsContext:         common,
 		RequireClientCertificate: wrapperspb.Bool(true),
 	}), uses, nil
+}
+
+// callersFrom lists whom downstreamTLS trusts, for add.
+func (b *build) callersFrom() []any {
+	peers := b.s.Callers()
+	if len(peers) == 0 {
+		return nil
+	}
+	from := []any{b.s.Roots()}
+	for _, p := range peers {
+		from = append(from, p)
+	}
+	return from
 }
 
 // upstreamTLS returns the transport socket of a cluster whose instances must have one of the names.

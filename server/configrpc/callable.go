@@ -26,7 +26,7 @@ func (h *handlers) callable(c *transport.Call, v *state.View, req *intention.Cal
 	var names []string
 	for _, ip := range addresses {
 		switch {
-		case !c.Authorizer.May(acl.Service, acl.Read, ip.Service):
+		case ip.Peer == "" && !c.Authorizer.May(acl.Service, acl.Read, ip.Service), ip.Peer != "" && !c.Authorizer.MayReadImported(acl.Service):
 			reply.Filtered = !c.Authorizer.Anonymous()
 		case ip.Peer != "":
 			reply.Imported = append(reply.Imported, intention.Imported{Service: ip.Service, Peer: ip.Peer})
