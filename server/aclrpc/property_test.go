@@ -160,7 +160,7 @@ func changesAreAllowed(t *testing.T, r *rand.Rand, policy string) {
 		return is
 	}
 	allowed, refused := 0, 0
-	for range 1500 {
+	for range 800 {
 		secret := pick(r, secrets)
 		z, err := s.control.Resolve(t.Context(), secret)
 		name, readName := pick(r, names), pick(r, readNames)

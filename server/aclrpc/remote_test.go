@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -18,9 +19,18 @@ import (
 // A pair is a server of the primary datacenter, dc1, and one of another.
 type pair struct {
 	primary, second *server
-	asked           int
-	err             error         // of asking the primary one
-	wait            time.Duration // of asking it
+
+	mu    sync.Mutex
+	asked int
+	err   error         // of asking the primary one
+	wait  time.Duration // of asking it
+}
+
+// answers sets how the primary answers from now on.
+func (p *pair) answers(err error, after time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.err, p.wait = err, after
 }
 
 func newPair(t *testing.T, cfg aclrpc.Config) *pair {
@@ -28,10 +38,13 @@ func newPair(t *testing.T, cfg aclrpc.Config) *pair {
 	p := &pair{primary: newRooted(t)}
 	cfg.Enabled, cfg.Datacenter, cfg.PrimaryDatacenter, cfg.DefaultPolicy = true, "dc2", "dc1", aclrpc.Deny
 	cfg.Primary = func(ctx context.Context, d rpc.Descriptor, req, resp any) error {
+		p.mu.Lock()
 		p.asked++
-		time.Sleep(p.wait)
-		if p.err != nil {
-			return p.err
+		err, wait := p.err, p.wait
+		p.mu.Unlock()
+		time.Sleep(wait)
+		if err != nil {
+			return err
 		}
 		return p.primary.Caller().Call(ctx, d, req, resp)
 	}
@@ -130,7 +143,7 @@ func TestDownPolicies(t *testing.T) {
 				if !p.second.may(k.SecretID, acl.Key, acl.Write, "a") {
 					t.Fatal("rights at first")
 				}
-				p.err = wireerr.ErrNoDatacenter
+				p.answers(wireerr.ErrNoDatacenter, 0)
 				time.Sleep(59 * time.Second)
 				if !p.second.may(k.SecretID, acl.Key, acl.Write, "a") {
 					t.Error("what was heard is forgotten early")
@@ -145,18 +158,26 @@ func TestDownPolicies(t *testing.T) {
 				if got := p.second.may(unused, acl.Key, acl.Write, "a"); got != tt.unknown {
 					t.Errorf("unknown token: %v", got)
 				}
+				p.answers(wireerr.ErrNoDatacenter, time.Minute)
+				before := time.Now()
+				if p.second.may(k.SecretID, acl.Key, acl.Write, "a"); time.Since(before) != 0 {
+					t.Errorf("waited %v for what did not answer before", time.Since(before))
+				}
+				p.answers(wireerr.ErrNoDatacenter, 0)
 				req := &access.ResolveRequest{}
 				req.Token = unused
 				if _, err := access.ResolveCall.Call(t.Context(), p.second.Caller(), req); err == nil || wireerr.Status(err) != 500 {
 					t.Errorf("an agent asks about an unknown token: %v", err)
 				}
-				p.err = nil
+				p.answers(nil, 0)
+				time.Sleep(time.Second)
+				p.second.may(k.SecretID, acl.Key, acl.Write, "a") // asks, and does not wait
 				synctest.Wait()
 				if !p.second.may(k.SecretID, acl.Key, acl.Write, "a") {
 					t.Error("the primary is back")
 				}
 				// What has expired is good by no policy that goes by what was known.
-				p.err = wireerr.ErrNoDatacenter
+				p.answers(wireerr.ErrNoDatacenter, 0)
 				time.Sleep(time.Until(end))
 				if got := p.second.may(k.SecretID, acl.Key, acl.Write, "a"); got != tt.unknown {
 					t.Errorf("expired token: %v", got)
@@ -175,7 +196,7 @@ func TestAsyncCacheAnswersAtOnce(t *testing.T) {
 			t.Fatal("rights at first")
 		}
 		must(p.primary.setPolicy(root, acl.Policy{ID: pol.ID, Name: "p"}))(t)
-		p.wait = time.Second
+		p.answers(nil, time.Second)
 		time.Sleep(30 * time.Second)
 		start := time.Now()
 		if !p.second.may(k.SecretID, acl.Key, acl.Write, "a") || time.Since(start) != 0 {

@@ -62,8 +62,10 @@ type resolver struct {
 	missing    sync.Mutex
 	misses     map[[sha256.Size]byte]time.Time // when it was known that there is no such token; guarded by missing
 
+	failing  atomic.Bool // the primary datacenter could not be asked the last time
 	remoteMu sync.Mutex
 	remote   map[[sha256.Size]byte]*remoteToken // what the primary datacenter knows; guarded by remoteMu
+	tried    time.Time                          // when it was last asked while failing; guarded by remoteMu
 }
 
 // unresolved stands for the accessor ID of a token that nobody could be asked about.
@@ -439,20 +441,30 @@ func (c *Control) askRemote(ctx context.Context, v *state.View, sum [sha256.Size
 	if have != nil && time.Since(have.at) < c.cfg.TokenTTL {
 		return have.authorizer, nil
 	}
+	down := func() *acl.Authorizer {
+		if have != nil && c.cfg.DownPolicy != Allow && c.cfg.DownPolicy != Deny {
+			return have.authorizer
+		}
+		return r.down
+	}
 	refresh := func(ctx context.Context) (*acl.Authorizer, error) {
 		reply, err := r.join(ctx, sum, call)
+		refused := err != nil && wireerr.Status(err) == http.StatusForbidden // as an unknown token is, too
 		switch {
-		case errors.Is(err, wireerr.ErrTokenNotFound), err != nil && wireerr.Status(err) == http.StatusForbidden:
-			r.unheard(sum)
-			return nil, c.answered(v, err)
 		case ctx.Err() != nil:
 			return nil, ctx.Err()
-		case err != nil:
-			c.log.Warn("cannot ask about a token, going by the down policy", "error", err)
-			if have != nil && c.cfg.DownPolicy != Allow && c.cfg.DownPolicy != Deny {
-				return have.authorizer, nil
+		case err != nil && !refused:
+			if !r.failing.Swap(true) {
+				c.log.Warn("cannot ask about a token, going by the down policy", "error", err)
 			}
-			return r.down, nil
+			return down(), nil
+		}
+		if r.failing.Swap(false) {
+			c.log.Info("tokens can be asked about again")
+		}
+		if refused {
+			r.unheard(sum)
+			return nil, c.answered(v, err)
 		}
 		z, err := c.authorizer(v, reply, have)
 		if err == nil {
@@ -460,9 +472,18 @@ func (c *Control) askRemote(ctx context.Context, v *state.View, sum [sha256.Size
 		}
 		return z, err
 	}
-	if have != nil && c.cfg.DownPolicy == AsyncCache {
-		later := context.WithoutCancel(ctx)
-		r.background.DoChan(string(sum[:]), func() (any, error) { return refresh(later) })
+	later := func() {
+		ctx := context.WithoutCancel(ctx)
+		r.background.DoChan(string(sum[:]), func() (any, error) { return refresh(ctx) })
+	}
+	switch {
+	case r.failing.Load(): // nobody waits for an answer that did not come a moment ago
+		if r.retry() {
+			later()
+		}
+		return down(), nil
+	case have != nil && c.cfg.DownPolicy == AsyncCache:
+		later()
 		return have.authorizer, nil
 	}
 	return refresh(ctx)
@@ -526,6 +547,20 @@ func (r *resolver) join(ctx context.Context, sum [sha256.Size]byte, call func(co
 		}
 		return got.Val.(*access.ResolveReply), nil
 	}
+}
+
+// retryDown is how often the primary datacenter is asked while it does not answer.
+const retryDown = time.Second
+
+// retry reports whether it is time to ask the primary datacenter again, which did not answer.
+func (r *resolver) retry() bool {
+	r.remoteMu.Lock()
+	defer r.remoteMu.Unlock()
+	if time.Since(r.tried) < retryDown {
+		return false
+	}
+	r.tried = time.Now()
+	return true
 }
 
 func (r *resolver) heard(sum [sha256.Size]byte) *remoteToken {
