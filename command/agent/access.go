@@ -29,7 +29,7 @@ func callersAllowed(s *config.Settings) bool {
 func (a *Agent) control(s *config.Settings) aclrpc.Config {
 	return aclrpc.Config{
 		Local:   func(secret string) *acl.Authorizer { return a.access.Local(secret) },
-		Enabled: s.ACL.Enabled, DefaultPolicy: s.ACL.DefaultPolicy, DownPolicy: s.ACL.DownPolicy,
+		Enabled: s.ACL.Enabled, DefaultPolicy: s.ACL.DefaultPolicy, DownPolicy: s.ACL.DownPolicy, TokenTTL: s.ACL.TokenTTL,
 		PrimaryDatacenter: s.Node.PrimaryDatacenter, TokenReplication: s.ACL.EnableTokenReplication,
 		InitialManagement: s.ACL.Tokens.InitialManagement,
 		Methods:           authmethod.Env{Dial: (&net.Dialer{}).DialContext, Proxy: http.ProxyFromEnvironment},
