@@ -179,6 +179,14 @@ func (a *agent) activeKey() (id, keyType string) {
 	return "", ""
 }
 
+// meshed is a service with a sidecar that counts as healthy from the beginning, so that no call fails for want of one.
+func meshed(name string, port, public int, upstreams ...any) map[string]any {
+	return map[string]any{"name": name, "port": port, "connect": map[string]any{"sidecar_service": map[string]any{
+		"port": public, "proxy": map[string]any{"upstreams": upstreams},
+		"checks": []any{map[string]any{"name": "alias", "alias_service": name}},
+	}}}
+}
+
 // phases are what is shown of a rotation on two nodes.
 var phases = regexp.MustCompile(`(?s)spreading: root .* of 2 nodes trust it.*signing: root .* of 2 nodes have replaced theirs.*retiring: root `)
 
@@ -201,9 +209,7 @@ func TestNoRequestFailsWhileTheRootRotates(t *testing.T) {
 	public := map[string]int{}
 	service := func(name string, port int, upstreams ...any) map[string]any {
 		public[name] = take()
-		return map[string]any{"name": name, "port": port, "connect": map[string]any{"sidecar_service": map[string]any{
-			"port": public[name], "proxy": map[string]any{"upstreams": upstreams},
-		}}}
+		return meshed(name, port, public[name], upstreams...)
 	}
 	var callees, shops []any
 	for _, k := range kinds {
@@ -303,9 +309,7 @@ func TestRotationRidesOutTheLossOfItsLeader(t *testing.T) {
 	ports := freePorts(2)
 	c := newAgent(t, "c1", map[string]any{
 		"retry_join": []string{list[0].lan(), list[1].lan(), list[2].lan()},
-		"services": []any{map[string]any{"name": "web", "port": ports[0], "connect": map[string]any{
-			"sidecar_service": map[string]any{"port": ports[1]},
-		}}},
+		"services":   []any{meshed("web", ports[0], ports[1])},
 	})
 	c.run(t)
 	eventually(t, 30*time.Second, "the sidecar is registered", func() bool { all, _ := c.get("/v1/catalog/service/web-sidecar-proxy").([]any); return len(all) == 1 })
@@ -351,5 +355,60 @@ func TestRotationRidesOutTheLossOfItsLeader(t *testing.T) {
 	eventually(t, 30*time.Second, "the rotation ends", func() bool { r := c.rotation(); return r.Phase == "retiring" })
 	if out, code := c.cli(t, "connect", "ca", "rotate", "-watch"); code != 0 || !strings.Contains(out, "retiring: root ") {
 		t.Errorf("rotate -watch: %d %s", code, out)
+	}
+}
+
+// TestNoCallFailsWhileTheRootRotatesWithoutProxy has a gRPC client that does without a proxy call while the root rotates.
+// It looks for roots by itself, and is given the time for that.
+func TestNoCallFailsWhileTheRootRotatesWithoutProxy(t *testing.T) {
+	binary(t)
+	grpcxds := tool(t, "grpcxds")
+	ports := freePorts(4)
+	start(t, "web", nil, grpcxds, "serve", fmt.Sprintf("127.0.0.1:%d", ports[0]), "web")
+	a := newAgent(t, "s1", map[string]any{"server": true, "bootstrap": true, "services": []any{
+		meshed("web", ports[0], ports[1]),
+		meshed("shop", 1, ports[2], map[string]any{"destination_name": "web", "local_bind_port": ports[3]}),
+	}})
+	a.run(t)
+	eventually(t, 20*time.Second, "the sidecars are registered", func() bool {
+		all, _ := a.get("/v1/catalog/service/web-sidecar-proxy").([]any)
+		return len(all) == 1
+	})
+	a.must(t, "PUT", "/v1/config", `{"Kind": "service-defaults", "Name": "web", "Protocol": "grpc"}`)
+	env := []string{"CONSUL_HTTP_ADDR=" + a.http(), fmt.Sprintf("CONSUL_GRPC_ADDR=127.0.0.1:%d", a.ports["grpc"])}
+	start(t, "sidecar", env, binary(t), "connect", "proxy", "-sidecar-for", "web", "-admin-socket", "none")
+	c := newGRPCCaller(t, env, binary(t), "connect", "grpc", "-sidecar-for", "shop", "--", grpcxds, "call", "xds:///web")
+	eventually(t, 30*time.Second, "calls arrive", func() bool { o := c.call(10, "who"); return o.failed() == 0 && o.Answers["web"] == 10 })
+
+	type result struct {
+		out  string
+		code int
+	}
+	done := make(chan result, 1)
+	before, _ := a.activeKey()
+	go func() {
+		out, code := a.cli(t, "connect", "ca", "rotate", "-key-type", "ec", "-watch")
+		done <- result{out, code}
+	}()
+	calls := 0
+	var r *result
+	var until time.Time
+	for ; r == nil || time.Now().Before(until); time.Sleep(50 * time.Millisecond) {
+		o := c.call(5, "who")
+		if calls += 5; o.failed() > 0 {
+			t.Fatalf("after %d calls: %v", calls, o)
+		}
+		select {
+		case x := <-done:
+			r, until = &x, time.Now().Add(12*time.Second) // until the client has looked at its files
+		default:
+		}
+	}
+	t.Logf("%d calls\n%s", calls, r.out)
+	if r.code != 0 || !strings.Contains(r.out, "a gRPC client, which looks for roots by itself") || !strings.Contains(r.out, "retiring: root ") {
+		t.Errorf("rotate -watch: %d", r.code)
+	}
+	if now, _ := a.activeKey(); now == before || issuer(ports[1]) != now {
+		t.Errorf("the active root is %s, was %s; the sidecar's certificate is of %s", now, before, issuer(ports[1]))
 	}
 }
