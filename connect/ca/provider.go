@@ -91,6 +91,37 @@ func (b *builtIn) Renew(context.Context) (*ProviderState, error) { return nil, E
 func (b *builtIn) Cleanup(context.Context, *ProviderState) error { return nil }
 func (b *builtIn) Close()                                        {}
 
+// NewSecondary returns the provider of a datacenter whose signing certificate the primary one has signed: chain has it,
+// then those between it and the root. It signs leaves and nothing else; another certificate comes from the primary.
+func NewSecondary(rootPEM, chain string, key crypto.Signer, random io.Reader) (Provider, error) {
+	between, issuer, err := SigningChain(&ProviderState{RootCert: rootPEM, Intermediate: chain})
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("error parsing intermediate cert: %w", err)
+	case between == nil:
+		return nil, errors.New("there is no intermediate certificate")
+	case !samePublic(issuer.PublicKey, key.Public()):
+		return nil, errors.New("the private key does not belong to the intermediate certificate")
+	}
+	return &secondary{builtIn{rootPEM, issuer, key, random}, between}, nil
+}
+
+type secondary struct {
+	builtIn
+	between []string
+}
+
+func (s *secondary) Intermediates() []string { return s.between }
+func (s *secondary) CrossSigns() bool        { return false }
+
+func (s *secondary) SignIntermediate(context.Context, *x509.Certificate, *x509.CertificateRequest) ([]byte, error) {
+	return nil, errors.New("only the primary datacenter signs the certificates of others")
+}
+
+func (s *secondary) CrossSign(context.Context, *x509.Certificate, *x509.Certificate) ([]byte, error) {
+	return nil, ErrNoCrossSigning
+}
+
 // CrossSign lets the old provider vouch for a new root: it returns, in PEM, a certificate with the new root's name and
 // key under the old root, valid for CrossSignedTTL where the provider can be told. Those who know only the old root
 // verify new leaves with it.

@@ -51,7 +51,8 @@ func (b BuiltIn) Establish(_ context.Context, w Wanted) (*trust.ProviderState, e
 	return kept, err
 }
 
-// Open returns a provider with the key that is kept.
+// Open returns a provider with the key that is kept: the root's, or that of an intermediate which the primary datacenter has
+// signed.
 func (b BuiltIn) Open(kept *trust.ProviderState, _ string) (ca.Provider, error) {
 	if kept.PrivateKey == "" {
 		return nil, errors.New("the signing key of the CA root is missing")
@@ -59,6 +60,9 @@ func (b BuiltIn) Open(kept *trust.ProviderState, _ string) (ca.Provider, error) 
 	key, err := ca.ParseKey(kept.PrivateKey)
 	if err != nil {
 		return nil, fmt.Errorf("signing key of the CA root: %w", err)
+	}
+	if kept.Intermediate != "" {
+		return ca.NewSecondary(kept.RootCert, kept.Intermediate, key, b.Random)
 	}
 	return ca.NewBuiltIn(kept.RootCert, key, b.Random)
 }

@@ -314,16 +314,26 @@ func contract(t *testing.T, s *subject) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		// It signs leaves with it as the built-in provider does.
-		other, err := ca.NewBuiltIn(cert, secondary, rand.Reader)
+		// It signs leaves with it, and nothing else.
+		keyPEM, err := ca.EncodeKey(secondary)
 		if err != nil {
 			t.Fatal(err)
 		}
-		l, err := leaf(t, other, &trust.Root{ID: root.ID, RootCert: root.RootCert, IntermediateCerts: []string{cert}}, web, key, 20*time.Hour)
+		there := &trust.ProviderState{RootCert: root.RootCert, Intermediate: cert, PrivateKey: keyPEM}
+		if err := ca.CheckEstablished(there, clusterID, time.Now()); err != nil {
+			t.Error(err)
+		}
+		other, err := caprovider.BuiltIn{Random: rand.Reader}.Open(there, clusterID)
 		if err != nil {
 			t.Fatal(err)
 		}
-		verify(t, l.CertPEM, root.RootCert)
+		signed := mustLeaf(t, other, root, web, key, 20*time.Hour)
+		if other.CrossSigns() || string(signed.AuthorityKeyId) != string(other.Issuer().SubjectKeyId) {
+			t.Error("another authority signed, or the secondary would sign roots")
+		}
+		if _, err := ca.SignIntermediate(t.Context(), r, ca.IntermediateParams{Provider: other, Datacenter: "dc3", Serial: []byte{0x40, 9}, Now: time.Now(), TTL: time.Hour}); err == nil {
+			t.Error("it signed for yet another datacenter")
+		}
 	})
 	t.Run("cross-signing", func(t *testing.T) {
 		p := s.open(t, kept)

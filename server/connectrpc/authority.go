@@ -50,6 +50,7 @@ type Authority struct {
 	stopped  bool
 	provider ca.Provider          // nil before it is first needed
 	kept     *trust.ProviderState // that provider was opened with
+	former   ca.Provider          // the one before it, which calls may still use; nil if there was none
 	limit    limiter
 
 	reports reports // of nodes, about the rotation under way
@@ -80,11 +81,13 @@ func New(cfg Config) *Authority {
 // Stop ends what providers run. The leader calls it at the end of its leadership; Initialize makes it undone.
 func (a *Authority) Stop() {
 	a.mu.Lock()
-	provider := a.provider
-	a.stopped, a.provider, a.kept = true, nil, nil
+	open := []ca.Provider{a.provider, a.former}
+	a.stopped, a.provider, a.kept, a.former = true, nil, nil, nil
 	a.mu.Unlock()
-	if provider != nil {
-		provider.Close()
+	for _, p := range open {
+		if p != nil {
+			p.Close()
+		}
 	}
 	for _, kind := range a.kinds {
 		kind.Close()
@@ -447,24 +450,31 @@ func (a *Authority) providerOf(view *state.View, root *trust.Root) (ca.Provider,
 	if kept == nil {
 		return nil, errors.New("the signing key of the CA root is missing")
 	}
+	_, config := view.CAConfig()
+	p, old, err := a.swap(kept, config)
+	if old != nil {
+		old.Close()
+	}
+	return p, err
+}
+
+// swap returns the open provider of what is kept, and one to be closed: not the one that was open until now, which may be
+// signing, but the one before.
+func (a *Authority) swap(kept *trust.ProviderState, config *trust.Configuration) (p, old ca.Provider, err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.stopped {
-		return nil, errStopped
+		return nil, nil, errStopped
 	}
 	if a.provider != nil && a.kept.ID == kept.ID && a.kept.ModifyIndex == kept.ModifyIndex {
-		return a.provider, nil
+		return a.provider, nil, nil
 	}
-	_, config := view.CAConfig()
-	p, err := a.open(kept, config)
-	if err != nil {
-		return nil, err
+	if p, err = a.open(kept, config); err != nil {
+		return nil, nil, err
 	}
-	if a.provider != nil {
-		a.provider.Close()
-	}
-	a.provider, a.kept = p, kept
-	return p, nil
+	old = a.former
+	a.former, a.provider, a.kept = a.provider, p, kept
+	return p, old, nil
 }
 
 var errStopped = errors.New("this server is no longer the leader, which signs")
