@@ -36,6 +36,9 @@ func askCached[Req, Resp any](s *Server, w http.ResponseWriter, r *http.Request,
 	if !w.(*response).cache.wanted {
 		return ask(s, r, m, req)
 	}
+	if _, err := s.authorizer(w, r); err != nil { // what is kept is for tokens that are still good
+		return nil, err
+	}
 	resp, info, err := cache.Get(r.Context(), s.cfg.Cache, m, req)
 	if err != nil {
 		return nil, err
@@ -50,6 +53,9 @@ func askKept[Req, Resp any](s *Server, w http.ResponseWriter, r *http.Request, m
 	c := &w.(*response).cache
 	if !c.wanted {
 		return m.Call(r.Context(), s.caller, req)
+	}
+	if _, err := s.authorizer(w, r); err != nil {
+		return nil, err
 	}
 	resp, info, err := cache.Keep(r.Context(), s.cfg.Cache, m, req, cache.Control{
 		MaxAge: c.maxAge, MustRevalidate: c.revalidate, StaleIfError: c.staleIfError,

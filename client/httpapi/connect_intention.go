@@ -336,7 +336,7 @@ func (s *Server) agentAuthorize(w http.ResponseWriter, r *http.Request) (any, ac
 		return refused(err)
 	}
 	s.setMeta(w, &resp.Meta)
-	def := intention.Default{Allow: s.cfg.DefaultPolicy != entry.Deny}
+	def := intention.Default{Allow: !s.cfg.ACLEnabled || s.cfg.DefaultPolicy != entry.Deny}
 	if p := s.cfg.Connect.IntentionPolicy; p != "" {
 		def = intention.Default{Allow: p == entry.Allow, Explicit: true}
 	}

@@ -106,8 +106,8 @@ func TestAuthorize(t *testing.T) {
 	}{
 		{"an intention", uri("web"), Config{}, 200, `{"Authorized":false,"Reason":"Matched L4 intention: default/web =\u003e default/db (Precedence: 9, Action: DENY)"}`},
 		{"ACL default allow", uri("x"), Config{}, 200, `{"Authorized":true,"Reason":"Default behavior configured by ACLs"}`},
-		{"ACL default deny", uri("x"), Config{DefaultPolicy: "deny"}, 200, `{"Authorized":false,"Reason":"Default behavior configured by ACLs"}`},
-		{"intention policy", uri("x"), Config{DefaultPolicy: "deny", Connect: ConnectConfig{IntentionPolicy: "allow"}}, 200, `{"Authorized":true,"Reason":"Default intention policy"}`},
+		{"ACL default deny", uri("x"), Config{ACLEnabled: true, DefaultPolicy: "deny"}, 200, `{"Authorized":false,"Reason":"Default behavior configured by ACLs"}`},
+		{"intention policy", uri("x"), Config{ACLEnabled: true, DefaultPolicy: "deny", Connect: ConnectConfig{IntentionPolicy: "allow"}}, 200, `{"Authorized":true,"Reason":"Default intention policy"}`},
 		{"no target", `{}`, Config{}, 400, "Target service must be specified"},
 		{"no URI", `{"Target": "db"}`, Config{}, 400, "ClientCertURI not a valid Connect identifier"},
 		{"an agent", `{"Target": "db", "ClientCertURI": "spiffe://td/agent/client/dc/dc1/id/n"}`, Config{}, 400, "ClientCertURI not a valid Service identifier"},

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"net/http"
+	"time"
 
 	"github.com/sarnmesh/sarn/acl"
 	"github.com/sarnmesh/sarn/client/access"
@@ -36,18 +37,23 @@ func (a *Agent) control(s *config.Settings) aclrpc.Config {
 	}
 }
 
+// tokenTTL is how long an answer about a token is good for. Policies and roles come with their token.
+func tokenTTL(s *config.Settings) time.Duration {
+	ttl := min(s.ACL.TokenTTL, s.ACL.PolicyTTL)
+	if s.ACL.RoleTTL > 0 {
+		ttl = min(ttl, s.ACL.RoleTTL)
+	}
+	return ttl
+}
+
 // newAccess makes what answers for tokens on this agent, where access control is on.
 func (a *Agent) newAccess(s *config.Settings) {
 	if !s.ACL.Enabled {
 		return
 	}
-	ttl := min(s.ACL.TokenTTL, s.ACL.PolicyTTL) // policies and roles come with their token
-	if s.ACL.RoleTTL > 0 {
-		ttl = min(ttl, s.ACL.RoleTTL)
-	}
 	conf := access.Config{
 		Caller: a.caller, NodeName: s.Node.Name, Recovery: a.tokens.recovery, DefaultDeny: denies(s), Down: access.DownPolicy(s.ACL.DownPolicy),
-		TTL: ttl, Logger: a.log.Named("acl"),
+		TTL: tokenTTL(s), Logger: a.log.Named("acl"),
 	}
 	if a.server != nil {
 		conf.Server = a.server.Resolve

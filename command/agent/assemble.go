@@ -359,7 +359,7 @@ func (a *Agent) newParts(s *config.Settings) (err error) {
 			Listener: l, TLS: a.grpcTLS.peerTLS(s.TLS.GRPC, a.grpcTLS.serverTLS(s.TLS.GRPC, auto.get, "h2"), auto.get), Admit: admitPeers,
 		})
 	}
-	a.xds = ads.New(a.proxies, ads.Config{Authorize: a.authorize, Logger: a.log.Named("xds")})
+	a.xds = ads.New(a.proxies, ads.Config{Authorize: a.authorize, Recheck: tokenTTL(s), Logger: a.log.Named("xds")})
 	a.bundles = bundle.New(bundle.Config{
 		Node: s.Node.Name, Caller: a.caller, Leaves: a.leaves, Proxies: a.xds, Services: a.local, Token: a.tokens.Agent,
 		ClusterSize: func() int { return len(a.pool.Members()) }, Logger: a.log.Named("bundle"),
