@@ -409,6 +409,7 @@ func (s *State) settled(err error, kind, id string) bool {
 		s.log.Debug("pushed to the catalog", "kind", kind, "id", id)
 		return true
 	case wireerr.Status(err) == http.StatusForbidden:
+		countRefused(kind)
 		s.log.Warn("the catalog refuses a change, will retry with the next full sync", "kind", kind, "id", id, "error", err)
 		return true
 	case strings.Contains(err.Error(), "Unknown service ID"), strings.Contains(err.Error(), "Unknown check ID"):
