@@ -281,6 +281,9 @@ func (o *outbound) authorize(b *Branch, t *chain.Target, r *message.Request, htt
 		x.problem("%s", a.Reason)
 		return a
 	}
+	if out.details == "http2.unexpected_underscore" && x.Protocol != entry.HTTP2 && x.Protocol != entry.GRPC {
+		out.details = "http1.unexpected_underscore" // the codec refuses by itself
+	}
 	x.passed("the proxy of "+t.Service, out.passed)
 	a.Verdict, a.Layer = verdict(out.allowed), out.layer
 	if !out.allowed {
