@@ -20,8 +20,9 @@ const (
 		rpc.rate_limit.log_dropped raft.apply raft.barrier raft.verify_leader raft.restore raft.state.leader raft.state.candidate raft.state.follower
 		raft.transition.heartbeat_timeout memberlist.msg.alive memberlist.msg.dead memberlist.msg.suspect memberlist.tcp.connect
 		memberlist.tcp.accept memberlist.tcp.sent memberlist.udp.sent memberlist.udp.received memberlist.degraded.probe
-		serf.member.join serf.member.left serf.member.failed serf.member.flap serf.events xds.server.streamDrained`
-	knownSummaries = `runtime.gc_pause_ns api.http catalog.register catalog.deregister kvs.apply txn.apply txn.read session.apply session.renew
+		serf.member.join serf.member.left serf.member.failed serf.member.flap serf.events xds.server.streamDrained acl.token.cache_hit acl.token.cache_miss acl.blocked.node.registration
+		acl.blocked.service.registration acl.blocked.check.registration acl.blocked.service.deregistration acl.blocked.check.deregistration`
+	knownSummaries = `runtime.gc_pause_ns acl.ResolveToken api.http catalog.register catalog.deregister kvs.apply txn.apply txn.read session.apply session.renew
 		prepared-query.apply prepared-query.explain prepared-query.execute prepared-query.execute_remote intention.apply
 		config_entry.apply config_entry.delete config_entry.get config_entry.list
 		raft.commitTime raft.fsm.apply raft.fsm.enqueue raft.fsm.snapshot raft.fsm.restore raft.leader.dispatchLog raft.leader.lastContact
