@@ -63,6 +63,27 @@ func TestAuthMethodErrorsHaveTheTextsThatClientsMatch(t *testing.T) {
 	}
 }
 
+// The credential of a method is shown to nobody who is not shown those of tokens.
+func TestSecretsOfAuthMethodsAreHidden(t *testing.T) {
+	s := newRooted(t)
+	must(s.setPolicy(root, acl.Policy{Name: "reader", Rules: `acl = "read"`}))(t)
+	reader := s.createToken(acl.Token{Policies: []acl.Link{{Name: "reader"}}})
+	m := &acl.AuthMethod{Name: "k8s", Type: acl.MethodKubernetes, Config: map[string]any{"Host": "https://k", "ServiceAccountJWT": "credential"}}
+	tx := s.Store.Write(s.Index() + 1)
+	if err := tx.SetACLAuthMethod(m); err != nil {
+		t.Fatal(err)
+	}
+	tx.Commit()
+	for secret, hidden := range map[string]bool{reader.SecretID: true, root: false} {
+		req := &access.ReadRequest{Name: "k8s"}
+		req.Token = secret
+		got := must(access.AuthMethodReadCall.Call(t.Context(), s.Caller(), req))(t).AuthMethod.Config
+		if (got["ServiceAccountJWT"] != "credential") != hidden || got["Host"] != "https://k" {
+			t.Errorf("shown %v, want it hidden: %v", got, hidden)
+		}
+	}
+}
+
 func TestBindingRuleErrorsHaveTheTextsThatClientsMatch(t *testing.T) {
 	s := newRooted(t)
 	g := newSigner(t)
