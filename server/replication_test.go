@@ -7,6 +7,7 @@ import (
 
 	"github.com/sarnmesh/sarn/acl"
 	"github.com/sarnmesh/sarn/catalog/access"
+	"github.com/sarnmesh/sarn/catalog/entry"
 	"github.com/sarnmesh/sarn/catalog/kv"
 	"github.com/sarnmesh/sarn/catalog/read"
 	"github.com/sarnmesh/sarn/internal/gossip"
@@ -72,7 +73,9 @@ func replication(t *testing.T, tokens bool) {
 	if err := may(far, token.SecretID, "b/x"); err == nil || !strings.Contains(err.Error(), "lacks permission 'key:write'") {
 		t.Errorf("what no rule grants: %v", err)
 	}
-	dcs[1].within(time.Minute, "the policy is copied", func() bool { return len(call(t, far, access.PolicyListCall, &access.ListRequest{Options: read.Options{Target: boss}}).Policies) == 3 })
+	dcs[1].within(time.Minute, "the policy is copied", func() bool {
+		return len(call(t, far, access.PolicyListCall, &access.ListRequest{Options: read.Options{Target: boss}}).Policies) == 3
+	})
 	local, err := access.TokenSetCall.Call(t.Context(), far.Caller(), &access.TokenSetRequest{Target: boss, Create: true, Token: acl.Token{Local: true, Policies: []acl.Link{{Name: "a"}}}})
 	switch {
 	case !tokens:
@@ -89,6 +92,33 @@ func replication(t *testing.T, tokens bool) {
 			t.Error("a local token is good in another datacenter")
 		}
 	}
+	// So it is with configuration entries.
+	set := func(o *node, e entry.Entry) error {
+		_, err := entry.ApplyCall.Call(t.Context(), o.Caller(), &entry.ApplyRequest{Target: boss, Entry: entry.Any{Entry: e}})
+		return err
+	}
+	defaults := &entry.ServiceDefaults{Protocol: "http"}
+	defaults.Kind, defaults.Name = entry.KindServiceDefaults, "web"
+	router := &entry.ServiceRouter{}
+	router.Kind, router.Name = entry.KindServiceRouter, "web"
+	if err := set(far, router); err == nil {
+		t.Error("a router for a service that speaks no HTTP was written")
+	}
+	for _, e := range []entry.Entry{defaults, router} {
+		if err := set(far, e); err != nil {
+			t.Fatal(err)
+		}
+	}
+	has := func(o *node, kind entry.Kind) bool {
+		return call(t, o, entry.GetCall, &entry.GetRequest{Options: read.Options{Target: boss}, Kind: kind, Name: "web"}).Entry.Entry != nil
+	}
+	if !has(home, entry.KindServiceRouter) {
+		t.Error("the entry was not written in the primary datacenter")
+	}
+	dcs[1].within(time.Minute, "the entries are copied", func() bool { return has(far, entry.KindServiceRouter) && has(far, entry.KindServiceDefaults) })
+	call(t, far, entry.DeleteCall, &entry.DeleteRequest{Target: boss, Kind: entry.KindServiceRouter, Name: "web"})
+	dcs[1].within(time.Minute, "the deletion is copied", func() bool { return !has(far, entry.KindServiceRouter) && has(far, entry.KindServiceDefaults) })
+
 	// What is taken away there is gone here, within the bound.
 	call(t, home, access.PolicySetCall, &access.PolicySetRequest{Target: boss, Policy: acl.Policy{ID: policy.ID, Name: "a", Rules: `key_prefix "z/" { policy = "write" }`}})
 	dcs[1].within(time.Minute, "the changed policy holds", func() bool { return may(far, token.SecretID, "a/x") != nil && may(far, token.SecretID, "z/x") == nil })
@@ -116,9 +146,13 @@ func replication(t *testing.T, tokens bool) {
 	}
 	// Nothing is written once all is equal.
 	time.Sleep(10 * time.Second)
-	before := far.Store().View().ACLIndex()
+	written := func() uint64 {
+		_, entries := far.Store().View().Entries(entry.KindServiceDefaults)
+		return far.Store().View().ACLIndex() + entries[0].Head().ModifyIndex
+	}
+	before := written()
 	time.Sleep(20 * time.Minute)
-	if after := far.Store().View().ACLIndex(); after != before {
+	if after := written(); after != before {
 		t.Errorf("the index rose from %d to %d without a change", before, after)
 	}
 }

@@ -145,6 +145,9 @@ func New(cfg Config) (*Server, error) {
 	s.cfg.Resolver = cfg.Resolver
 	tokens := svidrpc.Config{Disabled: cfg.Connect.Disabled}
 	svidrpc.Register(&registry, &appliers, tokens)
+	if s.secondary() {
+		cfg.Entries.PrimaryDatacenter, cfg.Entries.Primary = cfg.ACL.PrimaryDatacenter, s.federation.Caller(cfg.ACL.PrimaryDatacenter)
+	}
 	configrpc.Register(&registry, &appliers, cfg.Entries)
 	explainrpc.Register(&registry, explainrpc.Config{Default: cfg.Entries.Default(), ConnectDisabled: cfg.Entries.ConnectDisabled})
 	status := statusrpc.Config{
@@ -174,9 +177,12 @@ func New(cfg Config) (*Server, error) {
 	}
 	if cfg.ACL.Enabled {
 		s.duties = append(s.duties, leader.ACL(control))
-		if s.federation != nil && cfg.ACL.PrimaryDatacenter != "" && cfg.ACL.PrimaryDatacenter != cfg.Datacenter {
+		if s.secondary() {
 			s.duties = append(s.duties, s.replicateACLs(replication))
 		}
+	}
+	if s.secondary() {
+		s.duties = append(s.duties, s.replicateEntries())
 	}
 
 	s.dispatcher = transport.NewDispatcher(transport.Config{
@@ -244,16 +250,38 @@ func (s *Server) newWAN(tags map[string]string) error {
 	return nil
 }
 
+// secondary reports whether another datacenter is the primary one, and can be reached.
+func (s *Server) secondary() bool {
+	primary := s.cfg.ACL.PrimaryDatacenter
+	return s.federation != nil && primary != "" && primary != s.cfg.Datacenter
+}
+
+// replicationToken is what is shown to the primary datacenter.
+func (s *Server) replicationToken() string {
+	if s.cfg.ReplicationToken == nil {
+		return ""
+	}
+	return s.cfg.ReplicationToken()
+}
+
+// replicateEntries copies the configuration entries of the primary datacenter.
+func (s *Server) replicateEntries() leader.Duty {
+	return leader.Duty{Name: "config-replication", Run: func(ctx context.Context, l *leader.Leader) error {
+		primary := s.cfg.ACL.PrimaryDatacenter
+		r := configrpc.Replicator{
+			Datacenter: primary, Primary: s.federation.Caller(primary), Token: s.replicationToken, Store: l.Store, Apply: l.Apply, Log: l.Log,
+		}
+		return r.Run(ctx)
+	}}
+}
+
 // replicateACLs copies what the primary datacenter has.
 func (s *Server) replicateACLs(progress *aclrpc.ReplicationProgress) leader.Duty {
 	return leader.Duty{Name: "acl-replication", Run: func(ctx context.Context, l *leader.Leader) error {
 		primary := s.cfg.ACL.PrimaryDatacenter
 		r := aclrpc.Replicator{
-			Datacenter: primary, Primary: s.federation.Caller(primary), Tokens: s.cfg.ACL.TokenReplication, Token: func() string { return "" },
+			Datacenter: primary, Primary: s.federation.Caller(primary), Tokens: s.cfg.ACL.TokenReplication, Token: s.replicationToken,
 			Store: l.Store, Apply: l.Apply, Log: l.Log,
-		}
-		if s.cfg.ReplicationToken != nil {
-			r.Token = s.cfg.ReplicationToken
 		}
 		return r.Run(ctx, progress)
 	}}

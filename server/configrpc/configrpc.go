@@ -16,6 +16,7 @@ import (
 	"github.com/sarnmesh/sarn/catalog/state"
 	"github.com/sarnmesh/sarn/connect/chain"
 	"github.com/sarnmesh/sarn/connect/intention"
+	"github.com/sarnmesh/sarn/internal/rpc"
 	"github.com/sarnmesh/sarn/internal/wireerr"
 	"github.com/sarnmesh/sarn/server/fsm"
 	"github.com/sarnmesh/sarn/server/transport"
@@ -28,6 +29,9 @@ type Config struct {
 	IntentionPolicy string // default_intention_policy: entry.Allow, entry.Deny, or empty to follow DefaultDeny
 	Datacenter      string // of this server; used by the checks of chains
 	Random          io.Reader
+	// PrimaryDatacenter is where entries are written; Primary makes calls of it, and is nil where that is here.
+	PrimaryDatacenter string
+	Primary           rpc.Caller
 }
 
 // Default returns what holds between services that no intention is about.
@@ -128,6 +132,9 @@ func (h *handlers) list(c *transport.Call, v *state.View, req *entry.ListRequest
 }
 
 func (h *handlers) set(ctx context.Context, c *transport.Call, req *entry.ApplyRequest) (*entry.ApplyReply, acl.Permit, error) {
+	if h.cfg.Primary != nil {
+		return inPrimary(ctx, h, entry.ApplyCall, req)
+	}
 	e := req.Entry.Entry
 	if e == nil {
 		return nil, acl.Permit{}, wireerr.BadRequest("config entry is missing")
@@ -159,6 +166,9 @@ func (h *handlers) set(ctx context.Context, c *transport.Call, req *entry.ApplyR
 }
 
 func (h *handlers) delete(ctx context.Context, c *transport.Call, req *entry.DeleteRequest) (*entry.ApplyReply, acl.Permit, error) {
+	if h.cfg.Primary != nil {
+		return inPrimary(ctx, h, entry.DeleteCall, req)
+	}
 	e, err := entry.New(req.Kind)
 	if err != nil {
 		return nil, acl.Permit{}, errUnknownKind(http.StatusBadRequest, req.Kind)

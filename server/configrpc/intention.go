@@ -173,6 +173,9 @@ func mayWrite(z *acl.Authorizer, destination string) (acl.Permit, error) {
 }
 
 func (h *handlers) upsert(ctx context.Context, c *transport.Call, req *intention.UpsertRequest) (*struct{}, acl.Permit, error) {
+	if h.cfg.Primary != nil {
+		return inPrimary(ctx, h, intention.UpsertCall, req)
+	}
 	if err := h.enabled(); err != nil {
 		return nil, acl.Permit{}, err
 	}
@@ -204,6 +207,9 @@ func (h *handlers) upsert(ctx context.Context, c *transport.Call, req *intention
 }
 
 func (h *handlers) remove(ctx context.Context, c *transport.Call, req *intention.RemoveRequest) (*struct{}, acl.Permit, error) {
+	if h.cfg.Primary != nil {
+		return inPrimary(ctx, h, intention.RemoveCall, req)
+	}
 	if err := h.enabled(); err != nil {
 		return nil, acl.Permit{}, err
 	}
@@ -219,6 +225,9 @@ func (h *handlers) remove(ctx context.Context, c *transport.Call, req *intention
 }
 
 func (h *handlers) legacy(ctx context.Context, c *transport.Call, req *intention.LegacyRequest) (*intention.LegacyReply, acl.Permit, error) {
+	if h.cfg.Primary != nil {
+		return inPrimary(ctx, h, intention.LegacyCall, req)
+	}
 	if err := h.enabled(); err != nil {
 		return nil, acl.Permit{}, err
 	}
