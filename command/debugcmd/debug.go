@@ -2,6 +2,7 @@
 package debugcmd
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -314,18 +315,24 @@ func (j *job) profiles(ctx context.Context) {
 	all.Go(func() { j.record(long, "trace.out", fetch(long, "trace", seconds)) })
 	tick := time.NewTicker(j.interval)
 	defer tick.Stop()
-	for {
+	snapshots := []struct {
+		name string
+		take func() ([]byte, error)
+	}{{"heap", debug.Heap}, {"goroutine", debug.Goroutine}}
+	for ctx.Err() == nil {
 		folder := time.Now().Format(stamp)
 		if err := os.Mkdir(filepath.Join(j.dir, folder), dirMode); err != nil {
 			j.warn("profiles", err)
 			return
 		}
-		for _, kind := range []string{"heap", "goroutine"} {
-			j.record(ctx, filepath.Join(folder, kind+".prof"), fetch(ctx, kind, 0))
+		for _, kind := range snapshots {
+			j.record(ctx, filepath.Join(folder, kind.name+".prof"), func() (io.ReadCloser, error) {
+				data, err := kind.take()
+				return io.NopCloser(bytes.NewReader(data)), err
+			})
 		}
 		select {
 		case <-ctx.Done():
-			return
 		case <-tick.C:
 		}
 	}

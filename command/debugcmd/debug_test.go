@@ -39,7 +39,13 @@ func agent(t *testing.T, profiles bool) *httptest.Server {
 	stream("/v1/agent/monitor", "a line of the log")
 	if profiles {
 		for _, kind := range []string{"cmdline", "heap", "goroutine"} {
-			text("/debug/pprof/"+kind, kind)
+			mux.HandleFunc("/debug/pprof/"+kind, func(w http.ResponseWriter, r *http.Request) {
+				if kind != "cmdline" && r.URL.Query().Has("seconds") { // which asks for a difference
+					w.WriteHeader(http.StatusBadRequest)
+					return
+				}
+				io.WriteString(w, kind)
+			})
 		}
 		for _, kind := range []string{"profile", "trace"} {
 			mux.HandleFunc("/debug/pprof/"+kind, func(w http.ResponseWriter, r *http.Request) {
