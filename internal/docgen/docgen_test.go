@@ -60,7 +60,7 @@ func TestEveryKeyHasAMeaning(t *testing.T) {
 }
 
 // tellers are functions that look at settings only to tell of them.
-var tellers = []string{"unsupported", "withoutEffect", "redact"}
+var tellers = []string{"unsupported", "withoutEffect", "redact", "debugConfig"}
 
 // TestKeysWithoutEffectAreToldSo looks whether the agent reads each setting. It goes by the names of fields, so it may
 // take a key for read that is not, but not the other way round.

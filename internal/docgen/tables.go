@@ -76,7 +76,7 @@ var meanings = map[string]string{
 	"http_config.use_cache":               "Answer requests with `?cached` from the agent's cache.",
 	"leave_on_terminate":                  "Leave the cluster on SIGTERM.",
 	"limits.kv_max_value_size":            "Most bytes of a value.",
-	"limits.request_limits.mode":          "`disabled`, `permissive` or `enforcing`.",
+	"limits.request_limits.mode":          "`disabled`, `permissive` or `enforcing`: see [limit requests](../rate-limits.md).",
 	"limits.txn_max_req_len":              "Most bytes of a transaction, if this is more than `limits.kv_max_value_size`.",
 	"log_file":                            "File to log to as well; with a final slash, `sarn.log` in that folder.",
 	"max_query_time":                      "Longest wait of a blocking query.",
@@ -265,11 +265,15 @@ var meanings = map[string]string{
 	"tls.internal_rpc.cert_file":                 certFile,
 	"tls.internal_rpc.key_file":                  keyFile,
 	"tls.internal_rpc.verify_server_hostname":    "Demand that servers show a certificate for `server.DATACENTER.DOMAIN`; implies verify_outgoing.",
-	"ui_config.enabled":                          "Serve the web console.",
+	"ui_config.metrics_provider":                 "`prometheus` lets [the proxy](../console.md#metrics-for-a-console-of-your-own) read the paths of its queries.",
+	"ui_config.metrics_proxy.add_headers":        "Headers to set on what is passed on to the store of metrics.",
+	"ui_config.metrics_proxy.base_url":           "URL of a store of metrics for [the console](../console.md#metrics-for-a-console-of-your-own) to read.",
+	"ui_config.metrics_proxy.path_allowlist":     "Whole paths there that may be read; empty allows all below `base_url`.",
+	"ui_config.enabled":                          "Serve the [console](../console.md).",
 	"unix_sockets.group":                         "Group, name or number, of the sockets the agent listens on.",
 	"unix_sockets.mode":                          "Their mode, octal.",
 	"unix_sockets.user":                          "Their owner, name or number.",
-	"watches":                                    "Handlers to run on changes.",
+	"watches":                                    "[Programs to run and URLs to call](../watches.md) on changes.",
 }
 
 // absent lists what this version does not do, by what it says of each. A name that ends in * stands for all that begin
@@ -282,15 +286,16 @@ var absent = []struct{ says, keys string }{
 	{"No effect yet: datacenters are not connected.", `retry_interval_wan retry_max_wan primary_gateways primary_gateways_interval
 		reconnect_timeout_wan gossip_wan.* serf_wan serf_wan_allowed_cidrs ports.serf_wan peering.enabled
 		connect.enable_mesh_gateway_wan_federation`},
-	{"No effect yet: there is no web console.", "ui_config.*"},
-	{"No effect yet.", `protocol disable_remote_exec disable_kv_key_validation auto_reload_config use_streaming_backend
+	{"No effect yet: the console does not link to metrics.", `ui_config.metrics_provider_files ui_config.metrics_provider_options_json
+		ui_config.dashboard_url_templates`},
+	{"No effect yet.", `protocol disable_kv_key_validation auto_reload_config use_streaming_backend
 		rpc.enable_streaming disable_host_node_id advertise_reconnect_timeout tls.*.use_auto_cert server_name auto_encrypt.dns_san
 		auto_encrypt.ip_san auto_config.* dns_config.use_cache dns_config.cache_max_age limits.https_handshake_timeout
-		limits.request_limits.* performance.grpc_keepalive_timeout raft_protocol
+		performance.grpc_keepalive_timeout raft_protocol
 		raft_logstore.backend raft_logstore.disable_log_cache raft_logstore.verification.* raft_logstore.boltdb.*
 		telemetry.statsite_address telemetry.statsd_address telemetry.dogstatsd_* telemetry.retry_failed_connection
 		telemetry.disable_per_tenancy_usage_metrics telemetry.enable_host_metrics telemetry.circonus_* log_rotate_*
-		syslog_facility xds.update_max_per_second watches ports.proxy_* disable_update_check disable_anonymous_signature`},
+		syslog_facility xds.update_max_per_second ports.proxy_* disable_update_check disable_anonymous_signature`},
 }
 
 // restart lists keys whose tags promise a reload that the agent does not do.
@@ -299,10 +304,10 @@ const restart = `cache.entry_fetch_max_burst cache.entry_fetch_rate config_entri
 	tls.*.verify_server_hostname`
 
 // worked lists keys that the configuration itself works on, so that the agent needs not look at them.
-const worked = `tls.defaults.* tls.*.tls_cipher_suites telemetry.prefix_filter`
+const worked = `ui_config.metrics_provider tls.defaults.* tls.*.tls_cipher_suites telemetry.prefix_filter`
 
 // shown lists keys without effect that are passed on all the same, to be shown or to find nothing to do.
-const shown = `ports.serf_wan acl.default_policy acl.enabled auto_encrypt.* acl.tokens.replication ui_config.enabled ui_config.content_path`
+const shown = `ports.serf_wan acl.default_policy acl.enabled auto_encrypt.* acl.tokens.replication`
 
 const commandLineHead = `# Commands
 
