@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 
+	"github.com/sarnmesh/sarn/acl"
 	"github.com/sarnmesh/sarn/catalog"
 	"github.com/sarnmesh/sarn/client/workload"
 	"github.com/sarnmesh/sarn/command/agent/config"
@@ -10,7 +11,12 @@ import (
 
 // serveWorkloads serves the SPIFFE Workload API until ctx ends.
 func (a *Agent) serveWorkloads(ctx context.Context) error {
+	var authorize func(context.Context, string) (*acl.Authorizer, error)
+	if a.access != nil {
+		authorize = a.authorize
+	}
 	return workload.New(workload.Config{
+		Authorize: authorize,
 		Rules: func() []workload.Rule { return workloadRules(a.current()) },
 		Registrations: func() (list []workload.Registration, changed <-chan struct{}) {
 			changed = a.local.Changed()
