@@ -17,7 +17,7 @@ func (a *Agent) serveWorkloads(ctx context.Context) error {
 	}
 	return workload.New(workload.Config{
 		Authorize: authorize,
-		Rules: func() []workload.Rule { return workloadRules(a.current()) },
+		Rules:     func() []workload.Rule { return workloadRules(a.current()) },
 		Registrations: func() (list []workload.Registration, changed <-chan struct{}) {
 			changed = a.local.Changed()
 			for _, s := range a.local.Services() {
