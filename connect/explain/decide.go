@@ -94,10 +94,10 @@ func (e *evaluation) destination(t *chain.Target, instances *catalog.InstancesRe
 	return d
 }
 
-// decided is what was decided about a request, and the path that the application gets.
+// decided is what was decided about a request, with the path that the application gets and the time it has.
 type decided struct {
-	by   *Authorization
-	path string
+	by            *Authorization
+	path, timeout string
 }
 
 // key is the same for requests about which the same is decided: branches of a split often lead to one service.
@@ -126,6 +126,7 @@ type outcome struct {
 	details string
 	status  int
 	path    string // as the application gets it
+	timeout string // of the application's answer; empty for connections
 	passed  []string
 }
 
@@ -202,7 +203,7 @@ func (e *evaluation) ask(d *destination, r *message.Request, instead []*intentio
 		return outcome{}, err
 	}
 	if v.Reply == nil {
-		return outcome{allowed: true, layer: 7, path: judged.Path, passed: v.Passed}, nil
+		return outcome{allowed: true, layer: 7, path: judged.Path, timeout: duration(v.Timeout), passed: v.Passed}, nil
 	}
 	return outcome{layer: 7, rule: v.Rule, details: v.Reply.Details, status: v.Reply.Status, passed: v.Passed}, nil
 }
@@ -271,10 +272,10 @@ func (o *outbound) authorize(b *Branch, t *chain.Target, r *message.Request, htt
 	}
 	key := d.key(r, http)
 	if known := e.decided[key]; known != nil {
-		b.Path = known.path
+		b.Path, b.Timeout = known.path, known.timeout
 		return known.by
 	}
-	defer func() { e.decided[key] = &decided{a, b.Path} }()
+	defer func() { e.decided[key] = &decided{a, b.Path, b.Timeout} }()
 	out, err := e.ask(d, r, nil)
 	if err != nil {
 		a.Reason = fmt.Sprintf("the proxy of %s can not be configured: %v", t.Service, err)
@@ -293,7 +294,7 @@ func (o *outbound) authorize(b *Branch, t *chain.Target, r *message.Request, htt
 		a.Status = 503 // the caller's sidecar tells that the connection was closed
 	}
 	if out.path != "" {
-		b.Path = e.tokens.hide(out.path)
+		b.Path, b.Timeout = e.tokens.hide(out.path), out.timeout
 	}
 	if out.layer == 7 && !out.allowed && !strings.HasPrefix(out.details, "rbac_access_denied") {
 		a.Reason = fmt.Sprintf("the proxy of %s answers %d before intentions are asked: %s", t.Service, out.status, out.details)

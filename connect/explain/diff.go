@@ -68,6 +68,7 @@ func facts(x *Explanation) *factList {
 		name := b.Target.text()
 		l.add(name+": share", "%.2f %%", b.Weight)
 		l.add(name+": load balancer", "%s", b.LoadBalancer)
+		l.add(name+": time of the application", "%s", b.Timeout)
 		l.add(name+": header edits", "%s", strings.Join(b.Edits, "; "))
 		l.target(name, &b.Target)
 		var over []string

@@ -139,6 +139,7 @@ type Branch struct {
 	Target
 	LoadBalancer string   `json:",omitempty"` // policy
 	Path         string   `json:",omitempty"` // as the application gets it, or as it is sent if it does not
+	Timeout      string   `json:",omitempty"` // of the application's answer, by its own sidecar
 	Edits        []string `json:",omitempty"` // changes of headers on the way
 	Failover     []*Target
 

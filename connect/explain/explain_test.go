@@ -130,6 +130,11 @@ func TestExplanations(t *testing.T) {
 			want:    []string{"the proxy of db answers 400 before intentions are asked: path_normalization_failed"},
 		},
 		{
+			name: "the time that the application has", register: sidecars, verdict: explain.Allowed,
+			entries: []string{webMay, `{"Kind": "service-defaults", "Name": "db", "Protocol": "http", "LocalRequestTimeoutMs": 4000}`},
+			want:    []string{"timeouts: request 15s", "the application has 4s to answer"},
+		},
+		{
 			name: "filters that ask others are noted", register: sidecars, verdict: explain.Allowed,
 			entries: []string{webMay, `{"Kind": "service-defaults", "Name": "db", "Protocol": "http", "EnvoyExtensions": [{"Name": "builtin/ext-authz",
 				"Arguments": {"Config": {"GrpcService": {"Target": {"URI": "127.0.0.1:9191"}}}}}]}`},
@@ -251,6 +256,7 @@ func TestDifferences(t *testing.T) {
 		"reason: no intention to db is about web, so the default decides: deny -> the intention web => db (precedence 9) says allow",
 		`timeouts: {"Request":"15s","Idle":"5m0s","Connect":"5s"} -> {"Request":"3s","Idle":"5m0s","Connect":"5s"}`,
 		"db in dc1: decision: denied: no intention to db is about web, so the default decides: deny -> allowed: the intention web => db (precedence 9) says allow",
+		"db in dc1: time of the application: none -> 15s",
 		"db in dc1: failover to cache in dc1: instances: none -> 0, 0 healthy",
 		"db in dc1: failover to cache in dc1: decision: none -> denied: no intention to cache is about web, so the default decides: deny",
 		"db in dc1: failover: none -> cache in dc1",

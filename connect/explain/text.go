@@ -230,6 +230,9 @@ func (p *printer) branch(x *Explanation, b *Branch) {
 	}
 	p.endpoints(&b.Target)
 	p.authorization(b.Authorization)
+	if b.Timeout != "" {
+		p.detail("the application has %s to answer", map[bool]string{true: "any time", false: b.Timeout}[b.Timeout == "none"])
+	}
 	for i, f := range b.Failover {
 		p.begin("failover %d: %s", i+1, f.text())
 		p.endpoints(f)
