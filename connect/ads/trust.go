@@ -94,6 +94,7 @@ func (s *Server) accept(st *stream, r *xds.Resources, has func(*xds.Resources) b
 		defer s.mu.Unlock()
 		st.trust = r.Bundle
 		s.newsLocked()
+		s.cfg.Logger.Debug("proxy has accepted roots", "proxy", st.node.ID, "bundle", r.Bundle)
 	}
 	return time.Time{}
 }

@@ -326,6 +326,11 @@ func (a *Authority) progress(view *state.View) (*ca.Rotation, error) {
 			(pending != nil || told.ActiveRoot == active.ID && told.OldLeaves == 0)
 	}
 	told := a.reports.all()
+	for name, t := range told {
+		if t.Bundle != bundle { // how far it was with others says nothing about these
+			told[name] = report{ca.ConfirmRequest{Node: t.Node}, t.at}
+		}
+	}
 	nodes := required(view)
 	for name, t := range told {
 		if _, well := alive(view, name); well && t.Missing > 0 {

@@ -362,11 +362,16 @@ func TestAnotherRotationReplacesThePendingRoot(t *testing.T) {
 			t.Error("the key of the root that was replaced is kept")
 		}
 		// What was said about the other root counts for nothing, also when it comes late.
-		if _, err := ca.ConfirmCall.Call(t.Context(), c.Caller(), &ca.ConfirmRequest{Node: "n2", Bundle: bundle}); err != nil {
-			t.Fatal(err)
+		for _, late := range []*ca.ConfirmRequest{{Node: "n2", Bundle: bundle, Confirmed: 1}, {Node: "n2", Bundle: bundle, Missing: 1, Waiting: []string{"db"}}} {
+			if _, err := ca.ConfirmCall.Call(t.Context(), c.Caller(), late); err != nil {
+				t.Fatal(err)
+			}
+			synctest.Wait()
+			r := c.want("late", ca.PhaseSpreading, "n1", "n2")
+			if n := r.Nodes[1]; n.Proxies != 0 || n.Missing != 0 || len(n.Waiting) != 0 || n.Seen.IsZero() {
+				t.Errorf("what was said about other roots is shown: %+v", n)
+			}
 		}
-		synctest.Wait()
-		c.want("late", ca.PhaseSpreading, "n1", "n2")
 
 		// The key that is in use, asked for again, ends the rotation.
 		c.set(map[string]any{"PrivateKeyBits": 256})
