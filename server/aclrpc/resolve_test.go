@@ -6,12 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/hashicorp/go-hclog"
 
 	"github.com/sarnmesh/sarn/acl"
 	"github.com/sarnmesh/sarn/catalog/access"
@@ -287,21 +289,63 @@ func TestUnknownTokensAreLookedUpWithTheLeader(t *testing.T) {
 	})
 }
 
-// Secrets are in no error.
-func TestErrorsHaveNoSecrets(t *testing.T) {
-	s := newRooted(t)
+// Secrets are in no error and no line of the log.
+func TestErrorsAndLogsHaveNoSecrets(t *testing.T) {
+	var log bytes.Buffer
+	s := newServer(t, aclrpc.Config{InitialManagement: root, Logger: hclog.New(&hclog.LoggerOptions{Level: hclog.Trace, Output: &log})})
 	s.createToken(acl.Token{AccessorID: accessor, SecretID: secret})
+	g := newSigner(t)
+	must(s.setMethod(root, g.method("jm")))(t)
+	must(s.setRule(root, acl.BindingRule{AuthMethod: "jm", BindType: acl.BindService, BindName: "web"}))(t)
+	bearer := g.token(t, nil)
+	login := must(s.login("jm", bearer, nil))(t)
 	for _, err := range []error{
 		drop(s.control.Resolve(t.Context(), unused)),
 		drop(s.setToken(root, access.TokenSetRequest{Create: true, Token: acl.Token{SecretID: secret}})),
 		drop(s.setToken(root, access.TokenSetRequest{Token: acl.Token{AccessorID: accessor, SecretID: unused}})),
 		drop(s.setPolicy(secret, acl.Policy{Name: "x"})),
-		s.logout(secret), s.deleteToken(secret, accessor), drop(s.bootstrap(secret)),
+		s.logout(secret), s.deleteToken(secret, accessor), drop(s.bootstrap(secret)), drop(s.login("jm", newSigner(t).token(t, nil), nil)),
 	} {
 		if err == nil || strings.Contains(err.Error(), secret) || strings.Contains(err.Error(), unused) {
 			t.Errorf("error %v", err)
 		}
 	}
+	for _, hidden := range []string{root, secret, unused, bearer, login.SecretID} {
+		if strings.Contains(log.String(), hidden) {
+			t.Errorf("the log tells %q:\n%s", hidden, log.String())
+		}
+	}
+	if !strings.Contains(log.String(), "initial management token") {
+		t.Error("nothing was logged")
+	}
+}
+
+// Whoever asks after a change was made sees it, however many ask at the same time.
+func TestChangesAreSeenByTheNextOfManyRequests(t *testing.T) {
+	s := newRooted(t)
+	p := must(s.setPolicy(root, acl.Policy{Name: "p"}))(t)
+	k := s.createToken(acl.Token{Policies: []acl.Link{{ID: p.ID}}})
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			for ctx.Err() == nil {
+				if _, err := s.control.Resolve(context.Background(), k.SecretID); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	for i := range 300 {
+		level := []string{"read", "write"}[i%2]
+		must(s.setPolicy(root, acl.Policy{ID: p.ID, Name: "p", Rules: fmt.Sprintf(`key "a" { policy = %q }`, level)}))(t)
+		if got := s.may(k.SecretID, acl.Key, acl.Write, "a"); got != (level == "write") {
+			t.Fatalf("change %d is not seen", i)
+		}
+	}
+	cancel()
+	wg.Wait()
 }
 
 func TestSnapshotsKeepAccessControl(t *testing.T) {
