@@ -150,7 +150,7 @@ var meanings = map[string]string{
 	"checks":                                     "List of such checks.",
 	"client_addr":                                "Addresses for HTTP, HTTPS, gRPC and DNS, separated by blanks.",
 	"config_entries.bootstrap":                   "Configuration entries that the leader writes where they are absent.",
-	"connect.ca_config":                          "Settings of the certificate authority as [`connect ca set-config`](../certificates.md) takes them; used when the authority is first made.",
+	"connect.ca_config":                          "Settings of the certificate authority as [`connect ca set-config`](../certificates.md) takes them; used when the authority is first made, and by a new leader when they have changed. `plugin` names a [program](../ca-plugin.md).",
 	"connect.ca_provider":                        "Provider of the certificate authority: `consul`, the built-in one, [`vault`](../ca-vault.md), [`aws-pca`](../ca-aws.md), or [`plugin:NAME`](../ca-plugin.md), a program of your own.",
 	"connect.enabled":                            "Run the certificate authority and serve proxies.",
 	"connect.node_proxy":                         "Run the sidecars of all local services that declare one, in [one process](../node-proxy.md); needs `ports.grpc`.",
