@@ -384,15 +384,16 @@ func (a *Authority) confirm(_ context.Context, c *transport.Call, req *ca.Confir
 		return nil, acl.Permit{}, err
 	}
 	view := c.Store.View()
+	node := view.Node(req.Node)
 	switch {
-	case view.Node(req.Node) == nil:
+	case node == nil:
 		return nil, acl.Permit{}, wireerr.BadRequest("node %q is not in the catalog", req.Node)
 	case req.Confirmed < 0 || req.Missing < 0 || req.Leaves < 0 || req.OldLeaves < 0 || len(req.Bundle) > 128 || len(req.ActiveRoot) > 128 ||
 		len(req.Waiting) > min(ca.MaxWaiting, req.Missing) || slices.ContainsFunc(req.Waiting, func(w string) bool { return len(w) > maxWaitingText }):
 		return nil, acl.Permit{}, wireerr.BadRequest("this can not be what a node has to tell")
 	}
 	kept := *req
-	kept.Target.Token = ""
+	kept.Target.Token, kept.Node = "", node.Node
 	a.reports.set(&kept)
 	r, err := a.progress(view)
 	if err != nil {
