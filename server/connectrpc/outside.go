@@ -93,6 +93,10 @@ func (a *Authority) renew(ctx context.Context, view *state.View, apply ApplyFunc
 	if !ca.HalfLifeOver(provider.Issuer(), now) {
 		return nil
 	}
+	if end := active.NotAfter; !provider.Issuer().NotAfter.Before(end.Add(-time.Minute)) { // another could not live longer
+		a.log.Warn("the CA root expires, and needs to be replaced", "expires", end)
+		return nil
+	}
 	next, err := provider.Renew(ctx)
 	if errors.Is(err, ca.ErrNoIntermediate) {
 		if left := provider.Issuer().NotAfter.Sub(now); left < 30*24*time.Hour {

@@ -216,6 +216,30 @@ func TestIntermediateIsRenewedAtHalfOfItsLife(t *testing.T) {
 	})
 }
 
+func TestIntermediateNeverOutlivesItsRoot(t *testing.T) {
+	testkit.Bubble(t, func(t *testing.T) {
+		config := vaultConfig("root", "inter")
+		config["LeafCertTTL"], config["IntermediateCertTTL"], config["RootCertTTL"] = "2h", "40h", "50h"
+		w := newWorld(t, connectrpc.Config{Provider: "vault", Settings: config})
+		root := roots(t, w.Caller()).Active()
+		issuers := map[string]bool{}
+		for time.Until(root.NotAfter) > time.Hour {
+			if err := w.authority.Maintain(t.Context(), w.Store, w.Apply); err != nil {
+				t.Fatal(err)
+			}
+			leaf := w.leaf(t, root)
+			if leaf.NotAfter.After(root.NotAfter) {
+				t.Fatalf("a leaf is valid until %v, its root until %v", leaf.NotAfter, root.NotAfter)
+			}
+			issuers[string(leaf.AuthorityKeyId)] = true
+			time.Sleep(time.Hour)
+		}
+		if len(issuers) != 2 || !strings.Contains(w.log.String(), "the CA root expires, and needs to be replaced") {
+			t.Errorf("%d intermediates in the life of a root of 50 hours", len(issuers))
+		}
+	})
+}
+
 func TestTokenIsRenewedWhileInUse(t *testing.T) {
 	testkit.Bubble(t, func(t *testing.T) {
 		w := newWorld(t, connectrpc.Config{})

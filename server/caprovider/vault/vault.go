@@ -254,7 +254,13 @@ func (b *builder) intermediate(ctx context.Context, kept *trust.ProviderState) e
 	if err != nil {
 		return fmt.Errorf("make the key of an intermediate at %s: %w", m.path, err)
 	}
-	cert, err := b.signByRoot(ctx, made.Data.CSR, name, b.uri(), b.settings.IntermediateCertTTL)
+	root, err := ca.ParseCertificate(kept.RootCert)
+	if err != nil {
+		return err
+	}
+	// Vault refuses what would outlive its root.
+	ttl := min(b.settings.IntermediateCertTTL, time.Until(root.NotAfter)-time.Second)
+	cert, err := b.signByRoot(ctx, made.Data.CSR, name, b.uri(), ttl)
 	if err != nil {
 		return err
 	}
