@@ -7,7 +7,7 @@ not listed is answered with 404.
 
 Every request takes ` + "`dc`" + ` (only the agent's own datacenter exists; another is answered with 500 ` + "`No path to datacenter`" + `), and ` + "`pretty`" + `. A token
 is taken from ` + "`token`" + `, ` + "`X-Consul-Token`" + ` or ` + "`Authorization: Bearer`" + `, in this order; else the agent's default token counts, and without one
-the anonymous token. See [access control](../acl.md). ` + "`ns`" + ` and ` + "`partition`" + ` are refused with 400.
+the anonymous token. See [access control](../access-control.md). ` + "`ns`" + ` and ` + "`partition`" + ` are refused with 400.
 
 The column "reads" says what a GET can do more:
 
