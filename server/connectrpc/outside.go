@@ -147,12 +147,17 @@ func (a *Authority) retire(ctx context.Context, store *state.Store, apply ApplyF
 	}
 }
 
+// cleanupTimeout is short: somebody waits for the change that made it necessary, and it is tried again.
+const cleanupTimeout = 10 * time.Second
+
 func (a *Authority) cleanup(ctx context.Context, kept, next *trust.ProviderState, config *trust.Configuration) error {
 	provider, err := a.open(kept, config)
 	if err != nil {
 		return err
 	}
 	defer provider.Close()
+	ctx, cancel := context.WithTimeout(ctx, cleanupTimeout)
+	defer cancel()
 	return provider.Cleanup(ctx, next)
 }
 

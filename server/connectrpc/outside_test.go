@@ -45,6 +45,7 @@ type world struct {
 	aws       *awstest.Server
 	log       *bytes.Buffer
 	dial      connectrpc.DialFunc
+	hosts     map[string]string // where names are
 }
 
 // newWorld is for bubbles.
@@ -74,12 +75,13 @@ func newWorldWith(t *testing.T, other *world, cfg connectrpc.Config) *world {
 	}
 	cfg.Dial = func(ctx context.Context, _, address string) (net.Conn, error) {
 		to, ok := hosts[address]
-		if !ok {
-			return nil, fmt.Errorf("no host at %s", address)
+		if !ok { // nobody answers
+			<-ctx.Done()
+			return nil, ctx.Err()
 		}
 		return here.Dial(ctx, to)
 	}
-	w.dial = cfg.Dial
+	w.dial, w.hosts = cfg.Dial, hosts
 	cfg.Getenv = func(name string) string {
 		return map[string]string{
 			"AWS_ENDPOINT_URL": "http://aws", "AWS_REGION": awstest.Region, "AWS_ACCESS_KEY_ID": "AKID", "AWS_SECRET_ACCESS_KEY": "aws-secret-key",
@@ -398,6 +400,42 @@ func TestCleaningUpIsTriedAgain(t *testing.T) {
 		if got := w.vault.Mounts(); !slices.Equal(got, []string{"root"}) {
 			t.Errorf("mounted: %v", got)
 		}
+	})
+}
+
+// An authority that does not answer holds nothing up for long, and what it signed stays good.
+func TestVaultIsAway(t *testing.T) {
+	testkit.Bubble(t, func(t *testing.T) {
+		w := newWorld(t, connectrpc.Config{Provider: "vault", Settings: vaultConfig("root", "inter")})
+		before := roots(t, w.Caller()).Active()
+		w.leaf(t, before)
+		address := w.hosts["vault:8200"]
+		delete(w.hosts, "vault:8200")
+		w.authority.Stop() // and with it the connections
+		if err := w.authority.Initialize(t.Context(), w.Store, w.Apply); err != nil {
+			t.Fatal(err)
+		}
+		start := time.Now()
+		_, err := ca.SignCall.Call(t.Context(), w.Caller(), &ca.SignRequest{CSR: csr(t, connect.ServiceID(roots(t, w.Caller()).TrustDomain, "dc1", "web"))})
+		if err == nil || time.Since(start) > 11*time.Second {
+			t.Errorf("signed without Vault after %v: %v", time.Since(start), err)
+		}
+		start, index := time.Now(), w.Index()
+		if err := w.set(t, "consul", map[string]any{}, false); err == nil || time.Since(start) > 31*time.Second || w.Index() != index {
+			t.Errorf("cross-signed without Vault after %v: %v", time.Since(start), err)
+		}
+		w.hosts["vault:8200"] = address
+		w.leaf(t, before)
+		delete(w.hosts, "vault:8200")
+		w.authority.Stop()
+		if err := w.authority.Initialize(t.Context(), w.Store, w.Apply); err != nil {
+			t.Fatal(err)
+		}
+		start = time.Now()
+		if err := w.set(t, "consul", map[string]any{}, true); err != nil || time.Since(start) > 11*time.Second {
+			t.Errorf("without Vault, by force, after %v: %v", time.Since(start), err)
+		}
+		w.leaf(t, roots(t, w.Caller()).Active())
 	})
 }
 

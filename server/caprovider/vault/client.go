@@ -21,6 +21,7 @@ import (
 
 const (
 	callTimeout = 30 * time.Second
+	signTimeout = 10 * time.Second // of a leaf: many wait for theirs when Vault is away
 	maxReply    = 1 << 20
 	maxMessage  = 512 // of an error that Vault gives
 )

@@ -335,6 +335,8 @@ func (p *provider) Sign(ctx context.Context, template *x509.Certificate, csr *x5
 	for _, u := range template.URIs {
 		uris = append(uris, u.String())
 	}
+	ctx, cancel := context.WithTimeout(ctx, signTimeout)
+	defer cancel()
 	var reply certificateReply
 	err := p.call(ctx, http.MethodPost, m, path, map[string]any{
 		"csr": encodeRequest(csr), "uri_sans": strings.Join(uris, ","), "alt_names": strings.Join(template.DNSNames, ","),
