@@ -12,6 +12,7 @@ import (
 	"github.com/sarnmesh/sarn/connect/chain"
 	"github.com/sarnmesh/sarn/connect/console"
 	"github.com/sarnmesh/sarn/connect/intention"
+	"github.com/sarnmesh/sarn/server/catalogrpc"
 	"github.com/sarnmesh/sarn/server/configrpc"
 	"github.com/sarnmesh/sarn/server/transport"
 )
@@ -63,7 +64,11 @@ type meshService struct {
 	proxies, transparent int
 	native               bool
 	upstreams            map[string]string // names that its proxies know, by their lower-case form
+	imported             map[imported]bool // those that are services of peers
 }
+
+// An imported service is one of a peer.
+type imported struct{ peer, name string }
 
 // free reports whether a service can call others without naming them.
 func (s *meshService) free() bool { return s.native || s.transparent > 0 }
@@ -88,6 +93,9 @@ func newTopology(c *transport.Call, v *state.View, reply *console.TopologyReply,
 				m.transparent++
 			}
 			for _, u := range s.Proxy.Upstreams {
+				if u.DestinationPeer != "" {
+					m.imported[imported{u.DestinationPeer, u.DestinationName}] = true
+				}
 				local := u.DestinationPeer == "" && (u.Datacenter == "" || u.Datacenter == c.Datacenter)
 				if local && u.DestinationType != "prepared_query" && u.DestinationName != entry.Wildcard {
 					m.upstreams[strings.ToLower(u.DestinationName)] = u.DestinationName
@@ -103,7 +111,7 @@ func newTopology(c *transport.Call, v *state.View, reply *console.TopologyReply,
 func (t *topology) service(name string) *meshService {
 	key := strings.ToLower(name)
 	if t.mesh[key] == nil {
-		t.mesh[key] = &meshService{name: name, upstreams: map[string]string{}}
+		t.mesh[key] = &meshService{name: name, upstreams: map[string]string{}, imported: map[imported]bool{}}
 	}
 	return t.mesh[key]
 }
@@ -146,6 +154,9 @@ func (t *topology) upstreams(service string) {
 	for _, name := range own.upstreams {
 		t.calls(service, name, console.ByRegistration)
 	}
+	for i := range own.imported {
+		t.callsPeer(i)
+	}
 	if !own.free() {
 		return
 	}
@@ -178,6 +189,28 @@ func (t *topology) calls(service, upstream string, source console.Source) {
 	t.reply.Upstreams = append(t.reply.Upstreams, &console.Neighbour{
 		Summary: *s, Source: source, Intention: console.Judge(t.to(upstream), service, t.def),
 	})
+}
+
+// callsPeer adds an upstream that is a service of a peer. Its exporter decides who may call it; nothing here forbids it.
+func (t *topology) callsPeer(i imported) {
+	index, found := t.v.Import(i.peer, i.name)
+	t.meta.Index = max(t.meta.Index, index)
+	if found == nil {
+		return
+	}
+	in := console.NewSummarizer(t.c.Datacenter)
+	for _, instance := range found.Instances {
+		if catalogrpc.MayReadInstance(t.c.Authorizer, instance) {
+			in.Add(instance)
+		} else {
+			t.meta.Filtered = !t.c.Authorizer.Anonymous()
+		}
+	}
+	if s := in.Summary(found.Service); s != nil {
+		t.reply.Upstreams = append(t.reply.Upstreams, &console.Neighbour{
+			Summary: *s, Source: console.ByRegistration, Intention: console.Verdict{Allowed: true, DefaultAllow: t.def.Allow},
+		})
+	}
 }
 
 // routed reports whether an entry says where calls to a service go.

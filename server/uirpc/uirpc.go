@@ -5,6 +5,7 @@ package uirpc
 import (
 	"cmp"
 	"errors"
+	"maps"
 	"net"
 	"slices"
 	"strconv"
@@ -64,7 +65,6 @@ func (h *handlers) nodes(c *transport.Call, v *state.View, req *console.NodesReq
 		if n := v.Node(req.Node); n != nil && req.Peer == "" {
 			all = []*catalog.Node{n}
 		}
-		reply.NotFound = len(all) == 0
 	}
 	builds := h.cfg.Builds()
 	hide := func() { reply.Filtered = !c.Authorizer.Anonymous() }
@@ -104,7 +104,53 @@ func (h *handlers) nodes(c *transport.Call, v *state.View, req *console.NodesReq
 			reply.Nodes = append(reply.Nodes, out)
 		}
 	}
+	if req.Node == "" || req.Peer != "" {
+		changed, found := importedNodes(c, v, req, hide)
+		reply.Index = max(reply.Index, changed)
+		reply.Nodes = append(reply.Nodes, keep.Select(found)...)
+	}
+	reply.NotFound = req.Node != "" && len(reply.Nodes) == 0
 	return reply, c.Authorizer.Filtering(), nil
+}
+
+// importedNodes returns the nodes of peers, all or the one asked for, with what of them is imported, ordered by peer, then
+// name.
+func importedNodes(c *transport.Call, v *state.View, req *console.NodesRequest, hide func()) (uint64, []*console.Node) {
+	index, all := v.Imports(req.Peer)
+	type key struct{ peer, node string }
+	known := map[key]*console.Node{}
+	var out []*console.Node
+	for _, imported := range all {
+		for _, i := range imported.Instances {
+			if req.Node != "" && !strings.EqualFold(i.Node.Node, req.Node) {
+				continue
+			}
+			if !catalogrpc.MayReadInstance(c.Authorizer, i) {
+				hide()
+				continue
+			}
+			at := key{i.Node.PeerName, strings.ToLower(i.Node.Node)}
+			n := known[at]
+			if n == nil {
+				n = &console.Node{
+					ID: i.Node.ID, Node: i.Node.Node, Address: i.Node.Address, TaggedAddresses: i.Node.TaggedAddresses,
+					Meta: i.Node.Meta, PeerName: i.Node.PeerName, Services: []*catalog.Service{}, Checks: []*catalog.Check{},
+				}
+				known[at] = n
+				out = append(out, n)
+			}
+			n.Services = append(n.Services, i.Service)
+			for _, k := range i.Checks {
+				if !slices.ContainsFunc(n.Checks, func(o *catalog.Check) bool { return o.CheckID == k.CheckID }) {
+					n.Checks = append(n.Checks, k)
+				}
+			}
+		}
+	}
+	slices.SortFunc(out, func(a, b *console.Node) int {
+		return cmp.Or(cmp.Compare(a.PeerName, b.PeerName), cmp.Compare(a.Node, b.Node))
+	})
+	return index, out
 }
 
 func (h *handlers) services(c *transport.Call, v *state.View, req *console.ServicesRequest) (*console.ServicesReply, acl.Permit, error) {
@@ -113,11 +159,14 @@ func (h *handlers) services(c *transport.Call, v *state.View, req *console.Servi
 		return nil, acl.Permit{}, err
 	}
 	reply := &console.ServicesReply{Services: []*console.Listing{}}
-	index, all := health(v)
-	reply.Index = index
-	if req.Peer != "" { // nothing is imported from peers yet
+	hide := func() { reply.Filtered = !c.Authorizer.Anonymous() }
+	changed, imported := importedServices(c, v, req.Peer, keep, hide)
+	if req.Peer != "" {
+		reply.Index, reply.Services = changed, imported
 		return reply, c.Authorizer.Filtering(), nil
 	}
+	index, all := health(v)
+	reply.Index = max(index, changed)
 	in := console.NewSummarizer(c.Datacenter)
 	gateways := map[string]string{} // kinds by name
 	for _, i := range all {
@@ -152,7 +201,38 @@ func (h *handlers) services(c *transport.Call, v *state.View, req *console.Servi
 			Summary: *s, ConnectedWithProxy: in.Proxied(name), ConnectedWithGateway: linked[strings.ToLower(name)],
 		})
 	}
+	reply.Services = append(reply.Services, imported...)
+	slices.SortStableFunc(reply.Services, func(a, b *console.Listing) int { return cmp.Compare(a.Name, b.Name) })
 	return reply, c.Authorizer.Filtering(), nil
+}
+
+// importedServices returns summaries of the services of a peer, or of all peers, ordered by peer, then name.
+func importedServices(c *transport.Call, v *state.View, peer string, keep *filter.Filter[*catalog.Instance], hide func()) (uint64, []*console.Listing) {
+	index, all := v.Imports(peer)
+	byPeer := map[string]*console.Summarizer{}
+	for _, imported := range all {
+		for _, i := range imported.Instances {
+			if !catalogrpc.MayReadInstance(c.Authorizer, i) {
+				hide()
+				continue
+			}
+			if !keep.Match(i) {
+				continue
+			}
+			if byPeer[imported.Peer] == nil {
+				byPeer[imported.Peer] = console.NewSummarizer(c.Datacenter)
+			}
+			byPeer[imported.Peer].Add(i)
+		}
+	}
+	out := []*console.Listing{}
+	for _, name := range slices.Sorted(maps.Keys(byPeer)) {
+		in := byPeer[name]
+		for _, service := range in.Names() {
+			out = append(out, &console.Listing{Summary: *in.Summary(service), ConnectedWithProxy: in.Proxied(service)})
+		}
+	}
+	return index, out
 }
 
 // health returns all instances, with the index of the last change of one or of its health. A waiter is woken by both.
@@ -311,42 +391,25 @@ func (h *handlers) gatewayIntentions(c *transport.Call, v *state.View, req *cons
 
 var errNoPeer = errors.New("must provide PeerName")
 
-// exported lists what the entry of exported services names for a peer.
+// exported lists what is exported to a peer; to one that is not known, nothing.
 func (h *handlers) exported(c *transport.Call, v *state.View, req *console.ExportedRequest) (*console.SummariesReply, acl.Permit, error) {
 	if req.Peer == "" {
 		return nil, acl.Permit{}, errNoPeer
 	}
 	reply := &console.SummariesReply{Services: []*console.Summary{}}
-	reply.Index, _ = v.Entries(entry.KindExportedServices)
-	exports := state.EntryAs[entry.ExportedServices](v, entry.KindExportedServices, entry.ExportedServicesName)
-	if exports == nil {
+	changed, peered := v.Peering(req.Peer)
+	index, names := v.Exports(req.Peer)
+	reply.Index = max(index, changed)
+	if peered == nil {
 		return reply, c.Authorizer.Filtering(), nil
 	}
-	names := map[string]bool{}
-	for _, s := range exports.Services {
-		if !slices.ContainsFunc(s.Consumers, func(consumer entry.ServiceConsumer) bool { return consumer.Peer == req.Peer }) {
-			continue
-		}
-		if s.Name != entry.Wildcard {
-			names[s.Name] = true
-			continue
-		}
-		index, all := v.AllInstances()
-		reply.Index = max(reply.Index, index)
-		for i := range all {
-			if i.Service.Kind == catalog.KindTypical && i.Service.Service != catalog.ServerServiceName {
-				names[i.Service.Service] = true
-			}
-		}
-	}
 	every := c.Authorizer.May(acl.Mesh, acl.Write, "")
-	for name := range names {
+	for _, name := range names {
 		if !every && !c.Authorizer.May(acl.Service, acl.Read, name) {
 			reply.Filtered = !c.Authorizer.Anonymous()
 			continue
 		}
 		reply.Services = append(reply.Services, &console.Summary{Name: name, Datacenter: c.Datacenter})
 	}
-	slices.SortFunc(reply.Services, func(a, b *console.Summary) int { return cmp.Compare(a.Name, b.Name) })
 	return reply, c.Authorizer.Filtering(), nil
 }

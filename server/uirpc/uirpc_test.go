@@ -9,6 +9,7 @@ import (
 	"github.com/sarnmesh/sarn/acl"
 	"github.com/sarnmesh/sarn/catalog"
 	"github.com/sarnmesh/sarn/catalog/entry"
+	"github.com/sarnmesh/sarn/catalog/peering"
 	"github.com/sarnmesh/sarn/catalog/read"
 	"github.com/sarnmesh/sarn/connect/console"
 	"github.com/sarnmesh/sarn/connect/intention"
@@ -210,5 +211,57 @@ func TestMembersWithoutVersionShowThatOfGossip(t *testing.T) {
 	missing, err := console.NodesCall.Call(t.Context(), s.Caller(), &console.NodesRequest{Node: "n3"})
 	if err != nil || len(missing.Nodes) != 0 || !missing.NotFound {
 		t.Errorf("%+v, %v", missing, err)
+	}
+}
+
+func TestWhatIsImportedFollows(t *testing.T) {
+	s := newServer(t, intention.Default{Allow: true})
+	tx := s.Store.Write(s.Index() + 1)
+	const id = "11111111-2222-3333-4444-555555555555"
+	if err := tx.UpdatePeering(&peering.Update{Fresh: true, Peering: &peering.Peering{ID: id, Name: "east", State: peering.Active}}); err != nil {
+		t.Fatal(err)
+	}
+	imported := &peering.Import{Service: "db", Instances: []*catalog.Instance{{
+		Node: &catalog.Node{Node: "far", Address: "10.9.0.1"}, Service: &catalog.Service{ID: "db", Service: "db", Tags: []string{"eastern"}},
+		Checks: []*catalog.Check{{Node: "far", CheckID: "c", Status: catalog.Warning}},
+	}}}
+	if _, err := tx.ChangeImports(&peering.Change{ID: id, Import: imported}); err != nil {
+		t.Fatal(err)
+	}
+	web := &catalog.Service{ID: "web-proxy", Service: "web-proxy", Kind: catalog.KindConnectProxy, Port: 81, Proxy: catalog.Proxy{
+		DestinationServiceName: "web", Upstreams: []catalog.Upstream{{DestinationName: "db", DestinationPeer: "east", LocalBindPort: 1}},
+	}}
+	if err := tx.Register(&catalog.RegisterRequest{Node: "n1", SkipNodeUpdate: true, Service: web}); err != nil {
+		t.Fatal(err)
+	}
+	tx.Commit()
+
+	services, err := console.ServicesCall.Call(t.Context(), s.Caller(), &console.ServicesRequest{})
+	if err != nil || len(services.Services) != 8 || services.Services[0].PeerName != "" || services.Services[1].Name != "db" || services.Services[1].PeerName != "east" {
+		t.Fatalf("services: %+v, %v", services, err)
+	}
+	services, err = console.ServicesCall.Call(t.Context(), s.Caller(), &console.ServicesRequest{Peer: "east"})
+	if err != nil || len(services.Services) != 1 || services.Services[0].ChecksWarning != 1 || fmt.Sprint(services.Services[0].Tags) != "[eastern]" {
+		t.Errorf("services of the peer: %+v, %v", services, err)
+	}
+	nodes, err := console.NodesCall.Call(t.Context(), s.Caller(), &console.NodesRequest{})
+	if err != nil || len(nodes.Nodes) != 3 || nodes.Nodes[2].Node != "far" || nodes.Nodes[2].PeerName != "east" || len(nodes.Nodes[2].Checks) != 1 {
+		t.Errorf("nodes: %+v, %v", nodes, err)
+	}
+	one, err := console.NodesCall.Call(t.Context(), s.Caller(), &console.NodesRequest{Node: "far", Peer: "east"})
+	if err != nil || len(one.Nodes) != 1 || one.NotFound {
+		t.Errorf("node of the peer: %+v, %v", one, err)
+	}
+	topology, err := console.TopologyCall.Call(t.Context(), s.Caller(), &console.TopologyRequest{Service: "web"})
+	if err != nil || len(topology.Upstreams) != 1 || topology.Upstreams[0].PeerName != "east" {
+		t.Errorf("topology: %+v, %v", topology, err)
+	}
+
+	s.Resolve = func(token string) (*acl.Authorizer, error) {
+		return acl.New(rules{"node:read:n1": true, "service:read:db": true, "service:read:web": true}, "x"), nil
+	}
+	services, err = console.ServicesCall.Call(t.Context(), s.Caller(), &console.ServicesRequest{Options: options("x"), Peer: "east"})
+	if err != nil || len(services.Services) != 0 || !services.Filtered {
+		t.Errorf("services of the peer for a token that may not see them: %+v, %v", services, err)
 	}
 }
