@@ -54,6 +54,7 @@ type Authority struct {
 	limit    limiter
 
 	reports reports // of nodes, about the rotation under way
+	verdict verdict // whether one is
 }
 
 // New returns an authority for settings that CheckSettings has nothing against.

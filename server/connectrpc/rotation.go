@@ -201,10 +201,21 @@ func (a *Authority) Rotate(ctx context.Context, store *state.Store, apply ApplyF
 			await(ctx, view, nil, 0)
 			continue
 		}
+		began := time.Now()
 		if err := a.advance(ctx, store, apply); err != nil && ctx.Err() == nil {
 			a.log.Warn("the new CA root can not be made the active one, will retry", "error", err)
 		}
+		took := time.Since(began)
 		await(ctx, view, news, recheck)
+		rest(ctx, took)
+	}
+}
+
+// rest waits after something that took a time, so that it takes a tenth of all time at most however often there is a
+// reason for it: thousands of nodes tell, and all of them count.
+func rest(ctx context.Context, took time.Duration) {
+	if took > 0 {
+		sleep(ctx, 9*took) // or until ctx ends
 	}
 }
 
@@ -395,11 +406,41 @@ func (a *Authority) confirm(_ context.Context, c *transport.Call, req *ca.Confir
 	kept := *req
 	kept.Target.Token, kept.Node = "", node.Node
 	a.reports.set(&kept)
-	r, err := a.progress(view)
+	again, err := a.rotating(view)
 	if err != nil {
 		return nil, acl.Permit{}, err
 	}
-	return &ca.ConfirmReply{Again: r.Phase == ca.PhaseSpreading || r.Phase == ca.PhaseSigning}, permit, nil
+	return &ca.ConfirmReply{Again: again}, permit, nil
+}
+
+// A verdict is whether a rotation is under way, which every node asks, and how long that is good for.
+type verdict struct {
+	mu       sync.Mutex // held while it is found
+	index    uint64     // of the roots
+	until    time.Time
+	rotating bool
+}
+
+// rotating reports whether a rotation is under way. What is found is good for nine times as long as finding it took.
+func (a *Authority) rotating(view *state.View) (bool, error) {
+	index, roots := view.CARoots()
+	if ca.PendingRoot(roots) != nil {
+		return true, nil
+	}
+	v := &a.verdict
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	began := time.Now()
+	if v.index == index && began.Before(v.until) {
+		return v.rotating, nil
+	}
+	r, err := a.progress(view)
+	if err != nil {
+		return false, err
+	}
+	now := time.Now()
+	v.index, v.until, v.rotating = index, now.Add(9*now.Sub(began)), r.Phase == ca.PhaseSigning
+	return v.rotating, nil
 }
 
 // maxWaitingText bounds what is said about one proxy.
@@ -424,15 +465,18 @@ func (a *Authority) rotation(ctx context.Context, c *transport.Call, req *ca.Rot
 		view := c.Store.WatchView()
 		view.CAConfig()
 		view.CARoots()
+		began := time.Now()
 		r, err := a.progress(c.Store.View())
 		if err != nil {
 			return nil, acl.Permit{}, err
 		}
+		took := time.Since(began)
 		left := time.Until(until)
 		if req.MinIndex == 0 || r.Index != req.MinIndex || left <= 0 {
 			return r, permit, nil
 		}
 		await(ctx, view, news, left)
+		rest(ctx, took)
 		if ctx.Err() != nil {
 			return nil, acl.Permit{}, ctx.Err()
 		}

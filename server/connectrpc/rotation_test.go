@@ -714,3 +714,49 @@ func TestRightsToRotate(t *testing.T) {
 		c.want("after all this", ca.PhaseSpreading, "n1", "n2")
 	})
 }
+
+// BenchmarkConfirm has the nodes of a large cluster tell that they trust a new root.
+func BenchmarkConfirm(b *testing.B) {
+	s := rpctest.New()
+	a := connectrpc.New(connectrpc.Config{})
+	a.Register(&s.Registry, &s.Appliers)
+	catalogrpc.Register(&s.Registry, &s.Appliers, catalogrpc.Config{})
+	if err := a.Initialize(b.Context(), s.Store, s.Apply); err != nil {
+		b.Fatal(err)
+	}
+	const nodes = 2000
+	for i := range nodes {
+		node := fmt.Sprintf("n%d", i)
+		for j := range 5 {
+			r := &catalog.RegisterRequest{Node: node, Address: "10.0.0.1", Service: &catalog.Service{
+				Kind: catalog.KindConnectProxy, ID: fmt.Sprintf("svc%d", j), Service: fmt.Sprintf("svc%d", j), Port: 1,
+				Proxy: catalog.Proxy{DestinationServiceName: "x"},
+			}}
+			if j == 0 {
+				r.Check = &catalog.Check{Node: node, CheckID: catalog.SerfCheckID, Status: passing}
+			}
+			if _, err := catalog.RegisterCall.Call(b.Context(), s.Caller(), r); err != nil {
+				b.Fatal(err)
+			}
+		}
+	}
+	ctx, cancel := context.WithCancel(b.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		a.Rotate(ctx, s.Store, s.Apply)
+	}()
+	defer func() { cancel(); <-done }()
+	if _, err := ca.RotateCall.Call(b.Context(), s.Caller(), &ca.RotateRequest{}); err != nil {
+		b.Fatal(err)
+	}
+	_, all := s.Store.View().CARoots()
+	bundle := ca.Bundle(all)
+	b.ResetTimer()
+	for i := range b.N {
+		r := &ca.ConfirmRequest{Node: fmt.Sprintf("n%d", i%(nodes-1)), Bundle: bundle, Confirmed: 5}
+		if _, err := ca.ConfirmCall.Call(b.Context(), s.Caller(), r); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
