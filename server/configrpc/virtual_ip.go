@@ -13,7 +13,7 @@ import (
 )
 
 func (h *handlers) virtualIP(c *transport.Call, v *state.View, req *entry.VirtualIPRequest) (*entry.VirtualIPReply, acl.Permit, error) {
-	permit, err := c.Authorizer.Require(acl.Service, acl.Read, req.Service)
+	permit, err := mayKnowAddress(c.Authorizer, req)
 	if err != nil {
 		return nil, acl.Permit{}, err
 	}
@@ -26,6 +26,17 @@ func (h *handlers) virtualIP(c *transport.Call, v *state.View, req *entry.Virtua
 	}
 	reply.Index, reply.Address, reply.Manual = ip.ModifyIndex, ip.Address(), ip.Manual
 	return reply, permit, nil
+}
+
+// mayKnowAddress asks for what reading the virtual IP of a service needs.
+func mayKnowAddress(z *acl.Authorizer, req *entry.VirtualIPRequest) (acl.Permit, error) {
+	switch {
+	case req.Peer == "":
+		return z.Require(acl.Service, acl.Read, req.Service)
+	case z.MayReadImported(acl.Service):
+		return z.Filtering(), nil
+	}
+	return z.RequireAny(acl.Service, acl.Write)
 }
 
 func (h *handlers) setVirtualIPs(ctx context.Context, c *transport.Call, req *entry.SetVirtualIPsRequest) (*entry.SetVirtualIPsReply, acl.Permit, error) {

@@ -27,8 +27,9 @@ import (
 const (
 	connectTime = 10 * time.Second // to reach one address and be answered
 	firstRetry  = time.Second
-	moreCalls   = 6 // to addresses behind which there are servers that do not lead
-	failures    = 3 // rounds of attempts in a row after which a peering is failing
+	moreCalls   = 6                // to addresses behind which there are servers that do not lead
+	lasting     = 10 * time.Second // that a stream was up for, after which it is dialed again at once
+	failures    = 3                // rounds of attempts in a row after which a peering is failing
 )
 
 // A place is where the servers of a peer are, and who they are.
@@ -165,7 +166,7 @@ func (e *Engine) keepDialing(ctx context.Context, now *leading, id string) {
 		case errors.Is(err, errHeard):
 			e.ended(now, p, err)
 			failed = 0
-			if time.Since(began) > e.cfg.MaxBackoff {
+			if time.Since(began) > lasting {
 				wait = firstRetry
 			}
 		default:

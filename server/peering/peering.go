@@ -164,10 +164,13 @@ const (
 	noRole role = iota // it waits to be called
 	dialing
 	removing // what it brought
+	deleting // it, with what it brought
 )
 
 func roleOf(p *peering.Peering) role {
 	switch {
+	case p.State == peering.Deleting:
+		return deleting
 	case !p.Open():
 		return removing
 	case p.Dials():

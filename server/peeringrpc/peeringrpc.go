@@ -259,9 +259,13 @@ func (h *handlers) establish(ctx context.Context, c *transport.Call, req *peerin
 	}
 	v := c.Store.View()
 	own, _ := Roots(v)
-	if theirs, _ := peering.ServerTrustDomain(t.ServerName); own == "" {
+	theirs, err := peering.ServerTrustDomain(t.ServerName)
+	switch {
+	case err != nil:
+		return nil, permit, err
+	case own == "":
 		return nil, permit, wireerr.ErrConnectDisabled
-	} else if connect.SameTrustDomain(theirs, own) || v.PeeringByID(t.PeerID) != nil {
+	case connect.SameTrustDomain(theirs, own) || v.PeeringByID(t.PeerID) != nil:
 		return nil, permit, peering.ErrSameCluster
 	}
 	_, old := v.Peering(req.Name)
@@ -278,10 +282,8 @@ func (h *handlers) establish(ctx context.Context, c *transport.Call, req *peerin
 	default:
 		kept := *old
 		next = &kept
-		if _, b := v.PeerBundle(req.Name); b != nil {
-			if theirs, _ := peering.ServerTrustDomain(t.ServerName); !connect.SameTrustDomain(theirs, b.TrustDomain) {
-				return nil, permit, fmt.Errorf("cannot create peering with name: %q; there is already a peering with another cluster", req.Name)
-			}
+		if before, _ := peering.ServerTrustDomain(old.PeerServerName); !connect.SameTrustDomain(theirs, before) {
+			return nil, permit, fmt.Errorf("cannot create peering with name: %q; there is already a peering with another cluster", req.Name)
 		}
 	}
 	_, all := v.Peerings()
