@@ -222,10 +222,12 @@ func rest(ctx context.Context, took time.Duration) {
 // await waits until something that was read through the view has changed, news is closed, or the time is over, 0 for any.
 func await(ctx context.Context, view *state.View, news <-chan struct{}, most time.Duration) {
 	ctx, cancel := context.WithCancel(ctx)
-	if most > 0 {
-		ctx, cancel = context.WithTimeout(ctx, most)
-	}
 	defer cancel()
+	if most > 0 {
+		var stop context.CancelFunc
+		ctx, stop = context.WithTimeout(ctx, most)
+		defer stop()
+	}
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		select {
@@ -251,19 +253,18 @@ func (a *Authority) advance(ctx context.Context, store *state.Store, apply Apply
 	switch {
 	case err != nil:
 		return err
-	case r.Phase != ca.PhaseSpreading:
+	case r.Phase != ca.PhaseSpreading, r.Confirmed < r.Required && time.Now().Before(r.Until):
 		return nil
-	case r.Confirmed == r.Required:
-		a.log.Info("the new CA root is trusted by every proxy and signs from now on", "root", r.NewRootID, "nodes", r.Required,
-			"after", time.Since(r.Since).Round(time.Millisecond))
-	case time.Now().Before(r.Until):
-		return nil
-	default:
-		a.log.Warn("the new CA root signs from now on, though not everybody has confirmed to trust it", "root", r.NewRootID,
-			"awaited", awaited(r))
 	}
 	if err := a.activate(ctx, view, apply); err != nil {
 		return err
+	}
+	if r.Confirmed == r.Required {
+		a.log.Info("the new CA root is trusted by every proxy and signs from now on", "root", r.NewRootID, "nodes", r.Required,
+			"after", time.Since(r.Since).Round(time.Millisecond))
+	} else {
+		a.log.Warn("the new CA root signs from now on, though not everybody has confirmed to trust it", "root", r.NewRootID,
+			"awaited", awaited(r))
 	}
 	a.retire(ctx, store, apply)
 	return nil
@@ -521,10 +522,10 @@ func (a *Authority) rotate(ctx context.Context, c *transport.Call, req *ca.Rotat
 		}
 	}
 	if req.Force && pending != nil {
-		a.log.Warn("the new CA root signs from now on, as an operator has asked, whoever trusts it", "root", pending.ID)
 		if err := a.activate(ctx, view, apply); err != nil {
 			return nil, acl.Permit{}, err
 		}
+		a.log.Warn("the new CA root signs from now on, as an operator has asked, whoever trusts it", "root", pending.ID)
 	}
 	a.retire(ctx, c.Store, apply)
 	return &struct{}{}, permit, nil
