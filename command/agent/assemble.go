@@ -409,7 +409,7 @@ func (a *Agent) newHTTP(s *config.Settings) (err error) {
 	if !s.DisableRemoteExec {
 		a.jobs = job.New(job.Config{Node: s.Node.Name, Caller: a.caller, Token: a.tokens.Agent, Logger: a.log.Named("exec")})
 	}
-	a.watches = newWatches(a.http.Serve, a.log.Named("watch"))
+	a.watches = newWatches(a.http.Serve, a.log)
 	return a.watches.set(s.Watches)
 }
 

@@ -27,6 +27,7 @@ import (
 // agent's own API, over connections in memory, with the agent's default token unless they have one.
 type watches struct {
 	serve func(ctx context.Context, l net.Listener) error // the API
+	base  hclog.Logger                                    // plans name their own part
 	log   hclog.Logger
 
 	mu      sync.Mutex
@@ -35,7 +36,7 @@ type watches struct {
 }
 
 func newWatches(serve func(context.Context, net.Listener) error, log hclog.Logger) *watches {
-	return &watches{serve: serve, log: log, changed: make(chan struct{}, 1)}
+	return &watches{serve: serve, base: log, log: log.Named("watch"), changed: make(chan struct{}, 1)}
 }
 
 // checkWatches tells what is wrong with watches, if anything.
@@ -173,7 +174,7 @@ func (w *watches) follow(ctx context.Context, params map[string]any, l *inner) e
 		}
 	}
 	defer context.AfterFunc(ctx, plan.Stop)()
-	return plan.RunWithClientAndHclog(client, log)
+	return plan.RunWithClientAndHclog(client, w.base)
 }
 
 // A watchHandler takes a result, and returns what is to be logged about that.
