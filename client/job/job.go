@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -60,6 +61,7 @@ const FailedToStart = 255
 // Bounds of what an agent takes on, and of what it sends.
 const (
 	maxRunning = 16
+	maxDone    = 256 // remembered, so that an event told twice runs nothing twice
 	pieceSize  = 4 << 10
 	pieceTime  = 500 * time.Millisecond
 )
@@ -82,6 +84,7 @@ type Runner struct {
 	todo  chan Notice
 	mu    sync.Mutex
 	known map[string]bool // sessions whose job is being run
+	done  []string        // the last sessions whose job was run, oldest first
 }
 
 // New returns a runner. Nothing happens until Run.
@@ -107,7 +110,7 @@ func (r *Runner) Offer(e *event.Event) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.known[n.Session] {
+	if r.known[n.Session] || slices.Contains(r.done, n.Session) {
 		return
 	}
 	if len(r.known) >= maxRunning {
@@ -145,6 +148,10 @@ func (r *Runner) Run(ctx context.Context) error {
 					r.mu.Lock()
 					defer r.mu.Unlock()
 					delete(r.known, n.Session)
+					if len(r.done) == maxDone {
+						r.done = slices.Delete(r.done, 0, 1)
+					}
+					r.done = append(r.done, n.Session)
 				}()
 				log := r.cfg.Logger.With("session", n.Session)
 				if err := r.run(ctx, n, log); err != nil && ctx.Err() == nil {
