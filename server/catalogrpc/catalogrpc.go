@@ -219,10 +219,11 @@ func (h *handlers) updateCoordinates(ctx context.Context, c *transport.Call, req
 		if err := u.Coord.Validate(); err != nil {
 			return nil, acl.Permit{}, err
 		}
-		var err error
-		if permit, err = c.Authorizer.Require(acl.Node, acl.Write, u.Node); err != nil {
+		vetter := NewVetter(c.Authorizer, view)
+		if err := vetter.writeNode(u.Node); err != nil {
 			return nil, acl.Permit{}, err
 		}
+		permit = vetter.Permit()
 		if view.Node(u.Node) != nil {
 			command.Updates = append(command.Updates, u)
 		}

@@ -114,7 +114,14 @@ func (t *Vetter) DeleteCheck(node, id string) error {
 	return t.replaceCheck(node, id)
 }
 
+// writeNode asks for the right on a node: in the spelling of the request, and in that of the node that is there, which
+// are the same name to the state but not to rules.
 func (t *Vetter) writeNode(name string) error {
+	if old := t.view.Node(name); old != nil && old.Node != name {
+		if err := t.require(acl.Node, old.Node); err != nil {
+			return err
+		}
+	}
 	return t.require(acl.Node, name)
 }
 

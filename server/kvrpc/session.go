@@ -19,6 +19,9 @@ func (h *handlers) sessionCreate(ctx context.Context, c *transport.Call, req *kv
 		return nil, acl.Permit{}, errors.New("Must provide Node")
 	}
 	permit, err := c.Authorizer.Require(acl.Session, acl.Write, req.Session.Node)
+	if n := c.Store.View().Node(req.Session.Node); err == nil && n != nil && n.Node != req.Session.Node {
+		permit, err = c.Authorizer.Require(acl.Session, acl.Write, n.Node) // as the session will be
+	}
 	if err != nil {
 		return nil, acl.Permit{}, err
 	}
