@@ -82,6 +82,7 @@ var meanings = map[string]string{
 	"max_query_time":                              "Longest wait of a blocking query.",
 	"node_id":                                     "UUID of this node.",
 	"node_name":                                   "Name of this node.",
+	"peering.enabled":                             "Let this cluster [peer with others](../peering.md).",
 	"performance.rpc_hold_timeout":                "How long a call waits for a leader.",
 	"ports.proxy_min_port":                        "Unused.",
 	"ports.proxy_max_port":                        "Unused.",
@@ -286,7 +287,7 @@ var absent = []struct{ says, keys string }{
 	{"Refused.", `auto_config.enabled auto_config.authorization.enabled auto_encrypt.allow_tls auto_encrypt.tls
 		enable_syslog retry_join_wan segment segments`},
 	{"No effect yet: datacenters are not connected.", `retry_interval_wan retry_max_wan primary_gateways primary_gateways_interval
-		reconnect_timeout_wan gossip_wan.* serf_wan serf_wan_allowed_cidrs ports.serf_wan peering.enabled
+		reconnect_timeout_wan gossip_wan.* serf_wan serf_wan_allowed_cidrs ports.serf_wan
 		connect.enable_mesh_gateway_wan_federation`},
 	{"No effect yet: the console does not link to metrics.", `ui_config.metrics_provider_files ui_config.metrics_provider_options_json
 		ui_config.dashboard_url_templates`},

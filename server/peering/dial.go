@@ -103,6 +103,8 @@ func understand(err error, trailer metadata.MD) error {
 		return nil
 	case codes.PermissionDenied:
 		return peeringrpc.ErrSecretUsed
+	case codes.Unimplemented:
+		return errors.New("the server that was called knows no peers of this kind: both clusters must be Sarn's")
 	case codes.FailedPrecondition:
 		r := &redirect{}
 		if a := trailer.Get(leaderKey); len(a) == 1 && peering.CheckAddresses(a) == nil {
