@@ -13,6 +13,8 @@ import (
 	"github.com/sarnmesh/sarn/client/router"
 	"github.com/sarnmesh/sarn/internal/gossip"
 	"github.com/sarnmesh/sarn/internal/rpc"
+	"github.com/sarnmesh/sarn/internal/rpcwire"
+	"github.com/sarnmesh/sarn/internal/testkit"
 	"github.com/sarnmesh/sarn/internal/wireerr"
 )
 
@@ -98,4 +100,61 @@ func TestRate(t *testing.T) {
 			t.Errorf("%d refused without a limit", got)
 		}
 	})
+}
+
+// busyServer serves calls at an address; it refuses them with err, unless that is nil.
+func busyServer(t *testing.T, n *testkit.Network, address string, err error) (member gossip.Member, asked *atomic.Int32) {
+	asked = new(atomic.Int32)
+	l, lerr := n.Host(address).Listen(8300)
+	if lerr != nil {
+		t.Fatal(lerr)
+	}
+	port := rpcwire.NewPort(rpcwire.PortConfig{Listener: l})
+	srv := rpcwire.NewServer([]rpcwire.Method{{Name: call.Name, Handle: func(context.Context, rpcwire.Peer, func(any) error) (any, error) {
+		asked.Add(1)
+		return &struct{}{}, err
+	}}}, nil, 0)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 2)
+	go func() { done <- port.Run(ctx) }()
+	go func() { done <- srv.Serve(port.Listener(rpcwire.ProtoRPC)) }()
+	t.Cleanup(func() {
+		cancel()
+		srv.Stop()
+		<-done
+		<-done
+	})
+	tags := gossip.Server{ID: "id-" + address, Datacenter: "dc1", Addr: netip.MustParseAddrPort(address + ":8300")}.Tags()
+	return gossip.Member{Name: address, Addr: netip.MustParseAddr(address), Tags: tags, Status: gossip.Alive}, asked
+}
+
+func TestBusyServersAreLeftForOthers(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		second error // what the other server says; the first has too much to do
+		want   error
+	}{
+		{"another answers", nil, nil},
+		{"the leader alone can do it", wireerr.ErrRateLimitedWrite, wireerr.ErrRateLimitedWrite},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			n := testkit.NewNetwork(1)
+			busy, asked := busyServer(t, n, "10.0.0.1", wireerr.ErrRateLimited)
+			other, _ := busyServer(t, n, "10.0.0.2", tt.second)
+			r := router.New(router.Config{Datacenter: "dc1", Dial: n.Host("10.0.0.3").Dial})
+			ctx, cancel := context.WithCancel(t.Context())
+			done := make(chan error, 1)
+			go func() { done <- r.Run(ctx) }()
+			defer func() { cancel(); <-done }()
+			r.Observe(gossip.Event{Kind: gossip.Joined, Members: []gossip.Member{busy, other}})
+			for range 20 { // whichever is asked first
+				if _, err := call.Call(t.Context(), r, &struct{}{}); !errors.Is(err, tt.want) {
+					t.Fatalf("got %v, want %v", err, tt.want)
+				}
+			}
+			if asked.Load() > 1 {
+				t.Errorf("the busy server was asked %d times", asked.Load())
+			}
+		})
+	}
 }
