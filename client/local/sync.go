@@ -16,6 +16,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/sarnmesh/sarn/acl"
 	"github.com/sarnmesh/sarn/catalog"
 	"github.com/sarnmesh/sarn/catalog/definition"
 	"github.com/sarnmesh/sarn/catalog/read"
@@ -410,7 +411,11 @@ func (s *State) settled(err error, kind, id string) bool {
 		return true
 	case wireerr.Status(err) == http.StatusForbidden:
 		countRefused(kind)
-		s.log.Warn("the catalog refuses a change, will retry with the next full sync", "kind", kind, "id", id, "error", err)
+		facts := []any{"kind", kind, "id", id, "error", err}
+		if denied, ok := acl.ParseDenied(err.Error()); ok {
+			facts = append(facts, "missing_rule", denied.Rule())
+		}
+		s.log.Warn("the catalog refuses a change, will retry with the next full sync", facts...)
 		return true
 	case strings.Contains(err.Error(), "Unknown service ID"), strings.Contains(err.Error(), "Unknown check ID"):
 		return kind == "deregistered service" || kind == "deregistered check"
