@@ -390,6 +390,9 @@ func (s *Server) firstAutopilot() leader.Duty {
 // Caller answers calls of this process.
 func (s *Server) Caller() rpc.Streamer { return s.dispatcher }
 
+// Secret returns what servers alone know of one another, empty before the first leader has made it.
+func (s *Server) Secret() string { return connectrpc.Secret(s.store.View()) }
+
 // Internal answers calls of this process with every right, from this server alone.
 func (s *Server) Internal() rpc.Caller { return s.dispatcher.Internal() }
 

@@ -34,6 +34,8 @@ type Config struct {
 	// Authorize tells whether a token may be an identity. It is asked on every Get, so that a leaf once made is given to
 	// nobody else and not longer than the right lasts. Nil leaves the check to the servers, when they sign.
 	Authorize func(ctx context.Context, token string, id connect.ID) error
+	// ServerSecret returns what shows the leader that this agent is a server's; nil on others.
+	ServerSecret func() string
 	// Chance returns a random number in [0, 1), which spreads renewals. It must be safe for concurrent use. Default
 	// math/rand.
 	Chance  func() float64
@@ -335,13 +337,11 @@ func (k *Keeper) sign(ctx context.Context, of key, roots *ca.RootsReply) (*ca.Le
 	if err != nil {
 		return nil, err
 	}
-	call := ca.SignCall
-	if of.kind == "server" {
-		call = ca.SignServerCall
+	call, req := ca.SignCall, &ca.SignRequest{Target: read.Target{Token: of.token}, CSR: csr, Hosts: strings.Fields(of.hosts)}
+	if of.kind == "server" && k.cfg.ServerSecret != nil {
+		call, req.Secret = ca.SignServerCall, k.cfg.ServerSecret()
 	}
-	reply, err := call.Call(ctx, k.caller, &ca.SignRequest{
-		Target: read.Target{Token: of.token}, CSR: csr, Hosts: strings.Fields(of.hosts),
-	})
+	reply, err := call.Call(ctx, k.caller, req)
 	if err != nil {
 		return nil, err
 	}

@@ -349,7 +349,11 @@ func (a *Agent) newParts(s *config.Settings) (err error) {
 		DefaultAllow: callersAllowed(s), OtherNodes: s.Server, Logger: a.log.Named("proxystate"),
 	})
 	// The server's own certificate needs no right of a token.
-	a.ownLeaves = leaf.New(a.caller, leaf.Config{Datacenter: s.Node.Datacenter, Logger: a.log.Named("leaf")})
+	own := leaf.Config{Datacenter: s.Node.Datacenter, Logger: a.log.Named("leaf")}
+	if a.server != nil {
+		own.ServerSecret = a.server.Secret
+	}
+	a.ownLeaves = leaf.New(a.caller, own)
 	auto := &autoCert{leaves: a.ownLeaves}
 	var listeners []grpcapi.Listener
 	for _, l := range a.sockets.grpc {

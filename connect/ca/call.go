@@ -20,7 +20,7 @@ type (
 var (
 	RootsCall = rpc.Read[RootsRequest, RootsReply]("ConnectCA.Roots")
 	SignCall  = rpc.Leader[SignRequest, SignReply]("ConnectCA.Sign")
-	// SignServerCall is for a server's own certificate. Servers alone may make it, so it needs no right of a token.
+	// SignServerCall is for a server's own certificate. It needs no right of a token, but the secret of the servers.
 	SignServerCall = rpc.Leader[SignRequest, SignReply]("ConnectCA.SignServer")
 	ConfigCall     = rpc.Read[ConfigRequest, ConfigReply]("ConnectCA.Configuration")
 	// SignIntermediateCall is for servers of other datacenters.
@@ -55,6 +55,8 @@ type SignRequest struct {
 	CSR string // PEM
 	// Hosts are DNS names to put on the leaf of an ingress gateway. Its entry must name them.
 	Hosts []string `json:",omitempty"`
+	// Secret is what servers alone know of one another, for SignServerCall.
+	Secret string `json:",omitempty"`
 }
 
 // SignReply carries the leaf, without its private key, which the servers never see.

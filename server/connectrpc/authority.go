@@ -142,6 +142,15 @@ func (a *Authority) Initialize(ctx context.Context, store *state.Store, apply Ap
 	a.stopped = false
 	a.mu.Unlock()
 	view := store.View()
+	if Secret(view) == "" {
+		secret, err := a.uuid()
+		if err != nil {
+			return err
+		}
+		if _, err := apply(ctx, fsm.System, &setSecret{secret}); err != nil {
+			return err
+		}
+	}
 	_, config := view.CAConfig()
 	_, roots := view.CARoots()
 	if config != nil && ca.ActiveRoot(roots) != nil {

@@ -502,3 +502,30 @@ func TestSignHosts(t *testing.T) {
 		})
 	}
 }
+
+// TestThreat2ServersSecret: a server's certificate is for servers alone (spec/threats.md, class 2).
+func TestThreat2ServersSecret(t *testing.T) {
+	s, _ := newServer(t, connectrpc.Config{})
+	domain := roots(t, s.Caller()).TrustDomain
+	secret := connectrpc.Secret(s.Store.View())
+	if len(secret) < 32 {
+		t.Fatalf("the secret has %d characters", len(secret))
+	}
+	server := connect.ServerID(domain, "dc1")
+	for name, tt := range map[string]struct {
+		id     connect.ID
+		secret string
+		ok     bool
+	}{
+		"with the secret":                 {server, secret, true},
+		"without":                         {server, "", false},
+		"with another":                    {server, strings.Repeat("0", len(secret)), false},
+		"with it, but for a service":      {connect.ServiceID(domain, "dc1", "web"), secret, false},
+		"with it, but for a mesh gateway": {connect.MeshGatewayID(domain, "dc1"), secret, false},
+	} {
+		_, err := ca.SignServerCall.Call(t.Context(), s.Caller(), &ca.SignRequest{CSR: csr(t, tt.id), Secret: tt.secret})
+		if (err == nil) != tt.ok || err != nil && strings.Contains(err.Error(), secret) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}

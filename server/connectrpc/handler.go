@@ -2,6 +2,7 @@ package connectrpc
 
 import (
 	"context"
+	"crypto/subtle"
 	"errors"
 	"maps"
 	"net/http"
@@ -24,11 +25,12 @@ import (
 func (a *Authority) Register(r *transport.Registry, f *fsm.Appliers) {
 	fsm.Handle(f, fsm.CARoots, applySet)
 	fsm.Handle(f, fsm.CAConfig, applySet)
+	fsm.Handle(f, fsm.System, applySecret)
 	transport.HandleRead(r, ca.RootsCall, a.roots)
 	transport.HandleRead(r, ca.ConfigCall, a.config)
 	transport.Handle(r, ca.SetConfigCall, a.setConfig)
 	transport.Handle(r, ca.SignCall, a.sign)
-	transport.HandleServers(r, ca.SignServerCall, a.signServer)
+	transport.Handle(r, ca.SignServerCall, a.signServer)
 	transport.HandleServers(r, ca.SignIntermediateCall, a.signIntermediate)
 	transport.Handle(r, ca.ConfirmCall, a.confirm)
 	transport.Handle(r, ca.RotateCall, a.rotate)
@@ -129,12 +131,35 @@ func (a *Authority) sign(ctx context.Context, c *transport.Call, req *ca.SignReq
 	return a.signFor(ctx, c, req, func(id connect.ID) (acl.Permit, error) { return ca.Authorize(c.Authorizer, id) })
 }
 
+// secretFact is the name under which the secret of the servers is stored.
+const secretFact = "servers-secret"
+
+// A setSecret command stores the secret of the servers, unless there is one.
+type setSecret struct{ Secret string }
+
+func applySecret(tx *state.Tx, cmd *setSecret) (*struct{}, error) {
+	if tx.Fact(secretFact) == nil {
+		tx.SetFact(secretFact, []byte(cmd.Secret))
+	}
+	return nil, nil
+}
+
+// Secret returns what the servers of a cluster, and nobody else, know of one another: it is part of what they replicate.
+// It is empty before the first leader has made it.
+func Secret(v *state.View) string {
+	if f := v.Fact(secretFact); f != nil {
+		return string(f.Data)
+	}
+	return ""
+}
+
 var errServerIdentity = wireerr.Errorf(http.StatusForbidden, "Permission denied: the request is not for the certificate of a server")
 
-// signServer signs a server's own certificate.
+// signServer signs a server's own certificate, for who knows the secret of the servers.
 func (a *Authority) signServer(ctx context.Context, c *transport.Call, req *ca.SignRequest) (*ca.SignReply, acl.Permit, error) {
 	return a.signFor(ctx, c, req, func(id connect.ID) (acl.Permit, error) {
-		if id.Kind() != connect.Server {
+		secret := Secret(c.Store.View())
+		if id.Kind() != connect.Server || secret == "" || subtle.ConstantTimeCompare([]byte(secret), []byte(req.Secret)) != 1 {
 			return acl.Permit{}, errServerIdentity
 		}
 		return acl.Open(), nil
