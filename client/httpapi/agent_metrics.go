@@ -116,7 +116,9 @@ func (s *Server) agentMetricsStream(w http.ResponseWriter, r *http.Request) (any
 	w.WriteHeader(http.StatusOK)
 	flush := func() { http.NewResponseController(w).Flush() }
 	flush()
-	a.Metrics.Stream(r.Context(), metricsEncoder{json.NewEncoder(w), flush})
+	ctx, stop := s.whileAllowed(w, r, acl.Read)
+	defer stop()
+	a.Metrics.Stream(ctx, metricsEncoder{json.NewEncoder(w), flush})
 	return done(p, nil)
 }
 
@@ -169,7 +171,9 @@ func (s *Server) agentMonitor(w http.ResponseWriter, r *http.Request) (any, acl.
 	defer s.monitors.Add(-1)
 	w.Header()["Content-Type"] = typeText
 	w.WriteHeader(http.StatusOK)
-	lines.copyTo(r.Context(), w)
+	ctx, stop := s.whileAllowed(w, r, acl.Read)
+	defer stop()
+	lines.copyTo(ctx, w)
 	return done(p, nil)
 }
 

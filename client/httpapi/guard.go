@@ -1,7 +1,9 @@
 package httpapi
 
 import (
+	"context"
 	"net/http"
+	"time"
 
 	"github.com/sarnmesh/sarn/acl"
 	"github.com/sarnmesh/sarn/client/access"
@@ -65,4 +67,39 @@ func (s *Server) require(w http.ResponseWriter, r *http.Request, res acl.Resourc
 		return AgentConfig{}, acl.Permit{}, err
 	}
 	return s.ownFor(z.Require(res, a, name))
+}
+
+// recheckEvery is how often an answer without end looks whether its token is still good.
+const recheckEvery = 30 * time.Second
+
+// whileAllowed returns a context that ends when the request does, or when its token no longer has a right on this agent.
+// Call stop before the handler returns.
+func (s *Server) whileAllowed(w http.ResponseWriter, r *http.Request, a acl.Access) (ctx context.Context, stop func()) {
+	ctx, cancel := context.WithCancel(r.Context())
+	if s.cfg.Authorize == nil {
+		return ctx, cancel
+	}
+	token := s.token(w, r)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		tick := time.NewTicker(recheckEvery)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+			}
+			z, err := s.cfg.Authorize(ctx, token)
+			if err != nil || !z.May(acl.Agent, a, s.cfg.NodeName) {
+				cancel()
+				return
+			}
+		}
+	}()
+	return ctx, func() {
+		cancel()
+		<-done
+	}
 }

@@ -3,10 +3,15 @@ package httpapi
 import (
 	"context"
 	"errors"
+	"io"
 	"net/http"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/go-metrics"
 
 	"github.com/sarnmesh/sarn/acl"
 	"github.com/sarnmesh/sarn/client/access"
@@ -36,9 +41,9 @@ func TestNothingOfTheAgentWithoutAPermit(t *testing.T) {
 // A request that waited is refused when its token was deleted meanwhile.
 func TestWaitingAsksForTheRightAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		deleted := false
+		var deleted atomic.Bool
 		s, _ := newAgent(t, Config{ACLEnabled: true, Authorize: func(context.Context, string) (*acl.Authorizer, error) {
-			if deleted {
+			if deleted.Load() {
 				return nil, wireerr.ErrTokenNotFound
 			}
 			return acl.Everything(), nil
@@ -47,10 +52,47 @@ func TestWaitingAsksForTheRightAgain(t *testing.T) {
 		hash := do(s, "GET", "/v1/agent/service/web", "").Header().Get("X-Consul-ContentHash")
 		go func() {
 			time.Sleep(time.Second)
-			deleted = true
+			deleted.Store(true)
 		}()
 		if w := do(s, "GET", "/v1/agent/service/web?wait=5s&hash="+hash, "", "X-Consul-Token", "x"); w.Code != 403 || w.Body.String() != "ACL not found" {
 			t.Errorf("after the token was deleted: %d %s", w.Code, w.Body)
+		}
+	})
+}
+
+// Following the log ends when the token that began it was deleted.
+func TestEndlessAnswersEndWithTheirToken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var deleted atomic.Bool
+		logger := hclog.NewInterceptLogger(&hclog.LoggerOptions{Output: io.Discard})
+		s, _ := newAgent(t, Config{
+			ACLEnabled: true, Agent: AgentConfig{Logs: logger, Metrics: metrics.NewInmemSink(10*time.Second, time.Minute)},
+			Authorize: func(context.Context, string) (*acl.Authorizer, error) {
+				if deleted.Load() {
+					return nil, wireerr.ErrTokenNotFound
+				}
+				return acl.Everything(), nil
+			},
+		})
+		for _, path := range []string{"/v1/agent/monitor", "/v1/agent/metrics/stream"} {
+			deleted.Store(false)
+			done := make(chan struct{})
+			go func() {
+				defer close(done)
+				do(s, "GET", path, "", "X-Consul-Token", "x")
+			}()
+			time.Sleep(2 * time.Minute)
+			select {
+			case <-done:
+				t.Errorf("%s ended with a good token", path)
+			default:
+			}
+			deleted.Store(true)
+			start := time.Now()
+			<-done
+			if d := time.Since(start); d > time.Minute {
+				t.Errorf("%s ended after %v", path, d)
+			}
 		}
 	})
 }
