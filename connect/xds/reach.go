@@ -86,8 +86,8 @@ func (b *build) reachPeer(service, peer, mode string) (*reach, error) {
 		return nil, fmt.Errorf("peer %s: %w", peer, errPeerUnknown)
 	}
 	r := &reach{sni: m.SNI[0], names: m.SpiffeID, peer: bundle, instances: instances, remote: true}
-	if mode == mesh.GatewayLocal {
-		r.via, r.gateways = true, b.s.MeshGateways("")
+	if gateways := b.s.MeshGateways(""); mode == mesh.GatewayLocal && gateways != nil {
+		r.via, r.gateways = true, gateways
 	}
 	return r, nil
 }

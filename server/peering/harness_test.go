@@ -128,6 +128,24 @@ func (c *cluster) lead() {
 	}
 }
 
+// follow has a server at another address that does not lead, and returns its address.
+func (c *cluster) follow(network *testkit.Network, address string, leader func() string) string {
+	c.t.Helper()
+	l, err := network.Host(address).Listen(peerPort)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	g := grpc.NewServer(grpc.Creds(credentials.NewTLS(&tls.Config{Certificates: []tls.Certificate{*c.cert}})))
+	engine.New(engine.Config{Datacenter: "dc1", Store: c.Store, Dial: c.host.Dial, LeaderAddress: leader}).Register(g)
+	var wg sync.WaitGroup
+	wg.Go(func() { g.Serve(l) })
+	c.t.Cleanup(func() {
+		g.Stop()
+		wg.Wait()
+	})
+	return l.Addr().String()
+}
+
 func (c *cluster) register(r *catalog.RegisterRequest) {
 	c.t.Helper()
 	if _, err := catalog.RegisterCall.Call(c.t.Context(), c.Caller(), r); err != nil {
@@ -152,9 +170,9 @@ func (c *cluster) export(peer string, services ...string) {
 	c.put(e)
 }
 
-func (c *cluster) token(peer string) string {
+func (c *cluster) token(peer string, addresses ...string) string {
 	c.t.Helper()
-	r, err := peering.TokenCall.Call(c.t.Context(), c.Caller(), &peering.TokenRequest{Name: peer})
+	r, err := peering.TokenCall.Call(c.t.Context(), c.Caller(), &peering.TokenRequest{Name: peer, Addresses: addresses})
 	if err != nil {
 		c.t.Fatal(err)
 	}

@@ -3,11 +3,13 @@ package peering_test
 import (
 	"encoding/json"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/sarnmesh/sarn/catalog"
+	"github.com/sarnmesh/sarn/catalog/entry"
 	"github.com/sarnmesh/sarn/catalog/peering"
 	"github.com/sarnmesh/sarn/connect/ca"
 	"github.com/sarnmesh/sarn/internal/testkit"
@@ -313,6 +315,63 @@ func TestReconnect(t *testing.T) {
 			if east.state("west") != peering.Active || west.state("east") != peering.Active {
 				t.Errorf("states %s and %s", east.state("west"), west.state("east"))
 			}
+		}
+	})
+}
+
+// Servers that do not lead say who does; where that is not known, as behind a balancer, the others are tried.
+func TestFollowersRedirect(t *testing.T) {
+	for _, known := range []bool{true, false} {
+		testkit.Bubble(t, func(t *testing.T) {
+			east, west, network := pair(t)
+			leader := func() string { return "" }
+			addresses := []string{"10.0.1.9:8503", east.follow(network, "10.0.1.2", func() string { return leader() })}
+			if known {
+				leader = func() string { return "10.0.1.1:8503" }
+			} else {
+				addresses = append(addresses, "10.0.1.1:8503")
+			}
+			if err := west.establish("east", east.token("west", addresses...)); err != nil {
+				t.Fatal(err)
+			}
+			soonActive(t, west, "east")
+			soonActive(t, east, "west")
+			// The addresses that were chosen stay.
+			time.Sleep(time.Minute)
+			if _, p := west.Store.View().Peering("east"); !slices.Equal(p.PeerServerAddresses, addresses) {
+				t.Errorf("addresses %v, want %v", p.PeerServerAddresses, addresses)
+			}
+		})
+	}
+}
+
+// The addresses of servers that come and go reach the peer.
+func TestAddressesFollowServers(t *testing.T) {
+	testkit.Bubble(t, func(t *testing.T) {
+		east, west, _ := established(t)
+		east.register(&catalog.RegisterRequest{Node: "e2", Address: "10.0.1.5", Service: &catalog.Service{
+			Service: "consul", Port: 8300, Meta: map[string]string{"grpc_tls_port": "8503"},
+		}})
+		soon(t, "the address is known", 5*time.Second, func() bool {
+			_, p := west.Store.View().Peering("east")
+			return slices.Equal(p.PeerServerAddresses, []string{"10.0.1.1:8503", "10.0.1.5:8503"})
+		})
+		// With mesh gateways in front, theirs are told.
+		east.register(gatewayOn("g1"))
+		east.put(&entry.Mesh{Header: entry.Header{Kind: entry.KindMesh}, Peering: &entry.MeshPeering{PeerThroughMeshGateways: true}})
+		soon(t, "the gateway is known", 5*time.Second, func() bool {
+			_, p := west.Store.View().Peering("east")
+			return slices.Equal(p.PeerServerAddresses, []string{"203.0.113.1:443"})
+		})
+		token, err := peering.DecodeToken(east.token("other"))
+		if err != nil || !slices.Equal(token.ServerAddresses, []string{"203.0.113.1:443"}) {
+			t.Errorf("token %+v, %v", token, err)
+		}
+		if _, err := catalog.DeregisterCall.Call(t.Context(), east.Caller(), &catalog.DeregisterRequest{Node: "g1"}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := peering.TokenCall.Call(t.Context(), east.Caller(), &peering.TokenRequest{Name: "third"}); err == nil || err.Error() != peering.ErrNoGateways.Error() {
+			t.Errorf("a token without gateways: %v", err)
 		}
 	})
 }
