@@ -43,6 +43,7 @@ func (s *Server) report(ctx context.Context) error {
 }
 
 func (s *Server) reportOnce() {
+	s.dispatcher.Report()
 	leading := float32(0)
 	if status, _ := s.raft.Status(); status.Elected {
 		leading = 1

@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
-	"github.com/hashicorp/go-metrics"
 
 	"github.com/sarnmesh/sarn/acl"
 	"github.com/sarnmesh/sarn/catalog/read"
@@ -79,8 +78,8 @@ type Dispatcher struct {
 	cfg Config
 	log hclog.Logger
 
-	limiter  limiter
-	blocking blockingCount
+	limiter limiter
+	counts  counts
 
 	refused context.Context // ends with Refuse
 	refuse  context.CancelFunc
@@ -528,7 +527,7 @@ func (d *Dispatcher) read(ctx context.Context, r request, until time.Time, stale
 	if !stale {
 		lead = d.cfg.Log.Leadership()
 	}
-	metrics.IncrCounter(metricQueries, 1)
+	d.counts.queries.Add(1)
 	if until.IsZero() {
 		return d.readOnce(ctx, r, c, o, d.cfg.Store.View(), lead)
 	}
@@ -539,8 +538,8 @@ func (d *Dispatcher) read(ctx context.Context, r request, until time.Time, stale
 		defer context.AfterFunc(lead, cancel)()
 	}
 	defer context.AfterFunc(d.refused, cancel)()
-	d.blocking.add(1)
-	defer d.blocking.add(-1)
+	d.counts.blocking.Add(1)
+	defer d.counts.blocking.Add(-1)
 	minIndex, missing := o.MinIndex, false
 	for first := true; ; first = false {
 		v := d.cfg.Store.WatchView()

@@ -41,7 +41,21 @@ func measure(name string, began time.Time) {
 	}
 }
 
-// A blockingCount is how many reads wait.
-type blockingCount struct{ n atomic.Int64 }
+// counts are kept here and told now and then: a call takes less time than telling of it.
+type counts struct {
+	requests, errors, queries atomic.Int64 // since they were last told
+	blocking                  atomic.Int64
+}
 
-func (c *blockingCount) add(by int64) { metrics.SetGauge(metricBlocking, float32(c.n.Add(by))) }
+// Report tells the metrics that are counted. Call it every few seconds.
+func (d *Dispatcher) Report() {
+	for _, c := range []struct {
+		name  []string
+		since *atomic.Int64
+	}{{metricRequests, &d.counts.requests}, {metricErrors, &d.counts.errors}, {metricQueries, &d.counts.queries}} {
+		if n := c.since.Swap(0); n > 0 {
+			metrics.IncrCounter(c.name, float32(n))
+		}
+	}
+	metrics.SetGauge(metricBlocking, float32(d.counts.blocking.Load()))
+}

@@ -10,8 +10,6 @@ import (
 	"strings"
 	"sync"
 
-	"github.com/hashicorp/go-metrics"
-
 	"github.com/sarnmesh/sarn/internal/rpc"
 	"github.com/sarnmesh/sarn/internal/rpcwire"
 	"github.com/sarnmesh/sarn/internal/wireerr"
@@ -64,10 +62,10 @@ func (d *Dispatcher) guard(rt *route, err *error) {
 
 func (d *Dispatcher) serve(rt *route, forwarded bool) func(context.Context, rpcwire.Peer, func(any) error) (any, error) {
 	return func(ctx context.Context, p rpcwire.Peer, decode func(any) error) (reply any, err error) {
-		metrics.IncrCounter(metricRequests, 1)
+		d.counts.requests.Add(1)
 		defer func() {
 			if err != nil {
-				metrics.IncrCounter(metricErrors, 1)
+				d.counts.errors.Add(1)
 			}
 		}()
 		defer d.guard(rt, &err)
