@@ -285,9 +285,8 @@ var meanings = map[string]string{
 // so.
 var absent = []struct{ says, keys string }{
 	{"Refused.", `auto_config.enabled auto_config.authorization.enabled auto_encrypt.allow_tls auto_encrypt.tls
-		enable_syslog retry_join_wan segment segments`},
-	{"No effect yet: datacenters are not connected.", `retry_interval_wan retry_max_wan primary_gateways primary_gateways_interval
-		reconnect_timeout_wan gossip_wan.* serf_wan serf_wan_allowed_cidrs ports.serf_wan
+		enable_syslog segment segments`},
+	{"No effect yet: datacenters do not reach each other through gateways.", `primary_gateways primary_gateways_interval
 		connect.enable_mesh_gateway_wan_federation`},
 	{"No effect yet: the console does not link to metrics.", `ui_config.metrics_provider_files ui_config.metrics_provider_options_json
 		ui_config.dashboard_url_templates`},
