@@ -11,7 +11,7 @@ import (
 func (a *Agent) seedEntries(ctx context.Context) error {
 	for {
 		status, changed := a.server.Leadership()
-		if status.Elected {
+		if status.Leading {
 			a.writeSeeds(ctx)
 		}
 		select {
@@ -22,10 +22,11 @@ func (a *Agent) seedEntries(ctx context.Context) error {
 	}
 }
 
+// writeSeeds writes them on behalf of the server itself: no token is asked.
 func (a *Agent) writeSeeds(ctx context.Context) {
 	absent := uint64(0)
 	for _, e := range a.current().ConfigEntries {
-		_, err := entry.ApplyCall.Call(ctx, a.caller, &entry.ApplyRequest{Entry: entry.Any{Entry: e}, CAS: &absent})
+		_, err := entry.ApplyCall.Call(ctx, a.server.Internal(), &entry.ApplyRequest{Entry: entry.Any{Entry: e}, CAS: &absent})
 		if err != nil && ctx.Err() == nil {
 			a.log.Error("configuration entry not written", "entry", entry.KeyOf(e), "error", err)
 		}
