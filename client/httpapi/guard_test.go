@@ -15,6 +15,7 @@ import (
 
 	"github.com/sarnmesh/sarn/acl"
 	"github.com/sarnmesh/sarn/client/access"
+	"github.com/sarnmesh/sarn/client/cache"
 	"github.com/sarnmesh/sarn/internal/wireerr"
 )
 
@@ -94,5 +95,42 @@ func TestEndlessAnswersEndWithTheirToken(t *testing.T) {
 				t.Errorf("%s ended after %v", path, d)
 			}
 		}
+	})
+}
+
+// Class 5: what the cache keeps for a token is not for a token that is good no more, however it was asked for before.
+func TestCachedAnswersNeedAGoodToken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var deleted atomic.Bool
+		f := &fakeCaller{answer: map[string]any{}}
+		c := cache.New(f, cache.Config{})
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- c.Run(ctx) }()
+		s, _ := newServer(t, Config{
+			ACLEnabled: true, Caller: f, Cache: c,
+			Authorize: func(context.Context, string) (*acl.Authorizer, error) {
+				if deleted.Load() {
+					return nil, wireerr.ErrTokenNotFound
+				}
+				return acl.Everything(), nil
+			},
+		}, nil)
+		for _, target := range []string{"/v1/health/service/web?cached", "/v1/catalog/services?cached", "/v1/catalog/datacenters?cached"} {
+			deleted.Store(false)
+			for range 2 {
+				if w := do(s, "GET", target, "", "X-Consul-Token", "x"); w.Code != 200 {
+					t.Errorf("%s: %d %s", target, w.Code, w.Body)
+				}
+			}
+			deleted.Store(true)
+			for range 2 {
+				if w := do(s, "GET", target, "", "X-Consul-Token", "x"); w.Code != 403 || w.Header().Get("X-Cache") != "" {
+					t.Errorf("%s with a deleted token: %d %s, X-Cache %q", target, w.Code, w.Body, w.Header().Get("X-Cache"))
+				}
+			}
+		}
+		cancel()
+		<-done
 	})
 }
