@@ -61,6 +61,7 @@ type Config struct {
 
 // Bounds that are not for tuning.
 const (
+	maxSecret    = 1024             // bytes; a longer text is no token
 	unknownTTL   = time.Second      // an unknown token is asked for again after this
 	maxUnknown   = 4096             // unknown tokens remembered
 	maxQueued    = 2 * time.Second  // how long a token nobody knows may wait for its turn
@@ -103,6 +104,8 @@ type entry struct {
 	until      time.Duration // asked again afterwards
 	end        time.Time     // of the token, the zero time for never
 	used       atomic.Int64
+	// queued tells that it waits to be asked for in the background.
+	queued atomic.Bool
 	// down tells that the servers could not be asked: the entry is used at once, and asked for in the background.
 	down bool
 }
@@ -169,6 +172,9 @@ func (r *Resolver) Resolve(ctx context.Context, token string) (*acl.Authorizer, 
 	if r.cfg.Server != nil {
 		return r.cfg.Server(ctx, token)
 	}
+	if len(token) > maxSecret {
+		return nil, wireerr.ErrTokenNotFound
+	}
 	now := time.Since(r.start)
 	if int64(now) < r.disabled.Load() {
 		return r.everybody, nil
@@ -182,7 +188,7 @@ func (r *Resolver) Resolve(ctx context.Context, token string) (*acl.Authorizer, 
 	if e != nil && (now < e.until || r.cfg.Down == DownAsync || e.down) {
 		e.used.Store(int64(now))
 		if now >= e.until {
-			r.refreshSoon(token)
+			r.refreshSoon(token, e)
 		}
 		r.hits.Add(1)
 		return e.authorizer, nil
@@ -376,7 +382,7 @@ func (r *Resolver) keep(token string, e *entry) {
 			delete(r.tokens, c.token)
 		}
 	}
-	r.tokens[token] = e
+	r.tokens[strings.Clone(token)] = e // not with the request it is part of
 }
 
 // refuse remembers that a token is good for nothing, and returns the error for it.
@@ -398,7 +404,7 @@ func (r *Resolver) refuse(token string, err error) error {
 			clear(r.none)
 		}
 	}
-	r.none[token] = refusal{err, now + unknownTTL}
+	r.none[strings.Clone(token)] = refusal{err, now + unknownTTL}
 	return err
 }
 
@@ -432,16 +438,14 @@ func (r *Resolver) whenDown(token string, known *entry) *acl.Authorizer {
 }
 
 // refreshSoon has a token asked for in the background. When too many wait already, its next use tries again.
-func (r *Resolver) refreshSoon(token string) {
-	r.mu.RLock()
-	_, asking := r.asking[token]
-	r.mu.RUnlock()
-	if asking {
+func (r *Resolver) refreshSoon(token string, e *entry) {
+	if !e.queued.CompareAndSwap(false, true) {
 		return
 	}
 	select {
 	case r.refreshes <- token:
 	default:
+		e.queued.Store(false)
 	}
 }
 
@@ -485,9 +489,10 @@ func (r *Resolver) refresh(ctx context.Context, token string) {
 	r.mu.RLock()
 	e := r.tokens[token]
 	r.mu.RUnlock()
-	if e == nil || time.Since(r.start) < e.until {
-		return // asked for since
+	if e == nil {
+		return // it has gone since
 	}
+	defer e.queued.Store(false)
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	if _, err := r.miss(ctx, token, e); err != nil && ctx.Err() != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -313,6 +314,16 @@ func TestRecoveryTokenWorksWithoutServers(t *testing.T) {
 		recovery = ""
 		expect(t, r, "help", "false false ")
 		expect(t, r, "", "false false ") // no recovery token is not an empty one
+	})
+}
+
+// A text that is too long to be a token is not asked for, nor remembered.
+func TestLongTextsAreNoTokens(t *testing.T) {
+	bubble(t, access.Config{Down: access.DownAllow}, func(t *testing.T, s *servers, r *access.Resolver) {
+		expect(t, r, strings.Repeat("x", 1<<20), "ACL not found")
+		if n := s.took(); n != 0 {
+			t.Errorf("asked %d times", n)
+		}
 	})
 }
 
