@@ -115,12 +115,12 @@ type Key struct{ Peer, Service string }
 // An Update changes what is replicated about a peering, all or nothing. It is written to the log.
 type Update struct {
 	// Peering replaces what is known under its name; Secrets, when set too, those of it. When Fresh is set there must be
-	// none of the name yet, else it must be there, with the same ID.
+	// none of the name yet, else it must be there as it was, with the same ID and ModifyIndex.
 	Peering *Peering
 	Secrets *Secrets
 	Fresh   bool
-	// Exchange, when set, is done only while the establishment secret's digest is the one in it: the token was not used or
-	// replaced in the meantime.
+	// Exchange, when set, has Secrets replace those with its ID, of a peering that is wanted, only while the establishment
+	// secret's digest is the one in it: the token was not used or replaced in the meantime.
 	Exchange []byte
 
 	// Status sets the state, and what the other side told about itself, of the peering with this ID, if it is there and

@@ -1,6 +1,7 @@
 package state
 
 import (
+	"bytes"
 	"errors"
 	"maps"
 	"reflect"
@@ -156,7 +157,7 @@ func (v *View) AllExports() (uint64, map[string][]string) {
 // Errors of changes of peerings.
 var (
 	errPeeringChanged = errors.New("the peering was changed at the same time, try again")
-	errExchanged     = errors.New("a new peering token must be generated: the secret of this one was used or replaced")
+	errExchanged      = errors.New("a new peering token must be generated: the secret of this one was used or replaced")
 	errNoPeering      = errors.New("the peering is gone or was deleted")
 )
 
@@ -164,6 +165,11 @@ var (
 func (t *Tx) UpdatePeering(u *peering.Update) error {
 	if u.Peering != nil {
 		if err := t.setPeering(u); err != nil {
+			return err
+		}
+	}
+	if u.Exchange != nil && u.Secrets != nil {
+		if err := t.exchangeSecrets(u); err != nil {
 			return err
 		}
 	}
@@ -189,16 +195,10 @@ func (t *Tx) setPeering(u *peering.Update) error {
 	p := *u.Peering
 	_, old := t.Peering(p.Name)
 	switch {
-	case (old == nil) != u.Fresh, old != nil && old.ID != p.ID:
+	case (old == nil) != u.Fresh, old != nil && (old.ID != p.ID || old.ModifyIndex != p.ModifyIndex):
 		return errPeeringChanged
 	case old == nil && t.PeeringByID(p.ID) != nil:
 		return errPeeringChanged
-	}
-	if u.Exchange != nil {
-		s := t.PeeringSecrets(p.ID)
-		if s == nil || len(s.Establishment) == 0 || !slices.Equal(s.Establishment, u.Exchange) {
-			return errExchanged
-		}
 	}
 	if u.Secrets != nil {
 		s := *u.Secrets
@@ -206,6 +206,16 @@ func (t *Tx) setPeering(u *peering.Update) error {
 		peeringSecrets.Insert(t.tx, &s)
 	}
 	t.putPeering(&p, old)
+	return nil
+}
+
+func (t *Tx) exchangeSecrets(u *peering.Update) error {
+	p, s := t.PeeringByID(u.Secrets.ID), t.PeeringSecrets(u.Secrets.ID)
+	if p == nil || !p.Open() || s == nil || len(s.Establishment) == 0 || !bytes.Equal(s.Establishment, u.Exchange) {
+		return errExchanged
+	}
+	next := *u.Secrets
+	peeringSecrets.Insert(t.tx, &next)
 	return nil
 }
 

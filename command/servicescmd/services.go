@@ -44,6 +44,9 @@ func Verbs() []verb.Verb {
 			Path: "services export", Synopsis: "Export a service to peers", Setup: export,
 			Help: "Adds consumers to a service in the exported-services configuration entry.",
 		}),
+		common(verb.Verb{
+			Path: "services exported-services", Synopsis: "List the services that are exported, and to whom", Setup: exported,
+		}),
 	}
 }
 
@@ -326,5 +329,40 @@ func merge(conf *api.ExportedServicesConfigEntry, name string, peers, partitions
 		if !slices.ContainsFunc(svc.Consumers, func(c api.ServiceConsumer) bool { return c.Partition == p }) {
 			svc.Consumers = append(svc.Consumers, api.ServiceConsumer{Partition: p})
 		}
+	}
+}
+
+func exported(f *flag.FlagSet) func(*verb.Call) error {
+	format := f.String("format", "pretty", "`format` of the output: pretty or json")
+	return func(c *verb.Call) error {
+		if *format != "pretty" && *format != "json" {
+			return verb.Errorf("Invalid format, valid formats are {pretty|json}")
+		}
+		client, err := c.API()
+		if err != nil {
+			return err
+		}
+		all, _, err := client.ExportedServices(c.Query())
+		if err != nil {
+			return verb.Errorf("Error reading exported services: %w", err)
+		}
+		if *format == "json" {
+			data, err := json.MarshalIndent(all, "", "    ")
+			if err != nil {
+				return err
+			}
+			c.Printf("%s\n", data)
+			return nil
+		}
+		if len(all) == 0 {
+			c.Printf("No exported services found\n")
+			return nil
+		}
+		rows := [][]string{{"Service", "Consumer Peers"}}
+		for _, s := range all {
+			rows = append(rows, []string{s.Service, strings.Join(s.Consumers.Peers, ", ")})
+		}
+		c.Printf("%s", verb.Table(rows))
+		return nil
 	}
 }

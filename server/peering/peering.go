@@ -275,7 +275,7 @@ func (e *Engine) removeOnce(ctx context.Context, now *leading, p *peering.Peerin
 	return err
 }
 
-// watchSilence notices that peers that were there have not called for a while.
+// watchSilence notices that peers that were there have not called for a while, or that they are there again.
 func (e *Engine) watchSilence(now *leading) {
 	since := map[string]time.Time{} // when their streams were last seen
 	tick := time.NewTicker(e.cfg.Heartbeat)
@@ -289,8 +289,11 @@ func (e *Engine) watchSilence(now *leading) {
 			if _, known := since[p.ID]; up || !known {
 				since[p.ID] = time.Now()
 			}
-			if p.State == peering.Active && !up && time.Since(since[p.ID]) >= e.cfg.Silence {
+			switch {
+			case p.State == peering.Active && !up && time.Since(since[p.ID]) >= e.cfg.Silence:
 				e.setState(now.ctx, now, p, peering.Failing)
+			case up && p.Open():
+				e.setState(now.ctx, now, p, peering.Active)
 			}
 		}
 		select {

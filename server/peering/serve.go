@@ -114,8 +114,8 @@ func (e *Engine) serveExchange(ctx context.Context, in *wrapperspb.BytesValue) (
 	if err != nil {
 		return nil, status.Error(codes.Internal, "no secret could be made")
 	}
-	next := &peering.Secrets{Active: s.Active, Pending: peering.Digest(secret)}
-	_, err = now.l.Apply(ctx, fsm.Peering, &peering.Update{Peering: p, Secrets: next, Exchange: s.Establishment})
+	next := &peering.Secrets{ID: p.ID, Active: s.Active, Pending: peering.Digest(secret)}
+	_, err = now.l.Apply(ctx, fsm.Peering, &peering.Update{Secrets: next, Exchange: s.Establishment})
 	if err != nil {
 		e.log.Warn("the secret of a token could not be exchanged", "peer", p.Name, "error", err)
 		return nil, status.Error(codes.Unavailable, "the secret could not be exchanged")

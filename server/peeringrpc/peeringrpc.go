@@ -319,15 +319,22 @@ func (h *handlers) delete(ctx context.Context, c *transport.Call, req *peering.D
 	if err != nil {
 		return nil, permit, err
 	}
-	_, old := c.Store.View().Peering(req.Name)
-	if old == nil || old.State == peering.Deleting {
-		return nil, permit, nil
+	// Its state may change at the same time.
+	for try := 0; ; try++ {
+		_, old := c.Store.View().Peering(req.Name)
+		if old == nil || old.State == peering.Deleting {
+			return nil, permit, nil
+		}
+		next := *old
+		next.State, next.DeletedAt = peering.Deleting, time.Now().UTC()
+		if _, err = c.Apply(ctx, permit, fsm.Peering, &peering.Update{Peering: &next}); err == nil || try == deleteTries {
+			return nil, permit, err
+		}
 	}
-	next := *old
-	next.State, next.DeletedAt = peering.Deleting, time.Now().UTC()
-	_, err = c.Apply(ctx, permit, fsm.Peering, &peering.Update{Peering: &next})
-	return nil, permit, err
 }
+
+// deleteTries is how often a deletion is tried again.
+const deleteTries = 3
 
 // mayRead asks for what reading peerings needs.
 func (h *handlers) mayRead(c *transport.Call) (acl.Permit, error) {
