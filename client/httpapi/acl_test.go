@@ -113,6 +113,17 @@ func TestRefusalsNameTheMissingRule(t *testing.T) {
 		}},
 		Authorize: func(context.Context, string) (*acl.Authorizer, error) { return acl.New(nothing{}, "a1"), nil },
 	})
+	t.Run("a transaction", func(t *testing.T) {
+		s, _ := newServer(t, Config{ACLEnabled: true}, map[string]any{kv.TxnCall.Name: &kv.TxnReply{Errors: []kv.TxnError{
+			{OpIndex: 0, What: denied.Error()}, {OpIndex: 1, What: denied.Error()},
+			{OpIndex: 2, What: (&acl.DeniedError{Accessor: "a1", Resource: acl.Node, Access: acl.Write, Name: "n"}).Error()}, {OpIndex: 3, What: "stale"},
+		}}})
+		w := do(s, "PUT", "/v1/txn", `[{"KV":{"Verb":"set","Key":"app/x","Value":""}}]`, "X-Consul-Token", "t")
+		want := []string{`key "app/x" { policy = "write" }`, `node "n" { policy = "write" }`}
+		if diff := cmp.Diff(want, w.Header().Values("X-Sarn-Missing-Rule")); w.Code != 409 || diff != "" {
+			t.Errorf("%d %s (-want +got):\n%s", w.Code, w.Body, diff)
+		}
+	})
 	for _, tt := range []struct {
 		name, method, target, token string
 		err                         error

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -146,8 +147,9 @@ func (w *response) tellMissingRule(err error, text string) {
 	}
 	missing := *denied
 	missing.Prefix = missing.Prefix || w.tree
-	if rule := missing.Rule(); rule != "" {
-		w.Header()["X-Sarn-Missing-Rule"] = []string{rule}
+	h := w.Header()
+	if rule := missing.Rule(); rule != "" && !slices.Contains(h["X-Sarn-Missing-Rule"], rule) {
+		h["X-Sarn-Missing-Rule"] = append(h["X-Sarn-Missing-Rule"], rule)
 	}
 }
 

@@ -160,6 +160,11 @@ func (s *Server) txn(w http.ResponseWriter, r *http.Request) (any, error) {
 		if err != nil {
 			return nil, err
 		}
+		if rw := w.(*response); rw.hasToken {
+			for _, e := range resp.Errors {
+				rw.tellMissingRule(nil, e.What)
+			}
+		}
 		return txnAnswer(resp, nil), nil
 	}
 	resp, err := ask(s, r, kv.TxnReadCall, &kv.TxnReadRequest{Options: o, Ops: ops})

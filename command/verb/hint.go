@@ -40,10 +40,7 @@ type listener struct {
 func (l listener) RoundTrip(r *http.Request) (*http.Response, error) {
 	resp, err := l.next.RoundTrip(r)
 	if err == nil {
-		rule := ""
-		if resp.StatusCode == http.StatusForbidden {
-			rule = resp.Header.Get(missingRule)
-		}
+		rule := resp.Header.Get(missingRule)
 		l.hint.rule.Store(&rule)
 	}
 	return resp, err
