@@ -184,6 +184,28 @@ func (s *Server) mayWriteService(z *acl.Authorizer, v *catalog.Service) (acl.Per
 	return p, err
 }
 
+// mayReplaceChecks asks for the rights on checks of the node and of other services that have the IDs of those in a
+// definition.
+func (s *Server) mayReplaceChecks(z *acl.Authorizer, def *definition.Service) error {
+	for _, c := range def.NestedChecks() {
+		if err := s.mayReplaceCheck(z, c.ID, def.ServiceID()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// mayReplaceCheck asks for the right on the check with an ID, unless there is none or it is of the service itself; the
+// service is empty for the node.
+func (s *Server) mayReplaceCheck(z *acl.Authorizer, id, serviceID string) error {
+	old := s.registered.Check(id)
+	if old == nil || old.Record.ServiceID == serviceID {
+		return nil
+	}
+	_, err := s.mayWriteCheck(z, old.Record)
+	return err
+}
+
 func (s *Server) agentRegisterService(w http.ResponseWriter, r *http.Request) (any, acl.Permit, error) {
 	if err := s.checkTenancy(w, r); err != nil {
 		return refused(err)
@@ -216,8 +238,18 @@ func (s *Server) agentRegisterService(w http.ResponseWriter, r *http.Request) (a
 	if err != nil {
 		return refused(err)
 	}
+	if err := s.mayReplaceChecks(z, def); err != nil {
+		return refused(err)
+	}
 	if side != nil {
 		if p, err = s.mayWriteService(z, side.Instance()); err != nil {
+			return refused(err)
+		}
+		// Its default checks are only known with a port, whichever.
+		if err := side.ExpandSidecarPort(def.ServiceID(), func(string) (int, error) { return 1, nil }); err != nil {
+			return refused(err)
+		}
+		if err := s.mayReplaceChecks(z, side); err != nil {
 			return refused(err)
 		}
 	}
@@ -253,6 +285,13 @@ func (s *Server) agentDeregisterService(w http.ResponseWriter, r *http.Request) 
 	if err != nil {
 		return refused(err)
 	}
+	// Its sidecar goes too. One that is still that of another service is not this one's to remove.
+	side, own := s.registered.Service(definition.SidecarID(id)), s.registered.Service(id)
+	if side != nil && side.Nested && (own == nil || side.Given.Proxy.DestinationServiceName != own.Given.Service) {
+		if _, p, err = s.ownService(w, r, side.Given.ID); err != nil {
+			return refused(err)
+		}
+	}
 	return done(p, a.Local.DeregisterService(r.Context(), id))
 }
 
@@ -282,7 +321,19 @@ func (s *Server) agentServiceMaintenance(w http.ResponseWriter, r *http.Request)
 	if err != nil {
 		return refused(err)
 	}
+	if err := s.mayMaintain(w, r, local.ServiceMaintenanceID+id, id); err != nil {
+		return refused(err)
+	}
 	return done(p, a.Local.SetServiceMaintenance(r.Context(), id, on, reason, requestToken(query(w), r.Header)))
+}
+
+// mayMaintain asks for the right on another's check that has the ID of the check of maintenance.
+func (s *Server) mayMaintain(w http.ResponseWriter, r *http.Request, id, serviceID string) error {
+	z, err := s.authorizer(w, r)
+	if err != nil {
+		return err
+	}
+	return s.mayReplaceCheck(z, id, serviceID)
 }
 
 func (s *Server) agentNodeMaintenance(w http.ResponseWriter, r *http.Request) (any, acl.Permit, error) {
@@ -292,6 +343,9 @@ func (s *Server) agentNodeMaintenance(w http.ResponseWriter, r *http.Request) (a
 	}
 	a, p, err := s.require(w, r, acl.Node, acl.Write, s.cfg.NodeName)
 	if err != nil {
+		return refused(err)
+	}
+	if err := s.mayMaintain(w, r, local.NodeMaintenanceID, ""); err != nil {
 		return refused(err)
 	}
 	return done(p, a.Local.SetNodeMaintenance(r.Context(), on, reason, requestToken(query(w), r.Header)))

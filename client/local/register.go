@@ -20,8 +20,8 @@ var (
 
 // Maintenance checks (spec/registry.md section 6.7).
 const (
-	nodeMaintenanceID    = "_node_maintenance"
-	serviceMaintenanceID = "_service_maintenance:" // followed by the service ID
+	NodeMaintenanceID    = "_node_maintenance"
+	ServiceMaintenanceID = "_service_maintenance:" // followed by the service ID
 	nodeReason           = "Maintenance mode is enabled for this node, but no reason was provided. This is a default message."
 	serviceReason        = "Maintenance mode is enabled for this service, but no reason was provided. This is a default message."
 )
@@ -332,7 +332,7 @@ func (s *State) SetServiceMaintenance(ctx context.Context, serviceID string, on 
 	if svc == nil {
 		return unknownService(serviceID)
 	}
-	rec := &catalog.Check{CheckID: serviceMaintenanceID + serviceID, Name: "Service Maintenance Mode", Notes: reason,
+	rec := &catalog.Check{CheckID: ServiceMaintenanceID + serviceID, Name: "Service Maintenance Mode", Notes: reason,
 		ServiceID: serviceID, ServiceName: svc.Given.Service, ServiceTags: svc.Given.Tags}
 	if rec.Notes == "" {
 		rec.Notes = serviceReason
@@ -342,7 +342,7 @@ func (s *State) SetServiceMaintenance(ctx context.Context, serviceID string, on 
 
 // SetNodeMaintenance puts the node into maintenance, or takes it out.
 func (s *State) SetNodeMaintenance(ctx context.Context, on bool, reason, token string) error {
-	rec := &catalog.Check{CheckID: nodeMaintenanceID, Name: "Node Maintenance Mode", Notes: reason}
+	rec := &catalog.Check{CheckID: NodeMaintenanceID, Name: "Node Maintenance Mode", Notes: reason}
 	if rec.Notes == "" {
 		rec.Notes = nodeReason
 	}

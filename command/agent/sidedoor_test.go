@@ -11,6 +11,7 @@ import (
 	"github.com/sarnmesh/sarn/acl"
 	"github.com/sarnmesh/sarn/catalog/entry"
 	"github.com/sarnmesh/sarn/catalog/peering"
+	"github.com/sarnmesh/sarn/client/local"
 	"github.com/sarnmesh/sarn/internal/rpc"
 )
 
@@ -90,11 +91,11 @@ func pick[T any](r *rand.Rand, of []T) T { return of[r.IntN(len(of))] }
 // Names differ in case too: what is one object must not be reached by rules for another spelling of its name.
 var (
 	nodeNames    = []string{"n1", "n2", "N1"}
-	serviceNames = []string{"s1", "s2", "S1"}
+	serviceNames = []string{"s1", "s2", "S1", "s1-sidecar-proxy"}
 	keyNames     = []string{"k/1", "k/2", "k/x/1", "K/1", "k"}
 	queryNames   = []string{"q1", "q2", "Q1"}
 	idNames      = []string{"i1", "i2", "I1"}
-	checkNames   = []string{"c1", "c2", "C1"}
+	checkNames   = []string{"c1", "c2", "C1", "service:i1", "service:i2-sidecar-proxy:2", "_service_maintenance:i1", "_node_maintenance"}
 )
 
 // An object is what is stored, and the rights each of which suffices to change it.
@@ -134,6 +135,9 @@ func (g *guardedAgent) snapshot() objects {
 			needs := []need{writes(acl.Node, n.Node)}
 			if c.ServiceID != "" {
 				needs = append(needs, writes(acl.Service, c.ServiceName))
+				if s := v.Service(n.Node, c.ServiceID); s != nil { // it may have got another name since
+					needs = append(needs, writes(acl.Service, s.Service))
+				}
 			}
 			o.add("check", n.Node+"/"+c.CheckID, c, needs...)
 		}
@@ -153,7 +157,11 @@ func (g *guardedAgent) snapshot() objects {
 	}
 	_, sessions := v.Sessions()
 	for _, s := range sessions {
-		o.add("session", s.ID, s, writes(acl.Session, s.Node), writes(acl.Node, s.Node))
+		needs := []need{writes(acl.Session, s.Node), writes(acl.Node, s.Node)}
+		if n := v.Node(s.Node); n != nil { // it may be spelled otherwise since
+			needs = append(needs, writes(acl.Node, n.Node))
+		}
+		o.add("session", s.ID, s, needs...)
 		of := o["session "+s.ID]
 		for _, c := range s.NodeChecks { // it ends with its checks
 			of.links += " " + s.Node + "/" + c
@@ -213,16 +221,32 @@ func (g *guardedAgent) snapshot() objects {
 		o.add("fact", "autopilot", f, writes(acl.Operator, ""))
 	}
 	for _, s := range g.local.Services() {
-		o.add("own instance", s.Given.ID, s.Given, writes(acl.Service, s.Instance.Service))
+		is := s.Given
+		o.add("own instance", is.ID, []any{is.Service, is.Kind, is.Port, is.Address, is.Tags, is.Meta, is.Proxy.DestinationServiceName}, ownRights(s)...)
 	}
 	for _, c := range g.local.Checks() {
+		is, rights := []any{c.Record.Name, c.Record.ServiceID}, []need{writes(acl.Node, "own-node")}
 		if c.Record.ServiceID != "" {
-			o.add("own check", c.Record.CheckID, []any{c.Record.Status, c.Record.Output, c.Record.Name, c.Record.ServiceID}, writes(acl.Service, c.Record.ServiceName))
-		} else {
-			o.add("own check", c.Record.CheckID, []any{c.Record.Status, c.Record.Output, c.Record.Name}, writes(acl.Node, "own-node"))
+			rights = []need{writes(acl.Service, c.Record.ServiceName)}
+			if s := g.local.Service(c.Record.ServiceID); s != nil {
+				rights = append(rights, ownRights(s)...)
+			}
 		}
+		if c.Record.Type == "ttl" || c.Record.Type == "maintenance" { // others find out by themselves
+			is = append(is, c.Record.Status, c.Record.Output)
+		}
+		o.add("own check", c.Record.CheckID, is, rights...)
 	}
 	return o
+}
+
+// ownRights are those on a service that an agent registered: a sidecar that came with its service goes with it.
+func ownRights(s *local.Service) []need {
+	rights := []need{writes(acl.Service, s.Given.Service)}
+	if s.Nested {
+		rights = append(rights, writes(acl.Service, s.Given.Proxy.DestinationServiceName))
+	}
+	return rights
 }
 
 // trespasses returns the changes that rules do not cover.
@@ -328,6 +352,8 @@ func (g *guardedAgent) someStep(r *rand.Rand) step {
 		{"PUT", "/v1/catalog/deregister", text(`{"Node": %q, "CheckID": %q}`, node, check)},
 		{"PUT", "/v1/agent/service/register", text(`{"ID": %q, "Name": %q, "Port": %d, "Check": {"CheckID": %q, "TTL": "1h"}}`, id, service, value, check)},
 		{"PUT", "/v1/agent/service/register?replace-existing-checks=true", text(`{"ID": %q, "Name": %q, "Port": %d, "Checks": [{"CheckID": %q, "TTL": "1h"}]}`, id, service, value, check)},
+		{"PUT", "/v1/agent/service/register", text(`{"ID": %q, "Name": %q, "Port": %d, "Connect": {"SidecarService": {}}}`, id, service, value)},
+		{"PUT", "/v1/agent/service/register", text(`{"ID": %q, "Name": %q, "Kind": "connect-proxy", "Port": %d, "Proxy": {"DestinationServiceName": %q}, "Check": {"TTL": "1h"}}`, id, service, value, other)},
 		{"PUT", "/v1/agent/service/deregister/" + id, ""},
 		{"PUT", "/v1/agent/service/maintenance/" + id + "?enable=" + pick(r, []string{"true", "false"}), ""},
 		{"PUT", "/v1/agent/maintenance?enable=" + pick(r, []string{"true", "false"}), ""},
