@@ -1,13 +1,13 @@
 package agent
 
 import (
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/google/uuid"
 
 	"github.com/sarnmesh/sarn/catalog"
 	"github.com/sarnmesh/sarn/command/agent/config"
@@ -22,7 +22,7 @@ func nodeID(s *config.Settings) (string, error) {
 	}
 	id := strings.ToLower(s.Node.ID)
 	if id == "" {
-		id = newUUID()
+		id = uuid.NewString()
 	}
 	if s.DataDir != "" {
 		if err := writeFile(nodeIDFile(s), []byte(id)); err != nil {
@@ -51,16 +51,6 @@ func savedNodeID(s *config.Settings) (string, error) {
 		return "", fmt.Errorf("NodeID in %s is invalid: %w", nodeIDFile(s), err)
 	}
 	return id, nil
-}
-
-// newUUID returns a random UUID (RFC 9562, version 4).
-func newUUID() string {
-	var b [16]byte
-	rand.Read(b[:])
-	b[6] = b[6]&0x0f | 0x40
-	b[8] = b[8]&0x3f | 0x80
-	h := hex.EncodeToString(b[:])
-	return h[:8] + "-" + h[8:12] + "-" + h[12:16] + "-" + h[16:20] + "-" + h[20:]
 }
 
 // writeFile replaces a file at once or not at all; only its owner may read it.

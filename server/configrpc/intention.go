@@ -4,9 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"strings"
 	"time"
+
+	"github.com/google/uuid"
 
 	"github.com/sarnmesh/sarn/acl"
 	"github.com/sarnmesh/sarn/catalog"
@@ -239,11 +240,11 @@ func (h *handlers) legacy(ctx context.Context, c *transport.Call, req *intention
 		if n.ID != "" {
 			return nil, acl.Permit{}, errors.New("ID must be empty when creating a new intention")
 		}
-		id, err := h.uuid()
+		id, err := uuid.NewRandomFromReader(h.cfg.Random)
 		if err != nil {
 			return nil, acl.Permit{}, err
 		}
-		n.ID = id
+		n.ID = id.String()
 	case intention.LegacyUpdate, intention.LegacyDelete:
 		if err := catalog.CheckUUID(n.ID); err != nil {
 			return nil, acl.Permit{}, wireerr.BadRequest("Failed intention lookup: index error: UUID: %v", err)
@@ -312,13 +313,4 @@ func checkLegacy(n *intention.Intention) error {
 		problems = append(problems, "SourceType must be set to 'consul'")
 	}
 	return entry.Problems(problems)
-}
-
-func (h *handlers) uuid() (string, error) {
-	var b [16]byte
-	if _, err := io.ReadFull(h.cfg.Random, b[:]); err != nil {
-		return "", err
-	}
-	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
-	return fmt.Sprintf("%x-%x-%x-%x-%x", b[0:4], b[4:6], b[6:8], b[8:10], b[10:16]), nil
 }
