@@ -9,6 +9,7 @@ package access
 
 import (
 	"context"
+	"crypto/subtle"
 	"errors"
 	"fmt"
 	"net/http"
@@ -214,14 +215,7 @@ var (
 
 // equal compares secrets in a time that does not tell where they differ.
 func equal(a, b string) bool {
-	if len(a) != len(b) {
-		return false
-	}
-	var differ byte
-	for i := range len(a) {
-		differ |= a[i] ^ b[i]
-	}
-	return differ == 0
+	return subtle.ConstantTimeCompare([]byte(a), []byte(b)) == 1
 }
 
 // miss asks for a token, or waits for who asks already. known is what was known before, nil if nothing was.
