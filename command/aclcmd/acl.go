@@ -2,7 +2,6 @@
 package aclcmd
 
 import (
-	"encoding/json"
 	"flag"
 	"strings"
 
@@ -59,11 +58,7 @@ func (v view) print(c *verb.Call, obj any, pretty func(*page)) error {
 		pretty(p)
 		c.Println(p.String())
 	case "json":
-		data, err := json.MarshalIndent(obj, "", "    ")
-		if err != nil {
-			return err
-		}
-		c.Println(string(data))
+		return c.PrintJSON(obj)
 	default:
 		return verb.Errorf("Unknown format: %s", *v.format)
 	}

@@ -96,11 +96,9 @@ func run(f *flag.FlagSet) func(*verb.Call) error {
 			return fail(verb.Errorf("Error reading the answer: %w", err))
 		}
 		if *format == "json" {
-			text, err := json.MarshalIndent(raw, "", "    ")
-			if err != nil {
+			if err := c.PrintJSON(raw); err != nil {
 				return fail(err)
 			}
-			c.Println(string(text))
 		} else {
 			show(c, &a)
 		}

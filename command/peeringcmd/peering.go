@@ -2,7 +2,6 @@
 package peeringcmd
 
 import (
-	"encoding/json"
 	"flag"
 	"fmt"
 	"slices"
@@ -66,13 +65,20 @@ func formatted(f *flag.FlagSet) func() (bool, error) {
 	}
 }
 
-func printJSON(c *verb.Call, v any) error {
-	data, err := json.MarshalIndent(v, "", "    ")
+// find reads the peering of this name, which must be there.
+func find(c *verb.Call, name string) (*api.Peering, error) {
+	client, err := c.API()
 	if err != nil {
-		return err
+		return nil, err
 	}
-	c.Printf("%s\n", data)
-	return nil
+	p, _, err := client.Peerings().Read(c.Context, name, c.Query())
+	if err != nil {
+		return nil, verb.Errorf("Error reading peering: %w", err)
+	}
+	if p == nil {
+		return nil, verb.Errorf("No peering with name %s found.", name)
+	}
+	return p, nil
 }
 
 func generate(f *flag.FlagSet) func(*verb.Call) error {
@@ -103,7 +109,7 @@ func generate(f *flag.FlagSet) func(*verb.Call) error {
 			return verb.Errorf("Error generating peering token for %s: %w", peer, err)
 		}
 		if wantJSON {
-			return printJSON(c, resp)
+			return c.PrintJSON(resp)
 		}
 		c.Printf("%s\n", resp.PeeringToken)
 		return nil
@@ -152,7 +158,7 @@ func list(f *flag.FlagSet) func(*verb.Call) error {
 		}
 		slices.SortFunc(all, func(a, b *api.Peering) int { return strings.Compare(a.Name, b.Name) })
 		if wantJSON {
-			return printJSON(c, all)
+			return c.PrintJSON(all)
 		}
 		if len(all) == 0 {
 			c.Printf("There are no peering connections.\n")
@@ -181,19 +187,12 @@ func read(f *flag.FlagSet) func(*verb.Call) error {
 		if err != nil {
 			return err
 		}
-		client, err := c.API()
+		p, err := find(c, peer)
 		if err != nil {
 			return err
 		}
-		p, _, err := client.Peerings().Read(c.Context, peer, c.Query())
-		if err != nil {
-			return verb.Errorf("Error reading peering: %w", err)
-		}
-		if p == nil {
-			return verb.Errorf("No peering with name %s found.", peer)
-		}
 		if wantJSON {
-			return printJSON(c, p)
+			return c.PrintJSON(p)
 		}
 		show(c, p)
 		return nil
@@ -244,16 +243,9 @@ func exported(f *flag.FlagSet) func(*verb.Call) error {
 		if err != nil {
 			return err
 		}
-		client, err := c.API()
+		p, err := find(c, peer)
 		if err != nil {
 			return err
-		}
-		p, _, err := client.Peerings().Read(c.Context, peer, c.Query())
-		if err != nil {
-			return verb.Errorf("Error reading peering: %w", err)
-		}
-		if p == nil {
-			return verb.Errorf("No peering with name %s found.", peer)
 		}
 		services := p.StreamStatus.ExportedServices
 		slices.Sort(services)
@@ -261,7 +253,7 @@ func exported(f *flag.FlagSet) func(*verb.Call) error {
 			if services == nil {
 				services = []string{}
 			}
-			return printJSON(c, services)
+			return c.PrintJSON(services)
 		}
 		if len(services) == 0 {
 			c.Printf("\n")

@@ -347,12 +347,7 @@ func exported(f *flag.FlagSet) func(*verb.Call) error {
 			return verb.Errorf("Error reading exported services: %w", err)
 		}
 		if *format == "json" {
-			data, err := json.MarshalIndent(all, "", "    ")
-			if err != nil {
-				return err
-			}
-			c.Printf("%s\n", data)
-			return nil
+			return c.PrintJSON(all)
 		}
 		if len(all) == 0 {
 			c.Printf("No exported services found\n")

@@ -4,6 +4,7 @@ package verb
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -378,6 +379,16 @@ func (c *Call) Printf(format string, args ...any) { fmt.Fprintf(c.Out, format, a
 
 // Println writes a line to standard output.
 func (c *Call) Println(args ...any) { fmt.Fprintln(c.Out, args...) }
+
+// PrintJSON writes a value to standard output as JSON for people.
+func (c *Call) PrintJSON(v any) error {
+	data, err := json.MarshalIndent(v, "", "    ")
+	if err != nil {
+		return err
+	}
+	c.Println(string(data))
+	return nil
+}
 
 // Warnf writes a line to standard error.
 func (c *Call) Warnf(format string, args ...any) { fmt.Fprintf(c.Err, format+"\n", args...) }
