@@ -12,6 +12,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"math/big"
 	"net"
 	"net/url"
 	"time"
@@ -30,15 +31,7 @@ type authority struct {
 
 // make returns the authority's certificate and key as PEM.
 func (a authority) make(now time.Time) (cert, key []byte, err error) {
-	number, err := serial()
-	if err != nil {
-		return nil, nil, err
-	}
-	signer, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return nil, nil, err
-	}
-	id, err := keyID(signer.Public())
+	number, signer, id, err := fresh()
 	if err != nil {
 		return nil, nil, err
 	}
@@ -78,15 +71,7 @@ func (l leaf) make(now time.Time, caPEM, caKeyPEM []byte) (cert, key []byte, err
 	if err != nil {
 		return nil, nil, err
 	}
-	number, err := serial()
-	if err != nil {
-		return nil, nil, err
-	}
-	signer, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return nil, nil, err
-	}
-	id, err := keyID(signer.Public())
+	number, signer, id, err := fresh()
 	if err != nil {
 		return nil, nil, err
 	}
@@ -119,6 +104,18 @@ func (l leaf) make(now time.Time, caPEM, caKeyPEM []byte) (cert, key []byte, err
 		return nil, nil, fmt.Errorf("the authority may not sign this: %w", err)
 	}
 	return cert, key, nil
+}
+
+// fresh makes what every certificate has of its own: a serial number, a key and the key's ID.
+func fresh() (number *big.Int, signer *ecdsa.PrivateKey, id []byte, err error) {
+	if number, err = serial(); err != nil {
+		return nil, nil, nil, err
+	}
+	if signer, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
+		return nil, nil, nil, err
+	}
+	id, err = keyID(signer.Public())
+	return number, signer, id, err
 }
 
 // sign makes a certificate of the template for the key, and returns both as PEM.
