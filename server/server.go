@@ -117,6 +117,11 @@ func New(cfg Config) (*Server, error) {
 	})
 
 	sessions := leader.NewSessions()
+	cfg.Connect.Datacenter = cfg.Datacenter
+	if s.secondary() {
+		primary := cfg.ACL.PrimaryDatacenter
+		cfg.Connect.Primary = connectrpc.Primary{Datacenter: primary, Caller: s.federation.Caller(primary), Token: s.replicationToken}
+	}
 	authority := connectrpc.New(cfg.Connect)
 	lookups := catalogrpc.Config{Resolve: configrpc.Resolve, LinkedGateways: configrpc.LinkedGateways}
 	queries := queryrpc.Config{Instances: lookups.Candidates, Logger: s.log}
@@ -182,7 +187,7 @@ func New(cfg Config) (*Server, error) {
 		}
 	}
 	if s.secondary() {
-		s.duties = append(s.duties, s.replicateEntries())
+		s.duties = append(s.duties, s.replicateEntries(), replicateAuthority(authority))
 	}
 
 	s.dispatcher = transport.NewDispatcher(transport.Config{
@@ -272,6 +277,14 @@ func (s *Server) replicateEntries() leader.Duty {
 			Datacenter: primary, Primary: s.federation.Caller(primary), Token: s.replicationToken, Store: l.Store, Apply: l.Apply, Log: l.Log,
 		}
 		return r.Run(ctx)
+	}}
+}
+
+// replicateAuthority keeps the certificate authority part of the primary datacenter's.
+func replicateAuthority(a *connectrpc.Authority) leader.Duty {
+	return leader.Duty{Name: "ca-replication", Run: func(ctx context.Context, l *leader.Leader) error {
+		a.Replicate(ctx, l.Store, l.Apply)
+		return nil
 	}}
 }
 

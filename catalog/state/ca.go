@@ -81,6 +81,13 @@ func (t *Tx) SetCAConfig(c *trust.Configuration) {
 	caConfigs.Insert(t.tx, c)
 }
 
+// DropCAConfig forgets the configuration, so that the next may have another cluster ID.
+func (t *Tx) DropCAConfig() {
+	if _, old := t.CAConfig(); old != nil {
+		caConfigs.Delete(t.tx, old)
+	}
+}
+
 // SetCAProvider stores what the provider keeps for a root.
 func (t *Tx) SetCAProvider(p *trust.ProviderState) {
 	p.Indexes = catalog.Indexes{CreateIndex: t.Index, ModifyIndex: t.Index}

@@ -30,6 +30,9 @@ type Config struct {
 	Provider string         // connect.ca_provider; default ca.BuiltIn
 	Settings map[string]any // connect.ca_config; snake_case keys are understood
 	Random   io.Reader      // default crypto/rand
+	// Datacenter is this one. Primary is another whose authority this one is part of; zero when it has its own.
+	Datacenter string
+	Primary    Primary
 	// Dial connects to outside authorities; default a net.Dialer's. Getenv reads the environment for the credentials of
 	// clouds; default os.Getenv.
 	Dial   DialFunc
@@ -105,6 +108,7 @@ type setCommand struct {
 	Roots                   []*trust.Root
 	Config                  *trust.Configuration
 	Provider                *trust.ProviderState
+	Joins                   bool // the trust domain of Config takes the place of the one here
 }
 
 var errChanged = errors.New("the certificate authority was changed at the same time, try again")
@@ -123,6 +127,9 @@ func applySet(tx *state.Tx, cmd *setCommand) (*struct{}, error) {
 	}
 	if cmd.Provider != nil {
 		tx.SetCAProvider(cmd.Provider)
+	}
+	if cmd.Joins {
+		tx.DropCAConfig()
 	}
 	if cmd.Config != nil {
 		tx.SetCAConfig(cmd.Config)
@@ -153,6 +160,12 @@ func (a *Authority) Initialize(ctx context.Context, store *state.Store, apply Ap
 	}
 	_, config := view.CAConfig()
 	_, roots := view.CARoots()
+	if a.secondary() { // its roots are copied: see Replicate
+		if len(a.cfg.Settings) > 0 || a.cfg.Provider != ca.BuiltIn {
+			a.log.Warn("the CA settings of this server are not used: the primary datacenter has the authority", "primary", a.cfg.Primary.Datacenter)
+		}
+		return nil
+	}
 	if config != nil && ca.ActiveRoot(roots) != nil {
 		a.applyOwn(ctx, view, apply)
 		return nil
@@ -233,6 +246,9 @@ func (a *Authority) Maintain(ctx context.Context, store *state.Store, apply Appl
 			return err
 		}
 		a.log.Info("pruned CA roots that are no longer in use", "left", len(kept))
+	}
+	if a.secondary() {
+		return nil
 	}
 	a.applyOwn(ctx, store.View(), apply)
 	a.retire(ctx, store, apply)

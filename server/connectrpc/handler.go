@@ -67,7 +67,7 @@ func (a *Authority) config(c *transport.Call, v *state.View, _ *ca.ConfigRequest
 	}
 	index, config := v.CAConfig()
 	if config == nil {
-		return nil, acl.Permit{}, errNotReady
+		return nil, acl.Permit{}, a.notReady()
 	}
 	shown := *config
 	shown.ClusterID, shown.FromAgent = "", nil
@@ -81,6 +81,9 @@ func (a *Authority) setConfig(ctx context.Context, c *transport.Call, req *ca.Se
 	if a.cfg.Disabled {
 		return nil, acl.Permit{}, wireerr.ErrConnectDisabled
 	}
+	if a.secondary() {
+		return inPrimary(ctx, a, ca.SetConfigCall, req)
+	}
 	permit, err := c.Authorizer.Require(acl.Operator, acl.Write, "")
 	if err != nil {
 		return nil, acl.Permit{}, err
@@ -90,7 +93,7 @@ func (a *Authority) setConfig(ctx context.Context, c *transport.Call, req *ca.Se
 	view := c.Store.View()
 	_, config := view.CAConfig()
 	if config == nil {
-		return nil, acl.Permit{}, errNotReady
+		return nil, acl.Permit{}, a.notReady()
 	}
 	if req.Config.State != nil && !maps.Equal(req.Config.State, config.State) {
 		return nil, acl.Permit{}, wireerr.BadRequest("Provider State is read-only. It must be omitted or identical to the current value")
@@ -171,7 +174,7 @@ func (a *Authority) signFor(ctx context.Context, c *transport.Call, req *ca.Sign
 	if a.cfg.Disabled {
 		return nil, acl.Permit{}, wireerr.ErrConnectDisabled
 	}
-	view, config, root, err := ready(ctx, c.Store)
+	view, config, root, err := a.ready(ctx, c.Store)
 	if err != nil {
 		return nil, acl.Permit{}, err
 	}
@@ -235,7 +238,7 @@ func checkHosts(v *state.View, id connect.ID, hosts []string) error {
 }
 
 // ready returns the configuration and active root, waiting a little for those of a cluster that has only just started.
-func ready(ctx context.Context, store *state.Store) (*state.View, *trust.Configuration, *trust.Root, error) {
+func (a *Authority) ready(ctx context.Context, store *state.Store) (*state.View, *trust.Configuration, *trust.Root, error) {
 	ctx, cancel := context.WithTimeout(ctx, readyWait)
 	defer cancel()
 	for {
@@ -246,7 +249,7 @@ func ready(ctx context.Context, store *state.Store) (*state.View, *trust.Configu
 			return view, config, root, nil
 		}
 		if view.Wait(ctx) != nil {
-			return nil, nil, nil, errNotReady
+			return nil, nil, nil, a.notReady()
 		}
 	}
 }

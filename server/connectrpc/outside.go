@@ -173,7 +173,7 @@ func (a *Authority) signIntermediate(ctx context.Context, c *transport.Call, req
 	if err != nil {
 		return nil, acl.Permit{}, err
 	}
-	view, config, root, err := ready(ctx, c.Store)
+	view, config, root, err := a.ready(ctx, c.Store)
 	if err != nil {
 		return nil, acl.Permit{}, err
 	}

@@ -253,7 +253,7 @@ func (a *Authority) advance(ctx context.Context, store *state.Store, apply Apply
 	switch {
 	case err != nil:
 		return err
-	case r.Phase != ca.PhaseSpreading, r.Confirmed < r.Required && time.Now().Before(r.Until):
+	case r.Phase != ca.PhaseSpreading, !a.maySign(view), r.Confirmed < r.Required && time.Now().Before(r.Until):
 		return nil
 	}
 	if err := a.activate(ctx, view, apply); err != nil {
@@ -308,7 +308,7 @@ func (a *Authority) progress(view *state.View) (*ca.Rotation, error) {
 	_, config := view.CAConfig()
 	active, pending := ca.ActiveRoot(roots), ca.PendingRoot(roots)
 	if config == nil || active == nil {
-		return nil, errNotReady
+		return nil, a.notReady()
 	}
 	s, err := ca.ParseSettings(config.Provider, config.Config)
 	if err != nil {
@@ -489,6 +489,9 @@ func (a *Authority) rotate(ctx context.Context, c *transport.Call, req *ca.Rotat
 	if a.cfg.Disabled {
 		return nil, acl.Permit{}, wireerr.ErrConnectDisabled
 	}
+	if a.secondary() {
+		return inPrimary(ctx, a, ca.RotateCall, req)
+	}
 	permit, err := c.Authorizer.Require(acl.Operator, acl.Write, "")
 	if err != nil {
 		return nil, acl.Permit{}, err
@@ -501,7 +504,7 @@ func (a *Authority) rotate(ctx context.Context, c *transport.Call, req *ca.Rotat
 	_, roots := view.CARoots()
 	active, pending := ca.ActiveRoot(roots), ca.PendingRoot(roots)
 	if config == nil || active == nil {
-		return nil, acl.Permit{}, errNotReady
+		return nil, acl.Permit{}, a.notReady()
 	}
 	asked := req.PrivateKeyType != "" || req.PrivateKeyBits != 0
 	if !req.Force || asked || pending == nil {

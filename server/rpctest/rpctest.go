@@ -2,6 +2,7 @@
 package rpctest
 
 import (
+	"cmp"
 	"context"
 	"sync"
 	"time"
@@ -18,6 +19,8 @@ type Server struct {
 	Registry transport.Registry
 	Appliers fsm.Appliers
 	Store    *state.Store
+	// Datacenter is the one it answers for; default dc1. Set it before the first call.
+	Datacenter string
 	// Resolve finds what a token may do; nil grants everything. Do not change it while calls run.
 	Resolve func(token string) (*acl.Authorizer, error)
 
@@ -28,14 +31,14 @@ type Server struct {
 	index uint64
 }
 
-// New returns a server of datacenter dc1 with an empty store.
+// New returns a server with an empty store.
 func New() *Server { return &Server{Store: state.New()} }
 
 // Caller returns what calls the server.
 func (s *Server) Caller() *transport.Dispatcher {
 	s.once.Do(func() {
 		cfg := transport.Config{
-			Datacenter: "dc1", Registry: &s.Registry, Store: s.Store, Log: (*log)(s), Resolver: resolver{s},
+			Datacenter: cmp.Or(s.Datacenter, "dc1"), Registry: &s.Registry, Store: s.Store, Log: (*log)(s), Resolver: resolver{s},
 		}
 		s.dispatcher = transport.NewDispatcher(cfg)
 	})
