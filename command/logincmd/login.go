@@ -20,7 +20,8 @@ func Verbs() []verb.Verb {
 		{
 			Path: "login", Synopsis: "Trade a proof of identity for a token", Client: true, Server: true, Tenancy: true, Setup: login,
 			Help: "Has the auth method with the name in -method check a proof of identity, and writes the secret of the token that this earns to " +
-				"-token-sink-file, which only you can read. The proof is in -bearer-token-file; with -oidc it comes from signing in with a browser.\n\n" +
+				"-token-sink-file, which only you can read. The proof is in -bearer-token-file; with -oidc it comes from signing in with a browser, with -aws-auto-bearer-token it is a request to AWS " +
+				"that is signed with the credentials of this machine.\n\n" +
 				"Other commands use the token with -token-file or CONSUL_HTTP_TOKEN_FILE. Give it back with the logout command.",
 		},
 		{
@@ -50,9 +51,10 @@ func login(f *flag.FlagSet) func(*verb.Call) error {
 			return verb.Errorf("Unknown auth method type %q: it is jwt, kubernetes, aws-iam or oidc", *kind)
 		case oidc.Enabled && *bearer != "":
 			return verb.Errorf("Cannot use '-bearer-token-file' flag with '-oidc'")
-		}
-		if given := aws(); given != "" {
-			return verb.Errorf("-%s is not supported: have the request signed by other means, and give it with '-bearer-token-file'", given)
+		case *aws.on && (*bearer != "" || oidc.Enabled):
+			return verb.Errorf("Cannot use '-bearer-token-file' flag or '-oidc' with '-aws-auto-bearer-token'")
+		case !*aws.on && aws.given() != "":
+			return verb.Errorf("Missing '-aws-auto-bearer-token' flag, which '-%s' is for", aws.given())
 		}
 		proof := ""
 		switch {
@@ -62,6 +64,11 @@ func login(f *flag.FlagSet) func(*verb.Call) error {
 			var err error
 			if proof, err = oidc.Login(ctx, c.Err); err != nil {
 				return verb.Errorf("Error logging in: %w", err)
+			}
+		case *aws.on:
+			var err error
+			if proof, err = aws.token(c.Context); err != nil {
+				return verb.Errorf("Error signing a request to AWS: %w", err)
 			}
 		case *bearer == "":
 			return verb.Errorf("Missing required '-bearer-token-file' flag")
@@ -86,30 +93,6 @@ func login(f *flag.FlagSet) func(*verb.Call) error {
 			return verb.Errorf("Error writing token to file sink: %w", err)
 		}
 		return nil
-	}
-}
-
-// awsFlags adds the flags that sign requests to AWS, which this version does not, and returns which was given.
-func awsFlags(f *flag.FlagSet) func() string {
-	on := f.Bool("aws-auto-bearer-token", false, "not supported: sign a request to AWS and use it as the proof")
-	entity := f.Bool("aws-include-entity", false, "not supported; see -aws-auto-bearer-token")
-	values := map[string]*string{}
-	for _, name := range []string{"sts-endpoint", "region", "server-id-header-value", "access-key-id", "secret-access-key", "session-token"} {
-		values[name] = f.String("aws-"+name, "", "not supported; see -aws-auto-bearer-token")
-	}
-	return func() string {
-		switch {
-		case *on:
-			return "aws-auto-bearer-token"
-		case *entity:
-			return "aws-include-entity"
-		}
-		for name, v := range values {
-			if *v != "" {
-				return "aws-" + name
-			}
-		}
-		return ""
 	}
 }
 

@@ -70,8 +70,9 @@ func TestLoginMistakes(t *testing.T) {
 		args []string
 		want string
 	}{
-		{[]string{"-method=m", "-token-sink-file=x", "-aws-auto-bearer-token"}, "-aws-auto-bearer-token is not supported"},
-		{[]string{"-method=m", "-token-sink-file=x", "-aws-region=r"}, "-aws-region is not supported"},
+		{[]string{"-method=m", "-token-sink-file=x", "-aws-region=r"}, "Missing '-aws-auto-bearer-token' flag, which '-aws-region' is for"},
+		{[]string{"-method=m", "-token-sink-file=x", "-aws-auto-bearer-token", "-bearer-token-file=y"}, "Cannot use '-bearer-token-file' flag or '-oidc' with '-aws-auto-bearer-token'"},
+		{[]string{"-method=m", "-token-sink-file=x", "-aws-auto-bearer-token", "-aws-access-key-id=y"}, "-aws-access-key-id and -aws-secret-access-key go together"},
 		{[]string{"-method=m", "-token-sink-file=x", "-oidc", "-bearer-token-file=y"}, "Cannot use '-bearer-token-file' flag with '-oidc'"},
 		{[]string{"-method=m", "-token-sink-file=x", "-oidc"}, "Missing required '-oidc-issuer' flag"},
 		{[]string{"-method=m", "-token-sink-file=x", "-type=y"}, `Unknown auth method type "y"`},
