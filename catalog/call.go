@@ -92,6 +92,8 @@ type InstancesRequest struct {
 	PassingOnly        bool     // only instances all of whose checks pass
 	MergeCentralConfig bool
 	Peer               string
+	// Kind, when set, asks for the instances of this kind, whatever their service; then Service is empty.
+	Kind string `json:",omitempty"`
 	// CatalogOnly asks for catalog semantics: no checks in the reply, and check changes do not wake the call.
 	CatalogOnly bool
 }

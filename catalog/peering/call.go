@@ -15,6 +15,7 @@ var (
 	DeleteCall    = rpc.Write[DeleteRequest, struct{}]("Peering.Delete")
 	BundleCall    = rpc.Read[BundleRequest, BundleReply]("Peering.Bundle")
 	BundlesCall   = rpc.Read[BundlesRequest, BundlesReply]("Peering.Bundles")
+	ImportsCall   = rpc.Read[ImportsRequest, ImportsReply]("Peering.Imports")
 	ExportsCall   = rpc.Read[ExportsRequest, ExportsReply]("Peering.Exports")
 )
 
@@ -107,6 +108,15 @@ type Export struct {
 	Service  string
 	Protocol string // of its discovery chain
 	Peers    []string
+}
+
+// An ImportsRequest asks which services are imported.
+type ImportsRequest struct{ read.Options }
+
+// ImportsReply is ordered by peer and service.
+type ImportsReply struct {
+	read.Meta
+	Imports []Key
 }
 
 // A Key names an import.

@@ -108,6 +108,10 @@ func (w *watches) begin(ctx context.Context, n mesh.Need) (cancel func()) {
 		return follow(w, n, catalog.ServicesCall, &catalog.ServicesRequest{Options: options})
 	case mesh.NeedDatacenters:
 		return w.datacenters(ctx, n)
+	case mesh.NeedGateways:
+		return follow(w, n, catalog.InstancesCall, &catalog.InstancesRequest{Options: options, Kind: catalog.KindMeshGateway})
+	case mesh.NeedImports:
+		return follow(w, n, peering.ImportsCall, &peering.ImportsRequest{Options: options})
 	case mesh.NeedPeer:
 		return w.bundle(n, &peering.BundleRequest{Options: options, Peer: n.Peer})
 	case mesh.NeedBundles:

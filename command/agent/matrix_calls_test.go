@@ -372,6 +372,7 @@ func serverCalls(t *testing.T, g *guardedAgent) []callCase {
 		plain(peering.ListCall, peerRead, peering.ListRequest{}, shows("zqx-peermeta")),
 		plain(peering.BundleCall, one(need{acl.Service, acl.Write, "", true}), peering.BundleRequest{Peer: "zqx-peer"}),
 		plain(peering.BundlesCall, one(need{acl.Service, acl.Write, "", true}), peering.BundlesRequest{}),
+		plain(peering.ImportsCall, one(need{acl.Service, acl.Write, "", true}), peering.ImportsRequest{}),
 		plain(peering.BundlesCall, svcRead, peering.BundlesRequest{Service: "zqx-svc"}),
 		plain(peering.ExportsCall, svcRead, peering.ExportsRequest{}, filters("zqx-peer")),
 

@@ -29,6 +29,8 @@ type Gateway struct {
 	Services []string
 	// Exports are the services that a mesh gateway leads peers to, ordered by name.
 	Exports []ExportedService
+	// Imports are the services of peers that a mesh gateway leads callers here to, ordered by peer and name.
+	Imports []peering.Key
 	// Datacenters are those a mesh gateway is a way to, other than its own, in order.
 	Datacenters []string
 	// Problems are what was left out.
@@ -406,6 +408,9 @@ func (d *derivation) mesh() {
 		}
 		slices.Sort(d.g.Datacenters)
 	}
+	if r, ok := d.s.Answer(Need{Kind: NeedImports}).(*peering.ImportsReply); ok {
+		d.g.Imports = r.Imports
+	}
 	if r, ok := d.s.Answer(Need{Kind: NeedExports}).(*peering.ExportsReply); ok {
 		for _, x := range r.Exports {
 			e := ExportedService{Export: x}
@@ -446,7 +451,10 @@ func (s *Snapshot) gatewayNeeds() []Need {
 		}
 	case catalog.KindMeshGateway:
 		add(Need{Kind: NeedServices}, Need{Kind: NeedDatacenters}, resolversNeed,
-			entryNeed(entry.KindServiceDefaults, s.Proxy.Service.Service), Need{Kind: NeedExports})
+			entryNeed(entry.KindServiceDefaults, s.Proxy.Service.Service), Need{Kind: NeedExports}, Need{Kind: NeedImports})
+		for _, i := range g.Imports {
+			add(s.importedNeed(i.Service, i.Peer))
+		}
 		if len(s.Upstreams) > 0 {
 			add(s.leafNeed(), s.bundlesNeed())
 		}

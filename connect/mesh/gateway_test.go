@@ -138,13 +138,13 @@ func TestAPIGatewayNeeds(t *testing.T) {
 
 func TestMeshGatewayNeeds(t *testing.T) {
 	s := gateway(catalog.KindMeshGateway).With(rootsKnown)
-	want(t, "at first", needs(s), []string{"roots +", "mesh entry +", "services", "datacenters", "entries service-resolver", "entry service-defaults gw", "exports"})
+	want(t, "at first", needs(s), []string{"roots +", "mesh entry +", "services", "datacenters", "entries service-resolver", "entry service-defaults gw", "exports", "imports"})
 	s = s.With(map[mesh.Need]any{
 		{Kind: mesh.NeedServices}:                                  &catalog.ServicesReply{Services: map[string][]string{"web": nil, "consul": nil}},
 		{Kind: mesh.NeedDatacenters}:                               &catalog.DatacentersReply{Datacenters: []string{"dc1", "dc2"}},
 		{Kind: mesh.NeedEntries, Entry: entry.KindServiceResolver}: &entry.ListReply{},
 	})
-	want(t, "with services", needs(s)[6:], []string{"exports", "instances web", "mesh gateways dc2"})
+	want(t, "with services", needs(s)[6:], []string{"exports", "imports", "instances web", "mesh gateways dc2"})
 	if !s.Complete() {
 		t.Error("not complete")
 	}

@@ -188,7 +188,7 @@ func (s *Snapshot) With(more map[Need]any) *Snapshot {
 // leadsOn reports whether answers of this kind bring further needs.
 func (k NeedKind) leadsOn() bool {
 	switch k {
-	case NeedChain, NeedIntentions, NeedCallable, NeedEntry, NeedEntries, NeedLinks, NeedServices, NeedDatacenters, NeedExports:
+	case NeedChain, NeedIntentions, NeedCallable, NeedEntry, NeedEntries, NeedLinks, NeedServices, NeedDatacenters, NeedExports, NeedImports:
 		return true
 	}
 	return false

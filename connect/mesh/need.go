@@ -34,12 +34,13 @@ const (
 	NeedDatacenters          // *catalog.DatacentersReply
 	NeedBundles              // whom to trust for the peers that Service is exported to, for all when it is empty: *peering.BundlesReply
 	NeedExports              // the services exported to peers: *peering.ExportsReply
+	NeedImports              // the services imported from peers: *peering.ImportsReply
 )
 
 var needNames = [...]string{
 	"nothing", "roots", "leaf", "mesh entry", "intentions", "chain", "instances", "entry", "callable services", "query",
 	"mesh gateways", "trust bundle of peer", "entries", "links", "plain instances", "services", "datacenters",
-	"trust bundles of peers", "exports",
+	"trust bundles of peers", "exports", "imports",
 }
 
 // A Need is one thing a snapshot is made of. Needs are comparable; which fields are set depends on the kind.

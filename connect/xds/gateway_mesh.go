@@ -40,6 +40,10 @@ func (b *build) meshGateway() error {
 	if err != nil {
 		return err
 	}
+	imports, err := b.meshImports()
+	if err != nil {
+		return err
+	}
 	servers, err := b.serversCluster()
 	if err != nil {
 		return err
@@ -47,6 +51,9 @@ func (b *build) meshGateway() error {
 	for _, bind := range b.bindable() {
 		name := listenerName(bind.Name, bind.Address, bind.Port)
 		from := append([]any{b.s.Proxy, b.trustDomain, servers}, b.exportsFrom(exports)...)
+		for _, suffix := range imports {
+			from = append(from, suffix)
+		}
 		for _, dc := range elsewhere {
 			from = append(from, dc)
 		}
@@ -64,6 +71,9 @@ func (b *build) meshGateway() error {
 					Filters:          []*listenerv3.Filter{b.tcpProxy(cluster, statPrefix("mesh_gateway_remote.", bind.Name+"."+dc))},
 				})
 				e.uses = append(e.uses, ref{Cluster, cluster})
+			}
+			if len(imports) > 0 {
+				e.chains = append(e.chains, b.toServerName(statPrefix("mesh_gateway_remote_peered.", bind.Name), imports...))
 			}
 			if servers != "" {
 				e.chains = append(e.chains, &listenerv3.FilterChain{

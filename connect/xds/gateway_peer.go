@@ -127,6 +127,32 @@ func (b *build) exportChain(e *edge, x *meshExport, bind string) error {
 	return nil
 }
 
+// meshImports makes the clusters of services of peers, named as their callers ask for them, and returns the suffixes of
+// those names, in order. Connections are passed on to the peers' gateways as they are.
+func (b *build) meshImports() ([]string, error) {
+	var suffixes []string
+	for _, i := range b.s.Gateway.Imports {
+		instances := b.s.Imported(i.Service, i.Peer)
+		m := metaOf(instances)
+		if m == nil {
+			continue
+		}
+		rest, ok := strings.CutPrefix(m.SNI[0], i.Service+".")
+		if !ok || strings.HasSuffix(strings.ToLower(rest), "."+b.trustDomain) {
+			continue
+		}
+		if err := b.passCluster(m.SNI[0], nil, &reach{instances: instances, remote: true}); err != nil {
+			b.problem("service %s of peer %s: %w", i.Service, i.Peer, err)
+			continue
+		}
+		if suffix := "*." + rest; !slices.Contains(suffixes, suffix) {
+			suffixes = append(suffixes, suffix)
+		}
+	}
+	slices.Sort(suffixes)
+	return suffixes, nil
+}
+
 // serversCluster makes the cluster of the servers, for peers that call through mesh gateways, and returns its name, which
 // is the server name they ask for; empty when they do not.
 func (b *build) serversCluster() (string, error) {

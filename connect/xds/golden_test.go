@@ -100,6 +100,8 @@ func snapshotOf(t testing.TB, files map[string][]byte) *mesh.Snapshot {
 	read("peers.json", &peers)
 	var callers []string
 	read("callers.json", &callers)
+	var imports []peering.Key
+	read("imports.json", &imports)
 	var exports []peering.Export
 	read("exports.json", &exports)
 	queries := map[string]*query.ExecuteReply{}
@@ -142,6 +144,8 @@ func snapshotOf(t testing.TB, files map[string][]byte) *mesh.Snapshot {
 					r.Bundles = append(r.Bundles, peers[name])
 				}
 				answers[n] = r
+			case mesh.NeedImports:
+				answers[n] = &peering.ImportsReply{Imports: imports}
 			case mesh.NeedExports:
 				answers[n] = &peering.ExportsReply{Exports: exports}
 			case mesh.NeedQuery:

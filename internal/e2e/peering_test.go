@@ -16,7 +16,7 @@ import (
 )
 
 // TestPeering has a service of one cluster call services of another, which knows nothing of it but what is exported:
-// through a mesh gateway, with intentions that name the peer, while the other cluster's authority gets a new root and its
+// through mesh gateways, with intentions that name the peer, while the other cluster's authority gets a new root and its
 // server is killed, until the peering is deleted.
 func TestPeering(t *testing.T) {
 	binary(t)
@@ -38,7 +38,7 @@ func TestPeering(t *testing.T) {
 		"services": []any{
 			map[string]any{"name": "shop", "port": 1, "connect": sidecar(p[5], map[string]any{"upstreams": []any{
 				map[string]any{"destination_name": "raw", "destination_peer": "east", "local_bind_port": toRaw},
-				map[string]any{"destination_name": "web", "destination_peer": "east", "local_bind_port": toWeb},
+				map[string]any{"destination_name": "web", "destination_peer": "east", "local_bind_port": toWeb, "mesh_gateway": map[string]any{"mode": "local"}},
 				map[string]any{"destination_name": "either", "local_bind_port": toEither},
 			}})},
 		},
@@ -62,7 +62,10 @@ func TestPeering(t *testing.T) {
 	for _, service := range []string{"raw", "web"} {
 		start(t, service+"-sidecar", env(east), binary(t), "connect", "proxy", "-sidecar-for", service)
 	}
-	start(t, "gateway", env(east), binary(t), "connect", "proxy", "-gateway", "mesh", "-register", "-address", fmt.Sprintf("127.0.0.1:%d", p[6]))
+	for i, a := range []*agent{east, west} {
+		start(t, a.name+"-gateway", env(a), binary(t), "connect", "proxy", "-gateway", "mesh", "-register", "-admin-socket", "none", "-address",
+			fmt.Sprintf("127.0.0.1:%d", p[6+i]))
+	}
 	start(t, "shop-sidecar", env(west), binary(t), "connect", "proxy", "-sidecar-for", "shop")
 
 	token, code := east.cli(t, "peering", "generate-token", "-name", "west")

@@ -264,6 +264,8 @@ func (cfg Config) Candidates(v *state.View, req *catalog.InstancesRequest) (uint
 	switch {
 	case req.Peer != "":
 		return imported(v, req)
+	case req.Kind != "":
+		return v.InstancesOfKind(req.Kind)
 	case req.Ingress:
 		kind = catalog.KindIngressGateway
 	case req.Connect:

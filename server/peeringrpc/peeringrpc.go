@@ -68,6 +68,7 @@ func Register(r *transport.Registry, a *fsm.Appliers, cfg Config) {
 	transport.HandleRead(r, peering.BundleCall, h.bundle)
 	transport.HandleRead(r, peering.BundlesCall, h.bundles)
 	transport.HandleRead(r, peering.ExportsCall, h.exports)
+	transport.HandleRead(r, peering.ImportsCall, h.imports)
 }
 
 // secretBytes is the size of secrets.
@@ -424,6 +425,20 @@ func (h *handlers) bundles(c *transport.Call, v *state.View, req *peering.Bundle
 		if slices.Contains(exports[req.Service], b.Peer) {
 			reply.Bundles = append(reply.Bundles, b)
 		}
+	}
+	return reply, permit, nil
+}
+
+func (h *handlers) imports(c *transport.Call, v *state.View, _ *peering.ImportsRequest) (*peering.ImportsReply, acl.Permit, error) {
+	permit, err := c.Authorizer.RequireAny(acl.Service, acl.Write)
+	if err != nil {
+		return nil, permit, err
+	}
+	reply := &peering.ImportsReply{Imports: []peering.Key{}}
+	index, all := v.Imports("")
+	reply.Index = index
+	for _, i := range all {
+		reply.Imports = append(reply.Imports, peering.Key{Peer: i.Peer, Service: i.Service})
 	}
 	return reply, permit, nil
 }
