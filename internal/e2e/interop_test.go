@@ -46,6 +46,7 @@ func TestGRPCInteroperation(t *testing.T) {
 					ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 					defer cancel()
 					out, err := exec.CommandContext(ctx, client, "-server_host", "127.0.0.1", "-server_port", strconv.Itoa(port), "-test_case", name,
+						"-soak_per_iteration_max_acceptable_latency_ms", "10000", // what is soaked is not the machine
 						"-service_config_json", `{"loadBalancingConfig": [{"`+policy+`": {}}]}`).CombinedOutput()
 					if err != nil {
 						t.Errorf("%v\n%s", err, out)
