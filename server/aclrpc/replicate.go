@@ -140,23 +140,40 @@ func (r *Replicator) round(ctx context.Context) (done replicated, err error) {
 		return done, fmt.Errorf("copy roles: %w", err)
 	}
 	if r.Tokens {
-		var own []*acl.Token
-		_, all := v.ACLTokens()
-		for _, k := range all {
-			if !k.Local {
-				own = append(own, k)
-			}
-		}
+		there := map[string]*acl.Token{}
 		for _, k := range tokens.Tokens {
 			if k.SecretID == acl.Hidden {
 				return done, errors.New("the replication token needs acl:write, without which tokens are shown without their secrets")
 			}
+			there[k.AccessorID] = k
+		}
+		var own []*acl.Token
+		_, all := v.ACLTokens()
+		for _, k := range all {
+			if k.Local {
+				continue
+			}
+			if now := there[k.AccessorID]; now != nil && !sameToken(k, now) {
+				if _, err := r.Apply(ctx, fsm.ACLTokens, &change[acl.Token]{Delete: []string{k.AccessorID}}); err != nil {
+					return done, fmt.Errorf("copy tokens: %w", err)
+				}
+				continue // made anew
+			}
+			own = append(own, k)
 		}
 		if err := copyAll(ctx, r, fsm.ACLTokens, tokens.Tokens, own, func(k *acl.Token) (string, []byte) { return k.AccessorID, k.Hash }); err != nil {
 			return done, fmt.Errorf("copy tokens: %w", err)
 		}
 	}
 	return replicated{policies.Index, roles.Index, tokens.Index}, nil
+}
+
+// sameToken reports whether two tokens with the same accessor ID are one, which may have changed: what cannot change about
+// a token is no part of its digest.
+func sameToken(a, b *acl.Token) bool {
+	ends := a.ExpirationTime == nil && b.ExpirationTime == nil ||
+		a.ExpirationTime != nil && b.ExpirationTime != nil && a.ExpirationTime.Equal(*b.ExpirationTime)
+	return ends && a.SecretID == b.SecretID && a.AuthMethod == b.AuthMethod
 }
 
 // await returns when something there has changed.
