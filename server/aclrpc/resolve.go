@@ -622,7 +622,9 @@ func (c *Control) tellResolved(_ context.Context, call *transport.Call, v *state
 		if nobody {
 			token = acl.AnonymousSecret
 		}
-		if have := c.resolved.heard(state.HashSecret(token)); have != nil && datacenter == c.cfg.Datacenter {
+		have := c.resolved.heard(state.HashSecret(token))
+		stale := have != nil && c.cfg.DownPolicy == Deny && time.Since(have.at) >= c.cfg.TokenTTL
+		if have != nil && !stale && datacenter == c.cfg.Datacenter {
 			reply.Token, reply.Policies = have.reply.Token, have.reply.Policies
 			return reply, acl.Open(), nil
 		}
