@@ -74,8 +74,9 @@ func (t *Tx) SetACLAuthMethod(m *acl.AuthMethod) error {
 	return nil
 }
 
-// DeleteACLAuthMethod removes a method, its binding rules and the tokens it made; it reports whether there was one.
-func (t *Tx) DeleteACLAuthMethod(name string) bool {
+// DeleteACLAuthMethod removes a method, its binding rules and the tokens it made; it reports whether there was one. With
+// keepGlobal, global tokens stay: those are copies of another datacenter's, made by its method of the same name.
+func (t *Tx) DeleteACLAuthMethod(name string, keepGlobal bool) bool {
 	m := t.peekACLMethod(name)
 	if m == nil {
 		return false
@@ -84,7 +85,9 @@ func (t *Tx) DeleteACLAuthMethod(name string) bool {
 		t.DeleteACLBindingRule(r.ID)
 	}
 	for _, k := range slices.Collect(aclTokens.PeekGet(t.tx, "method", nameKey(name))) {
-		t.DeleteACLToken(k.AccessorID)
+		if k.Local || !keepGlobal {
+			t.DeleteACLToken(k.AccessorID)
+		}
 	}
 	aclMethods.Delete(t.tx, m)
 	t.touchACL(aclMethods.Name())

@@ -90,7 +90,7 @@ func TestTokensOfAMethodGoWithIt(t *testing.T) {
 	if err := tx.SetACLAuthMethod(&acl.AuthMethod{Name: "M", Type: acl.MethodAWSIAM}); !errors.Is(err, state.ErrMethodType) {
 		t.Errorf("another type: %v", err)
 	}
-	if !tx.DeleteACLAuthMethod("m") || tx.DeleteACLAuthMethod("m") {
+	if !tx.DeleteACLAuthMethod("m", false) || tx.DeleteACLAuthMethod("m", false) {
 		t.Error("deletion of the method")
 	}
 	tx.Commit()

@@ -19,6 +19,10 @@ type change[T any] struct {
 	Prune  bool     // links to what does not exist are dropped; else they are errors
 	// Replicated objects come from another datacenter: auth methods they are from need not be here.
 	Replicated bool
+	// Method, when not 0, is the index of the auth method that tokens are from: it must not have changed since.
+	Method uint64
+	// KeepGlobal tokens when the auth method that they name is deleted: they are of another datacenter's.
+	KeepGlobal bool
 	// Expired, when not zero, spares the tokens that are good at this time from being deleted.
 	Expired time.Time
 }
@@ -35,6 +39,8 @@ type bootstrapCommand struct {
 	Reset uint64
 }
 
+var errMethodChanged = errors.New("the auth method has changed during the login, try again")
+
 var errEmptyCommand = errors.New("the command has an object that is empty")
 
 func registerAppliers(a *fsm.Appliers) {
@@ -48,6 +54,11 @@ func registerAppliers(a *fsm.Appliers) {
 		return req.Token, nil
 	})
 	fsm.Handle(a, fsm.ACLTokens, applier(func(tx *state.Tx, k *acl.Token, req *change[acl.Token]) error {
+		if req.Method != 0 {
+			if _, m := tx.ACLAuthMethod(k.AuthMethod); m != nil && m.ModifyIndex != req.Method {
+				return errMethodChanged
+			}
+		}
 		return tx.SetACLToken(k, state.TokenWrite{Create: req.Create, Prune: req.Prune, Replicated: req.Replicated})
 	}, func(tx *state.Tx, id string, req *change[acl.Token]) bool {
 		if !req.Expired.IsZero() {
@@ -65,7 +76,9 @@ func registerAppliers(a *fsm.Appliers) {
 	}, func(tx *state.Tx, id string, _ *change[acl.Role]) bool { return tx.DeleteACLRole(id) }))
 	fsm.Handle(a, fsm.ACLAuthMethods, applier(func(tx *state.Tx, m *acl.AuthMethod, _ *change[acl.AuthMethod]) error {
 		return tx.SetACLAuthMethod(m)
-	}, func(tx *state.Tx, name string, _ *change[acl.AuthMethod]) bool { return tx.DeleteACLAuthMethod(name) }))
+	}, func(tx *state.Tx, name string, req *change[acl.AuthMethod]) bool {
+		return tx.DeleteACLAuthMethod(name, req.KeepGlobal)
+	}))
 	fsm.Handle(a, fsm.ACLBindingRules, applier(func(tx *state.Tx, r *acl.BindingRule, req *change[acl.BindingRule]) error {
 		return tx.SetACLBindingRule(r, req.Create)
 	}, func(tx *state.Tx, id string, _ *change[acl.BindingRule]) bool { return tx.DeleteACLBindingRule(id) }))

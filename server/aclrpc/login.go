@@ -82,8 +82,8 @@ func (c *Control) login(ctx context.Context, call *transport.Call, req *access.L
 	if err := k.Normalize(); err != nil {
 		return nil, acl.Permit{}, err
 	}
-	// What it is bound to may be deleted meanwhile; the method too, and then there is no token.
-	done, err := apply(ctx, call, acl.Open(), fsm.ACLTokens, &change[acl.Token]{Set: []*acl.Token{k}, Create: true, Prune: true})
+	// What it is bound to may be deleted meanwhile; the method may be, too, or changed, and then there is no token.
+	done, err := apply(ctx, call, acl.Open(), fsm.ACLTokens, &change[acl.Token]{Set: []*acl.Token{k}, Create: true, Prune: true, Method: m.ModifyIndex})
 	if err != nil {
 		return nil, acl.Permit{}, err
 	}
@@ -135,7 +135,7 @@ func (c *Control) logout(ctx context.Context, call *transport.Call, req *access.
 	v := call.Store.View()
 	_, k := ownToken(call, v)
 	switch {
-	case k == nil && !c.primary():
+	case !c.primary() && (k == nil || !k.Local): // what is here of a global token is a copy
 		return inPrimary(ctx, c, access.LogoutCall, req)
 	case k == nil:
 		return nil, acl.Permit{}, c.notFound(v)

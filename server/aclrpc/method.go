@@ -74,7 +74,7 @@ func (c *Control) deleteMethod(ctx context.Context, call *transport.Call, req *a
 		return nil, acl.Permit{}, errMethodsNeed
 	}
 	_, m := call.Store.View().ACLAuthMethod(req.ID)
-	done, err := apply(ctx, call, permit, fsm.ACLAuthMethods, &change[acl.AuthMethod]{Delete: []string{req.ID}})
+	done, err := apply(ctx, call, permit, fsm.ACLAuthMethods, &change[acl.AuthMethod]{Delete: []string{req.ID}, KeepGlobal: !c.primary()})
 	if err != nil {
 		return nil, acl.Permit{}, err
 	}
