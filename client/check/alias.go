@@ -9,6 +9,7 @@ import (
 
 	"github.com/sarnmesh/sarn/catalog"
 	"github.com/sarnmesh/sarn/catalog/read"
+	"github.com/sarnmesh/sarn/internal/pause"
 	"github.com/sarnmesh/sarn/internal/rpc"
 )
 
@@ -86,7 +87,7 @@ func (a *nodeAlias) watch(ctx context.Context, report func(Result)) {
 				report(critical("Failure checking aliased node or service: %v", err))
 			}
 			index = 0
-			pause(ctx, aliasRetry+rand.N(aliasRetry))
+			pause.For(ctx, aliasRetry+rand.N(aliasRetry))
 			continue
 		}
 		failures = 0
@@ -94,21 +95,11 @@ func (a *nodeAlias) watch(ctx context.Context, report func(Result)) {
 		case reply.Index < index:
 			index = 0 // the state was replaced
 		case reply.Index == index && time.Since(began) < time.Second:
-			pause(ctx, time.Second) // it should have waited
+			pause.For(ctx, time.Second) // it should have waited
 		default:
 			index = max(reply.Index, 1)
 		}
 		report(aliasResult(reply.Checks, a.id, a.service, a.node, a.exists(ctx)))
-	}
-}
-
-// pause waits for d or until ctx ends.
-func pause(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-	case <-t.C:
 	}
 }
 

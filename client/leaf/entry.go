@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/sarnmesh/sarn/connect/ca"
+	"github.com/sarnmesh/sarn/internal/pause"
 	"github.com/sarnmesh/sarn/internal/wireerr"
 )
 
@@ -135,7 +136,7 @@ func (k *Keeper) keep(ctx context.Context, e *entry) {
 		if k.retire(e) {
 			return
 		}
-		k.sleep(ctx, wait)
+		pause.For(ctx, wait)
 	}
 }
 

@@ -25,6 +25,7 @@ import (
 	"github.com/sarnmesh/sarn/catalog/read"
 	"github.com/sarnmesh/sarn/connect"
 	"github.com/sarnmesh/sarn/connect/ca"
+	"github.com/sarnmesh/sarn/internal/pause"
 	"github.com/sarnmesh/sarn/internal/rpc"
 )
 
@@ -277,7 +278,7 @@ func (k *Keeper) watchRoots(ctx context.Context) {
 				return
 			}
 			k.setRoots(nil, err)
-			k.sleep(ctx, k.jitter(retry))
+			pause.For(ctx, k.jitter(retry))
 			retry = min(2*retry, maxRetry)
 			continue
 		}
@@ -289,7 +290,7 @@ func (k *Keeper) watchRoots(ctx context.Context) {
 		if roots.ActiveRootID == "" {
 			k.setRoots(nil, errNoRoots)
 			if index == 0 {
-				k.sleep(ctx, minRetry)
+				pause.For(ctx, minRetry)
 			}
 			index = max(index, 1)
 			continue
@@ -315,15 +316,6 @@ func (k *Keeper) setRoots(roots *ca.RootsReply, err error) {
 // jitter returns a random duration between half of d and one and a half of it.
 func (k *Keeper) jitter(d time.Duration) time.Duration {
 	return time.Duration((0.5 + k.cfg.Chance()) * float64(d))
-}
-
-func (k *Keeper) sleep(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-ctx.Done():
-	}
 }
 
 // sign makes a key and has it signed.

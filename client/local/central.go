@@ -9,6 +9,7 @@ import (
 	"github.com/sarnmesh/sarn/catalog/definition"
 	"github.com/sarnmesh/sarn/catalog/entry"
 	"github.com/sarnmesh/sarn/catalog/read"
+	"github.com/sarnmesh/sarn/internal/pause"
 )
 
 const (
@@ -159,14 +160,14 @@ func (s *State) watchCentral(ctx context.Context, id string, req entry.ResolvedR
 		case err != nil:
 			s.log.Debug("cannot read central configuration, will retry", "service", id, "wait", wait, "error", err)
 			req.MinIndex = 0
-			sleep(ctx, wait)
+			pause.For(ctx, wait)
 			wait = min(2*wait, centralRetryMax)
 			continue
 		case reply.Index < req.MinIndex:
 			req.MinIndex = 0 // the state was replaced: take what there is now
 			continue
 		case reply.Index == req.MinIndex && time.Since(began) < centralRetry:
-			sleep(ctx, centralRetry) // it should have waited
+			pause.For(ctx, centralRetry) // it should have waited
 		}
 		wait = centralRetry
 		req.MinIndex = max(reply.Index, 1)
@@ -198,15 +199,5 @@ func (s *State) takeCentral(id string, c *central) {
 	s.mu.Unlock()
 	if s.disk != nil && !same {
 		s.persistCentral(id)
-	}
-}
-
-// sleep waits for d or until ctx ends.
-func sleep(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-	case <-t.C:
 	}
 }

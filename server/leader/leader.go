@@ -10,6 +10,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/sarnmesh/sarn/catalog/state"
+	"github.com/sarnmesh/sarn/internal/pause"
 	"github.com/sarnmesh/sarn/internal/rpc"
 	"github.com/sarnmesh/sarn/server/fsm"
 )
@@ -68,10 +69,8 @@ func keep(ctx context.Context, l *Leader, d Duty) {
 			wait = minRetry
 		}
 		own.Log.Warn("duty failed, will retry", "wait", wait, "error", err)
-		select {
-		case <-ctx.Done():
+		if !pause.For(ctx, wait) {
 			return
-		case <-time.After(wait):
 		}
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/sarnmesh/sarn/connect/proxy/model"
+	"github.com/sarnmesh/sarn/internal/pause"
 )
 
 // A Target is a host to ask.
@@ -86,7 +87,7 @@ func (c *Checker) Run(ctx context.Context, report func(Report)) error {
 		wait = time.Duration(c.rand() % uint64(j))
 	}
 	for first := true; ; first = false {
-		if !sleep(ctx, wait) {
+		if !pause.For(ctx, wait) {
 			return nil
 		}
 		r := c.check(ctx, p)
@@ -101,20 +102,6 @@ func (c *Checker) Run(ctx context.Context, report func(Report)) error {
 			// Hosts that came together are not asked together for ever.
 			wait -= time.Duration(c.rand() % uint64(wait/2+1))
 		}
-	}
-}
-
-func sleep(ctx context.Context, d time.Duration) bool {
-	if d <= 0 {
-		return ctx.Err() == nil
-	}
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-ctx.Done():
-		return false
 	}
 }
 

@@ -19,6 +19,7 @@ import (
 
 	"github.com/sarnmesh/sarn/connect/proxy"
 	"github.com/sarnmesh/sarn/connect/proxy/quota"
+	"github.com/sarnmesh/sarn/internal/pause"
 )
 
 // A Member is a proxy that should run.
@@ -159,10 +160,7 @@ func (n *Node) keep(ctx context.Context, m *member) {
 			wait = firstWait
 		}
 		n.log.Error("proxy ended, starting it again", "proxy", m.id, "error", why, "wait", wait)
-		select {
-		case <-ctx.Done():
-		case <-time.After(wait):
-		}
+		pause.For(ctx, wait)
 	}
 }
 

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/sarnmesh/sarn/internal/fetch"
+	"github.com/sarnmesh/sarn/internal/pause"
 )
 
 // A Config says which users and roles are trusted.
@@ -164,10 +165,7 @@ func (v *Validator) ask(ctx context.Context, s *service, r *request, root string
 			}
 			return fmt.Errorf("error making a request to %s: %w", s.name, err)
 		}
-		select {
-		case <-time.After(firstWait << n):
-		case <-ctx.Done():
-		}
+		pause.For(ctx, firstWait<<n)
 	}
 }
 

@@ -23,6 +23,7 @@ import (
 
 	"github.com/sarnmesh/sarn/catalog/trust"
 	"github.com/sarnmesh/sarn/connect/ca"
+	"github.com/sarnmesh/sarn/internal/pause"
 	"github.com/sarnmesh/sarn/server/caprovider"
 	"github.com/sarnmesh/sarn/server/caprovider/awsauth"
 )
@@ -206,8 +207,8 @@ func (c *client) await(ctx context.Context, arn string) (string, error) {
 		default:
 			return "", fmt.Errorf("the authority %s is %s", arn, status)
 		}
-		if err := sleep(ctx, pollEvery); err != nil {
-			return "", err
+		if !pause.For(ctx, pollEvery) {
+			return "", ctx.Err()
 		}
 	}
 }
@@ -255,14 +256,14 @@ func (c *client) issue(ctx context.Context, arn string, in map[string]any) (stri
 	if err := c.call(ctx, "IssueCertificate", in, &issued); err != nil {
 		return "", err
 	}
-	for pause := firstPoll; ; pause = min(2*pause, longestPoll) {
+	for wait := firstPoll; ; wait = min(2*wait, longestPoll) {
 		var found struct{ Certificate string }
 		err := c.call(ctx, "GetCertificate", map[string]any{"CertificateAuthorityArn": arn, "CertificateArn": issued.CertificateArn}, &found)
 		if err == nil || !hasCode(err, "RequestInProgressException") {
 			return found.Certificate, err
 		}
-		if err := sleep(ctx, pause); err != nil {
-			return "", err
+		if !pause.For(ctx, wait) {
+			return "", ctx.Err()
 		}
 	}
 }

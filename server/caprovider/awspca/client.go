@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/sarnmesh/sarn/internal/pause"
 	"github.com/sarnmesh/sarn/server/caprovider/awsauth"
 )
 
@@ -56,17 +57,17 @@ func (c *client) call(ctx context.Context, action string, in, out any) error {
 	if err != nil {
 		return err
 	}
-	pause := firstPause
+	wait := firstPause
 	for n := 1; ; n++ {
 		err := c.once(ctx, action, body, out)
 		failed, ok := errors.AsType[*apiError](err)
 		if !ok || !failed.again() || n == attempts {
 			return err
 		}
-		if err := sleep(ctx, pause/2+rand.N(pause/2)); err != nil {
-			return err
+		if !pause.For(ctx, wait/2+rand.N(wait/2)) {
+			return ctx.Err()
 		}
-		pause *= 2
+		wait *= 2
 	}
 }
 
@@ -141,15 +142,4 @@ func plain(text string) bool {
 	return text != "" && !strings.ContainsFunc(text, func(r rune) bool {
 		return (r < 'a' || r > 'z') && (r < '0' || r > '9') && r != '-'
 	})
-}
-
-func sleep(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/sarnmesh/sarn/connect/proxy/filter"
 	"github.com/sarnmesh/sarn/connect/proxy/message"
 	"github.com/sarnmesh/sarn/connect/proxy/stats"
+	"github.com/sarnmesh/sarn/internal/pause"
 )
 
 // algorithms are those that are accepted, with the kind of key and, of elliptic curves, the bits of the curve.
@@ -293,7 +294,7 @@ func (r *remote) try(ctx context.Context) (*Keys, error) {
 		if err == nil || n >= r.conf.Retries {
 			return keys, err
 		}
-		if !sleep(ctx, off) {
+		if !pause.For(ctx, off) {
 			return nil, ctx.Err()
 		}
 		off = min(2*off, most)
@@ -333,19 +334,8 @@ func (r *remote) run(ctx context.Context) {
 				wait = max(wait, r.cache()/2)
 			}
 		}
-		if !sleep(ctx, wait) {
+		if !pause.For(ctx, wait) {
 			return
 		}
-	}
-}
-
-func sleep(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-ctx.Done():
-		return false
 	}
 }
