@@ -32,6 +32,9 @@ type GetReply struct {
 type ListRequest struct {
 	read.Options
 	Kind Kind
+	// Whole asks for a refusal where the token may not read an entry, which is left out otherwise: who copies the list takes
+	// what is not in it for deleted.
+	Whole bool
 }
 
 // ListReply is ordered by kind, then name.

@@ -119,6 +119,9 @@ func (h *handlers) list(c *transport.Call, v *state.View, req *entry.ListRequest
 		reply.Index = max(reply.Index, index)
 		for _, e := range entries {
 			if _, err := requireRead(c.Authorizer, k, entry.KeyOf(e).Name); err != nil {
+				if req.Whole {
+					return nil, acl.Permit{}, err
+				}
 				reply.Filtered = !c.Authorizer.Anonymous()
 				continue
 			}

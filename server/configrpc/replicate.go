@@ -3,6 +3,7 @@ package configrpc
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -58,7 +59,10 @@ func (r *Replicator) Run(ctx context.Context) error {
 		if index > 0 {
 			o.MaxWait = replicateWait
 		}
-		reply, err := entry.ListCall.Call(ctx, r.Primary, &entry.ListRequest{Options: o})
+		reply, err := entry.ListCall.Call(ctx, r.Primary, &entry.ListRequest{Options: o, Whole: true})
+		if err == nil && reply.Filtered { // by a server that does not know Whole
+			err = errors.New("the replication token may not read every entry")
+		}
 		if err == nil {
 			err = r.copy(ctx, reply.Entries)
 		}
