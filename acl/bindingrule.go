@@ -139,9 +139,17 @@ func interpolate(text string, variables map[string]string) (string, error) {
 		if b.Len()+len(value) > maxBound {
 			return "", fmt.Errorf("value of %s is too long", name)
 		}
-		b.WriteString(strings.ToLower(value))
+		b.WriteString(strings.Map(lower, value))
 		text = after
 	}
+}
+
+// lower returns an ASCII letter in lower case, and others as they are: the Kelvin sign is no k, and so no part of a name.
+func lower(r rune) rune {
+	if 'A' <= r && r <= 'Z' {
+		return r + ('a' - 'A')
+	}
+	return r
 }
 
 // validVariable reports whether a text has the form of a variable's name.

@@ -10,7 +10,7 @@ import (
 )
 
 func TestBindFillsNamesIn(t *testing.T) {
-	vars := map[string]string{"value.team": "Blue", "value.dollar": "${value.team}", "entity_tags.a-b": "x"}
+	vars := map[string]string{"value.team": "Blue", "value.dollar": "${value.team}", "entity_tags.a-b": "x", "value.kelvin": "wor\u212a"}
 	tests := []struct {
 		name, kind, text, vars string
 		want                   acl.Bound
@@ -25,6 +25,7 @@ func TestBindFillsNamesIn(t *testing.T) {
 		{name: "a value is filled in once", kind: acl.BindService, text: "${value.dollar}", fails: `invalid bind name: "${value.team}"`},
 		{name: "escaped", kind: acl.BindService, text: "$${value.team}", fails: `invalid bind name: "${value.team}"`},
 		{name: "template name is not filled in", kind: acl.BindTemplatedPolicy, text: "builtin/${value.team}", fails: "does not match existing template name"},
+		{name: "injection of a letter that is another in lower case", kind: acl.BindService, text: "${value.kelvin}", fails: "invalid bind name"},
 		{name: "unknown", kind: acl.BindService, text: "${value.x}", fails: "unknown variable accessed: value.x"},
 		{name: "empty", kind: acl.BindService, text: "${}", fails: "is no variable"},
 		{name: "nested", kind: acl.BindService, text: "${${value.team}}", fails: "is no variable"},
