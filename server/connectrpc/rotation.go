@@ -31,12 +31,13 @@ const recheck = time.Second
 // maxRotationWait bounds a call that waits for news of a rotation. It is shorter than servers wait for one another.
 const maxRotationWait = 50 * time.Second
 
-// reports are what nodes have told this leader. The zero reports are ready for use.
+// reports are what nodes and secondary datacenters have told this leader. The zero reports are ready for use.
 type reports struct {
 	mu      sync.Mutex
-	last    map[string]report // by node, in lower case
+	last    map[string]report           // by node, in lower case
+	away    map[string]datacenterReport // by datacenter
 	changes uint64
-	news    chan struct{} // closed and replaced when last changes
+	news    chan struct{} // closed and replaced when last or away changes
 }
 
 // A report is what a node has told last.
@@ -60,13 +61,18 @@ func (r *reports) set(req *ca.ConfirmRequest) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if req == nil {
-		r.last = nil
+		r.last, r.away = nil, nil
 	} else {
 		if r.last == nil {
 			r.last = map[string]report{}
 		}
 		r.last[strings.ToLower(req.Node)] = report{*req, time.Now()}
 	}
+	r.changed()
+}
+
+// changed tells those who watch. The caller holds mu.
+func (r *reports) changed() {
 	r.changes++
 	if r.news != nil {
 		close(r.news)
@@ -118,10 +124,10 @@ func required(v *state.View) map[string]bool {
 
 // introduce returns the set of roots after a new one has been made: the pending one, or at once the active one where
 // there is nobody to confirm it.
-func introduce(v *state.View, root *trust.Root, next *trust.Configuration, s ca.Settings) []*trust.Root {
+func (a *Authority) introduce(v *state.View, root *trust.Root, next *trust.Configuration, s ca.Settings) []*trust.Root {
 	_, roots := v.CARoots()
 	active := ca.ActiveRoot(roots)
-	if active == nil || active.ID == root.ID || len(required(v)) == 0 {
+	if active == nil || active.ID == root.ID || len(required(v)) == 0 && len(a.reports.datacenters()) == 0 {
 		return ca.Rotate(roots, root, time.Now(), longestLeaf(active, next, s))
 	}
 	return ca.Spread(roots, root, time.Now())
@@ -356,6 +362,11 @@ func (a *Authority) progress(view *state.View) (*ca.Rotation, error) {
 			Leaves: t.Leaves, OldLeaves: t.OldLeaves,
 		}
 		r.Nodes = append(r.Nodes, n)
+	}
+	for _, told := range a.reports.datacenters() {
+		r.Nodes = append(r.Nodes, told.node(active, pending))
+	}
+	for _, n := range r.Nodes {
 		r.Required++
 		if n.Confirmed {
 			r.Confirmed++
@@ -403,6 +414,10 @@ func (a *Authority) confirm(_ context.Context, c *transport.Call, req *ca.Confir
 	case req.Confirmed < 0 || req.Missing < 0 || req.Leaves < 0 || req.OldLeaves < 0 || len(req.Bundle) > 128 || len(req.ActiveRoot) > 128 ||
 		len(req.Waiting) > min(ca.MaxWaiting, req.Missing) || slices.ContainsFunc(req.Waiting, func(w string) bool { return len(w) > maxWaitingText }):
 		return nil, acl.Permit{}, wireerr.BadRequest("this can not be what a node has to tell")
+	}
+	// Names in another spelling are of the same node, but may have other rules.
+	if permit, err = c.Authorizer.Require(acl.Node, acl.Write, node.Node); err != nil {
+		return nil, acl.Permit{}, err
 	}
 	kept := *req
 	kept.Target.Token, kept.Node = "", node.Node

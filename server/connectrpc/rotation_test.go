@@ -686,6 +686,10 @@ func TestRightsToRotate(t *testing.T) {
 				t.Errorf("without %s: %v", what, err)
 			}
 		}
+		// The catalog takes another spelling for the same node; its rights are those of the node that is there.
+		if _, err := ca.ConfirmCall.Call(t.Context(), c.Caller(), &ca.ConfirmRequest{Target: read.Target{Token: "N2"}, Node: "N2"}); wireerr.Status(err) != 403 {
+			t.Errorf("side door, by another spelling: %v", err)
+		}
 		long := strings.Repeat("x", 1000)
 		for what, r := range map[string]ca.ConfirmRequest{
 			"node":       {Node: "n1", Bundle: long},
