@@ -13,12 +13,12 @@ import (
 	"github.com/sarnmesh/sarn/acl"
 	"github.com/sarnmesh/sarn/catalog"
 	"github.com/sarnmesh/sarn/catalog/access"
-	"github.com/sarnmesh/sarn/catalog/read"
 	"github.com/sarnmesh/sarn/catalog/state"
 	"github.com/sarnmesh/sarn/internal/rpc"
 	"github.com/sarnmesh/sarn/internal/wireerr"
 	"github.com/sarnmesh/sarn/server/authmethod"
 	"github.com/sarnmesh/sarn/server/fsm"
+	"github.com/sarnmesh/sarn/server/primary"
 	"github.com/sarnmesh/sarn/server/transport"
 )
 
@@ -197,12 +197,7 @@ func inPrimary[Req, Resp any](ctx context.Context, c *Control, m rpc.Method[Req,
 	if c.cfg.Primary == nil {
 		return nil, acl.Permit{}, wireerr.ErrNoDatacenter
 	}
-	there, resp := *req, new(Resp)
-	any(&there).(interface{ RequestTarget() *read.Target }).RequestTarget().Datacenter = c.cfg.PrimaryDatacenter
-	if err := c.cfg.Primary(ctx, m.Descriptor, &there, resp); err != nil {
-		return nil, acl.Permit{}, err
-	}
-	return resp, acl.Open(), nil
+	return primary.Ask(ctx, c.cfg.Primary, c.cfg.PrimaryDatacenter, m, req)
 }
 
 // checkID checks the ID in a lookup.

@@ -16,6 +16,7 @@ import (
 	"github.com/sarnmesh/sarn/catalog/state"
 	"github.com/sarnmesh/sarn/internal/rpc"
 	"github.com/sarnmesh/sarn/server/fsm"
+	"github.com/sarnmesh/sarn/server/primary"
 )
 
 // A Replicator copies policies and roles, and global tokens where that is asked for, from the primary datacenter to this
@@ -51,14 +52,8 @@ func (p *ReplicationProgress) change(f func(*access.ReplicationStatus)) {
 	f(&p.s)
 }
 
-// Times of replication.
-const (
-	replicateEvery  = time.Second      // at most
-	replicateWait   = 5 * time.Minute  // for changes
-	replicateRetry  = time.Second      // after the first failure; then twice as long each time
-	replicateRetryX = 64 * time.Second // at most
-	replicateBatch  = 64               // objects in one log entry
-)
+// replicateBatch is how many objects one log entry has.
+const replicateBatch = 64
 
 // Run copies until ctx ends.
 func (r *Replicator) Run(ctx context.Context, progress *ReplicationProgress) error {
@@ -70,47 +65,39 @@ func (r *Replicator) Run(ctx context.Context, progress *ReplicationProgress) err
 		}
 	})
 	defer r.status.change(func(s *access.ReplicationStatus) { s.Running = false })
-	retry := replicateRetry
-	for {
-		wait := replicateEvery
-		indexes, err := r.round(ctx)
-		if err == nil {
-			retry = replicateRetry
-			r.status.change(func(s *access.ReplicationStatus) {
-				s.LastSuccess = time.Now().UTC().Truncate(time.Second)
-				s.ReplicatedIndex, s.ReplicatedRoleIndex, s.ReplicatedTokenIndex = indexes.policies, indexes.roles, indexes.tokens
-			})
-			err = r.await(ctx, indexes)
+	var since *replicated // nil at first, and after a failure
+	primary.Copy(ctx, func(ctx context.Context) error {
+		if since != nil {
+			last := *since
+			since = nil
+			if err := r.await(ctx, last); err != nil {
+				return err
+			}
 		}
-		if ctx.Err() != nil {
-			return nil
-		}
+		done, err := r.round(ctx)
 		if err != nil {
-			r.Log.Warn("ACLs were not copied from the primary datacenter, will retry", "wait", retry, "error", err)
-			r.status.change(func(s *access.ReplicationStatus) {
-				s.LastError, s.LastErrorMessage = time.Now().UTC().Truncate(time.Second), err.Error()
-			})
-			wait, retry = retry, min(2*retry, replicateRetryX)
+			return err
 		}
-		timer := time.NewTimer(wait)
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
-			return nil
-		}
-	}
+		since = &done
+		r.status.change(func(s *access.ReplicationStatus) {
+			s.LastSuccess = time.Now().UTC().Truncate(time.Second)
+			s.ReplicatedIndex, s.ReplicatedRoleIndex, s.ReplicatedTokenIndex = done.policies, done.roles, done.tokens
+		})
+		return nil
+	}, func(err error, wait time.Duration) {
+		r.Log.Warn("ACLs were not copied from the primary datacenter, will retry", "wait", wait, "error", err)
+		r.status.change(func(s *access.ReplicationStatus) {
+			s.LastError, s.LastErrorMessage = time.Now().UTC().Truncate(time.Second), err.Error()
+		})
+	})
+	return nil
 }
 
 // replicated are the indexes of the primary datacenter that a round has copied up to.
 type replicated struct{ policies, roles, tokens uint64 }
 
 func (r *Replicator) options(index uint64) read.Options {
-	o := read.Options{Target: read.Target{Datacenter: r.Datacenter, Token: r.Token()}, MinIndex: index}
-	if index > 0 {
-		o.MaxWait = replicateWait
-	}
-	return o
+	return primary.Options(r.Datacenter, r.Token(), index)
 }
 
 // round makes what is here equal to what is there. What links to others is read before them, so that all it links to is
@@ -178,34 +165,23 @@ func sameToken(a, b *acl.Token) bool {
 
 // await returns when something there has changed.
 func (r *Replicator) await(ctx context.Context, since replicated) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	results := make(chan error, 3)
-	ask := func(call func() error) {
-		go func() { results <- call() }()
+	calls := []func(context.Context) error{
+		func(ctx context.Context) error {
+			_, err := access.PolicyListCall.Call(ctx, r.Primary, &access.ListRequest{Options: r.options(max(since.policies, 1))})
+			return err
+		},
+		func(ctx context.Context) error {
+			_, err := access.RoleListCall.Call(ctx, r.Primary, &access.RoleListRequest{Options: r.options(max(since.roles, 1))})
+			return err
+		},
 	}
-	n := 2
-	ask(func() error {
-		_, err := access.PolicyListCall.Call(ctx, r.Primary, &access.ListRequest{Options: r.options(max(since.policies, 1))})
-		return err
-	})
-	ask(func() error {
-		_, err := access.RoleListCall.Call(ctx, r.Primary, &access.RoleListRequest{Options: r.options(max(since.roles, 1))})
-		return err
-	})
 	if r.Tokens {
-		n++
-		ask(func() error {
+		calls = append(calls, func(ctx context.Context) error {
 			_, err := access.TokenListCall.Call(ctx, r.Primary, &access.TokenListRequest{Options: r.options(max(since.tokens, 1)), GlobalOnly: true})
 			return err
 		})
 	}
-	err := <-results
-	cancel()
-	for range n - 1 {
-		<-results
-	}
-	return err
+	return primary.First(ctx, calls...)
 }
 
 // copyAll makes the objects of one kind here what they are there; identify returns their ID and the digest of their

@@ -14,20 +14,15 @@ import (
 	"github.com/sarnmesh/sarn/acl"
 	"github.com/sarnmesh/sarn/catalog"
 	"github.com/sarnmesh/sarn/catalog/entry"
-	"github.com/sarnmesh/sarn/catalog/read"
 	"github.com/sarnmesh/sarn/catalog/state"
 	"github.com/sarnmesh/sarn/internal/rpc"
 	"github.com/sarnmesh/sarn/server/fsm"
+	"github.com/sarnmesh/sarn/server/primary"
 )
 
 // inPrimary has the primary datacenter make a change, which comes back as a copy.
 func inPrimary[Req, Resp any](ctx context.Context, h *handlers, m rpc.Method[Req, Resp], req *Req) (*Resp, acl.Permit, error) {
-	there, resp := *req, new(Resp)
-	any(&there).(interface{ RequestTarget() *read.Target }).RequestTarget().Datacenter = h.cfg.PrimaryDatacenter
-	if err := h.cfg.Primary.Call(ctx, m.Descriptor, &there, resp); err != nil {
-		return nil, acl.Permit{}, err
-	}
-	return resp, acl.Open(), nil
+	return primary.Ask(ctx, h.cfg.Primary.Call, h.cfg.PrimaryDatacenter, m, req)
 }
 
 // A Replicator copies configuration entries from the primary datacenter (spec/connect.md section 7). It runs on the
@@ -41,49 +36,28 @@ type Replicator struct {
 	Log        hclog.Logger
 }
 
-// Times of replication.
-const (
-	replicateEvery    = time.Second // at most
-	replicateWait     = 5 * time.Minute
-	replicateRetry    = time.Second // doubles with every failure
-	maxReplicateRetry = 64 * time.Second
-)
-
 // Run copies until ctx ends.
 func (r *Replicator) Run(ctx context.Context) error {
 	var index uint64
-	retry := replicateRetry
-	for {
-		wait := replicateEvery
-		o := read.Options{Target: read.Target{Datacenter: r.Datacenter, Token: r.Token()}, MinIndex: index}
-		if index > 0 {
-			o.MaxWait = replicateWait
-		}
+	primary.Copy(ctx, func(ctx context.Context) error {
+		o := primary.Options(r.Datacenter, r.Token(), index)
+		index = 0
 		reply, err := entry.ListCall.Call(ctx, r.Primary, &entry.ListRequest{Options: o, Whole: true})
-		if err == nil && reply.Filtered { // by a server that does not know Whole
-			err = errors.New("the replication token may not read every entry")
+		if err != nil {
+			return err
 		}
-		if err == nil {
-			err = r.copy(ctx, reply.Entries)
+		if reply.Filtered { // by a server that does not know Whole
+			return errors.New("the replication token may not read every entry")
 		}
-		switch {
-		case ctx.Err() != nil:
-			return nil
-		case err != nil:
-			index = 0
-			r.Log.Warn("configuration entries were not copied from the primary datacenter, will retry", "wait", retry, "error", err)
-			wait, retry = retry, min(2*retry, maxReplicateRetry)
-		default:
-			index, retry = reply.Index, replicateRetry
+		if err := r.copy(ctx, reply.Entries); err != nil {
+			return err
 		}
-		timer := time.NewTimer(wait)
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
-			return nil
-		}
-	}
+		index = reply.Index
+		return nil
+	}, func(err error, wait time.Duration) {
+		r.Log.Warn("configuration entries were not copied from the primary datacenter, will retry", "wait", wait, "error", err)
+	})
+	return nil
 }
 
 // rank orders kinds so that what an entry needs is written before it: protocols before routes, providers before
