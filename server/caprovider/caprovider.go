@@ -48,14 +48,22 @@ func Read(config map[string]any) *Reader { return &Reader{config: config} }
 // Err returns the first problem met, nil if there was none.
 func (r *Reader) Err() error { return r.err }
 
-// Value returns a setting as it is, nil when it is not given.
+// Value returns a setting as it is, nil when it is not given. Given twice, in two spellings, it is a problem: who reads it
+// must find what another did who checked it.
 func (r *Reader) Value(key string) any {
+	var value any
+	found := false
 	for k, v := range r.config {
-		if strings.EqualFold(k, key) {
-			return v
+		if !strings.EqualFold(k, key) {
+			continue
 		}
+		if found {
+			r.fail(key, "is given twice, in two spellings")
+			return nil
+		}
+		value, found = v, true
 	}
-	return nil
+	return value
 }
 
 func (r *Reader) fail(key, format string, args ...any) {
