@@ -358,6 +358,7 @@ func serverCalls(t *testing.T, g *guardedAgent) []callCase {
 		plain(ca.SignServerCall, nil, ca.SignRequest{CSR: requestFor(t, connect.ServerID(roots.TrustDomain, "dc1")), Secret: g.server.Secret()}, everybody),
 		plain(ca.SignIntermediateCall, opWrite, ca.SignIntermediateRequest{CSR: requestFor(t, connect.CAID(roots.TrustDomain)), ForDatacenter: "dc2"}),
 		plain(ca.ConfirmCall, nodeWrite, ca.ConfirmRequest{Node: "zqx-node"}),
+		plain(ca.ConfirmDatacenterCall, opWrite, ca.ConfirmDatacenterRequest{FromDatacenter: "dc2", Phase: ca.PhaseNone}),
 		plain(ca.RotateCall, opWrite, ca.RotateRequest{PrivateKeyType: "none"}),
 		plain(ca.RotationCall, opRead, ca.RotationRequest{}),
 		plain(svid.SignCall, svcWrite, svid.SignRequest{Service: "zqx-svc", Audience: []string{"a"}}),

@@ -9,9 +9,11 @@ import (
 
 // Calls about rotations. Handlers are in server/connectrpc.
 var (
-	ConfirmCall  = rpc.Leader[ConfirmRequest, ConfirmReply]("ConnectCA.Confirm")
-	RotateCall   = rpc.Write[RotateRequest, struct{}]("ConnectCA.Rotate")
-	RotationCall = rpc.Leader[RotationRequest, Rotation]("ConnectCA.Rotation")
+	ConfirmCall = rpc.Leader[ConfirmRequest, ConfirmReply]("ConnectCA.Confirm")
+	// ConfirmDatacenterCall is made by the leaders of secondary datacenters, to the primary one.
+	ConfirmDatacenterCall = rpc.Leader[ConfirmDatacenterRequest, struct{}]("ConnectCA.ConfirmDatacenter")
+	RotateCall            = rpc.Write[RotateRequest, struct{}]("ConnectCA.Rotate")
+	RotationCall          = rpc.Leader[RotationRequest, Rotation]("ConnectCA.Rotation")
 )
 
 // MaxWaiting bounds ConfirmRequest.Waiting.
@@ -34,6 +36,16 @@ type ConfirmRequest struct {
 
 // ConfirmReply tells whether a rotation is under way, so that the call is to be made again after a while.
 type ConfirmReply struct{ Again bool }
+
+// A ConfirmDatacenterRequest tells how far the rotation is in a secondary datacenter: Rotation has the same fields. It needs
+// operator:write. The leader of the primary one keeps the last of a datacenter in memory for a while.
+type ConfirmDatacenterRequest struct {
+	read.Target
+	FromDatacenter      string
+	Phase               string
+	NewRootID           string
+	Required, Confirmed int
+}
 
 // A RotateRequest asks for a new, generated root. It needs operator:write.
 type RotateRequest struct {
@@ -80,9 +92,10 @@ type Rotation struct {
 // MaxRotationNodes bounds Rotation.Nodes.
 const MaxRotationNodes = 1000
 
-// A RotationNode is a node with users of certificates, and how far they are with the present phase.
+// A RotationNode is a node with users of certificates, and how far they are with the present phase; or a secondary
+// datacenter.
 type RotationNode struct {
-	Node      string
+	Node      string // of a datacenter: "datacenter NAME"
 	Confirmed bool
 	// Seen is when the node last told, zero if it has not since this leader leads.
 	Seen              time.Time

@@ -370,7 +370,7 @@ func (a *Authority) install(ctx context.Context, view *state.View, apply ApplyFu
 	configIndex, _ := view.CAConfig()
 	_, err := apply(ctx, fsm.CARoots, &setCommand{
 		RootsIndex: rootsIndex, ConfigIndex: configIndex, Config: next, Provider: kept,
-		Roots: introduce(view, root, next, s),
+		Roots: a.introduce(view, root, next, s),
 	})
 	return err
 }

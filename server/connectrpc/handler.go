@@ -33,6 +33,7 @@ func (a *Authority) Register(r *transport.Registry, f *fsm.Appliers) {
 	transport.Handle(r, ca.SignServerCall, a.signServer)
 	transport.HandleServers(r, ca.SignIntermediateCall, a.signIntermediate)
 	transport.Handle(r, ca.ConfirmCall, a.confirm)
+	transport.HandleServers(r, ca.ConfirmDatacenterCall, a.confirmDatacenter)
 	transport.Handle(r, ca.RotateCall, a.rotate)
 	transport.Handle(r, ca.RotationCall, a.rotation)
 }

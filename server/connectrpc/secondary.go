@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/sarnmesh/sarn/acl"
@@ -62,6 +63,9 @@ func (a *Authority) Replicate(ctx context.Context, store *state.Store, apply App
 	if a.cfg.Disabled || !a.secondary() {
 		return
 	}
+	var telling sync.WaitGroup
+	defer telling.Wait()
+	telling.Go(func() { a.tellPrimary(ctx, store) })
 	retry := replicateRetry
 	for {
 		wait := replicateEvery
