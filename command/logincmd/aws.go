@@ -7,13 +7,13 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"io"
 	"net/http"
 	"net/url"
 	"os"
 	"strings"
 	"time"
 
+	"github.com/sarnmesh/sarn/internal/fetch"
 	"github.com/sarnmesh/sarn/server/caprovider/awsauth"
 )
 
@@ -142,22 +142,17 @@ func entityBody(ctx context.Context, client *http.Client, endpoint, region strin
 	if err != nil {
 		return "", err
 	}
-	resp, err := client.Do(req)
+	answer, err := fetch.Do(client, req, maxAnswer)
 	if err != nil {
 		return "", fmt.Errorf("ask STS who this is: %w", err)
 	}
-	defer resp.Body.Close()
-	data, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
-	if err != nil {
-		return "", err
-	}
-	if resp.StatusCode != http.StatusOK {
-		return "", fmt.Errorf("ask STS who this is: %s", resp.Status)
+	if answer.Status != http.StatusOK {
+		return "", fmt.Errorf("ask STS who this is: status %d", answer.Status)
 	}
 	var identity struct {
 		ARN string `xml:"GetCallerIdentityResult>Arn"`
 	}
-	if err := xml.Unmarshal(data, &identity); err != nil {
+	if err := xml.Unmarshal(answer.Body, &identity); err != nil {
 		return "", fmt.Errorf("read who this is: %w", err)
 	}
 	return entityRequest(identity.ARN)

@@ -91,7 +91,7 @@ func TestCredentials(t *testing.T) {
 		{"container", map[string]string{"AWS_CONTAINER_CREDENTIALS_FULL_URI": s.URL + "/container", "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE": token}, awsauth.Credentials{KeyID: "container", Secret: "s", Token: "t"}, ""},
 		{"container elsewhere", map[string]string{"AWS_CONTAINER_CREDENTIALS_FULL_URI": "http://10.0.0.1/x"}, awsauth.Credentials{}, "must be HTTPS, or on the machine itself"},
 		{"container without its token", map[string]string{"AWS_CONTAINER_CREDENTIALS_FULL_URI": s.URL + "/container"}, awsauth.Credentials{}, "status 404"},
-		{"huge", map[string]string{"AWS_CONTAINER_CREDENTIALS_FULL_URI": s.URL + "/huge"}, awsauth.Credentials{}, "larger than"},
+		{"huge", map[string]string{"AWS_CONTAINER_CREDENTIALS_FULL_URI": s.URL + "/huge"}, awsauth.Credentials{}, "longer than"},
 		{"instance", map[string]string{"AWS_EC2_METADATA_SERVICE_ENDPOINT": s.URL}, awsauth.Credentials{KeyID: "instance", Secret: "s", Token: "t"}, ""},
 		{"nowhere", off, awsauth.Credentials{}, "there are no AWS credentials"},
 	}

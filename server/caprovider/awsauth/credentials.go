@@ -15,6 +15,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/sarnmesh/sarn/internal/fetch"
 )
 
 // An Environment is where credentials are looked for.
@@ -229,7 +231,7 @@ func (e *Environment) instance(ctx context.Context, path string) ([]byte, error)
 	if v := e.Getenv("AWS_EC2_METADATA_SERVICE_ENDPOINT"); v != "" {
 		base = strings.TrimSuffix(v, "/")
 	}
-	token, err := fetch(ctx, e.HTTP, http.MethodPut, base+"/latest/api/token", http.Header{"X-Aws-Ec2-Metadata-Token-Ttl-Seconds": {"300"}})
+	token, err := ask(ctx, e.HTTP, http.MethodPut, base+"/latest/api/token", http.Header{"X-Aws-Ec2-Metadata-Token-Ttl-Seconds": {"300"}})
 	if err != nil {
 		return nil, err
 	}
@@ -258,28 +260,21 @@ const maxMetadata = 64 << 10
 
 // Get asks a metadata service. Its errors do not repeat the answer, which may have secrets.
 func Get(ctx context.Context, c *http.Client, address string, header http.Header) ([]byte, error) {
-	return fetch(ctx, c, http.MethodGet, address, header)
+	return ask(ctx, c, http.MethodGet, address, header)
 }
 
-func fetch(ctx context.Context, c *http.Client, method, address string, header http.Header) ([]byte, error) {
+func ask(ctx context.Context, c *http.Client, method, address string, header http.Header) ([]byte, error) {
 	req, err := http.NewRequestWithContext(ctx, method, address, nil)
 	if err != nil {
 		return nil, errors.New("the address of a metadata service is no URL")
 	}
 	req.Header = header.Clone()
-	resp, err := c.Do(req)
+	answer, err := fetch.Do(c, req, maxMetadata)
 	if err != nil {
 		return nil, err
 	}
-	defer resp.Body.Close()
-	text, err := io.ReadAll(io.LimitReader(resp.Body, maxMetadata+1))
-	switch {
-	case err != nil:
-		return nil, err
-	case resp.StatusCode != http.StatusOK:
-		return nil, fmt.Errorf("the metadata service answers with status %d", resp.StatusCode)
-	case len(text) > maxMetadata:
-		return nil, fmt.Errorf("the answer of the metadata service is larger than %d bytes", maxMetadata)
+	if answer.Status != http.StatusOK {
+		return nil, fmt.Errorf("the metadata service answers with status %d", answer.Status)
 	}
-	return text, nil
+	return answer.Body, nil
 }

@@ -191,7 +191,7 @@ func TestHostileAnswers(t *testing.T) {
 		"no ARN":   {`{"CertificateAuthorityArn":"x"}`, "is not the ARN of an authority"},
 		"a path":   {`{"CertificateAuthorityArn":"arn:aws/../x:acm-pca:r:1:certificate-authority/1"}`, "is not the ARN of an authority"},
 		"not JSON": {`<html>`, "cannot be read"},
-		"huge":     {strings.Repeat(" ", 2<<20), "larger than"},
+		"huge":     {strings.Repeat(" ", 2<<20), "longer than"},
 	} {
 		kind := newKind(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(tt.answer)) }), "s")
 		if _, err := kind.Establish(t.Context(), wanted(t, map[string]any{})); err == nil || !strings.Contains(err.Error(), tt.want) {

@@ -6,12 +6,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"net/http"
 	"strings"
 	"time"
 
+	"github.com/sarnmesh/sarn/internal/fetch"
 	"github.com/sarnmesh/sarn/internal/pause"
 	"github.com/sarnmesh/sarn/server/caprovider/awsauth"
 )
@@ -94,30 +94,23 @@ func (c *client) once(ctx context.Context, action string, body []byte, out any) 
 	req.Header.Set("Content-Type", "application/x-amz-json-1.1")
 	req.Header.Set("X-Amz-Target", "ACMPrivateCA."+action)
 	awsauth.Sign(req, body, credentials, "acm-pca", region, time.Now())
-	resp, err := c.http.Do(req)
+	answer, err := fetch.Do(c.http, req, maxReply)
 	if err != nil {
 		return err
 	}
-	defer resp.Body.Close()
-	text, err := io.ReadAll(io.LimitReader(resp.Body, maxReply+1))
-	switch {
-	case err != nil:
-		return fmt.Errorf("read the answer of AWS Private CA: %w", err)
-	case len(text) > maxReply:
-		return fmt.Errorf("the answer of AWS Private CA is larger than %d bytes", maxReply)
-	case resp.StatusCode != http.StatusOK:
+	if answer.Status != http.StatusOK {
 		var problem struct {
 			Type    string `json:"__type"`
 			Message string `json:"message"`
 		}
-		_ = json.Unmarshal(text, &problem) // it says less then
+		_ = json.Unmarshal(answer.Body, &problem) // it says less then
 		code := problem.Type[strings.LastIndexByte(problem.Type, '#')+1:]
-		return &apiError{resp.StatusCode, code, problem.Message[:min(len(problem.Message), maxMessage)]}
+		return &apiError{answer.Status, code, problem.Message[:min(len(problem.Message), maxMessage)]}
 	}
-	if out == nil || len(text) == 0 {
+	if out == nil || len(answer.Body) == 0 {
 		return nil
 	}
-	if err := json.Unmarshal(text, out); err != nil {
+	if err := json.Unmarshal(answer.Body, out); err != nil {
 		return errors.New("the answer of AWS Private CA cannot be read")
 	}
 	return nil
