@@ -270,6 +270,9 @@ type ResolveReply struct {
 	// of another datacenter.
 	Policies      []*acl.Policy
 	DefaultPolicy string // "allow" or "deny": what holds where no rule says anything
+	// Age is how long ago the primary datacenter said so, 0 for what is known from the state: who remembers the answer for a
+	// while counts from then, so that a token that is deleted is refused in time however many remember it.
+	Age time.Duration
 }
 
 // An AuthorizeRequest asks whether the token that it carries may do things.

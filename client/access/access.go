@@ -307,7 +307,7 @@ func (r *Resolver) learn(token string, reply *calls.ResolveReply) (*acl.Authoriz
 		return nil, r.refuse(token, wireerr.Errorf(http.StatusForbidden, "Permission denied: the policies of the token cannot be read: %v", err))
 	}
 	now := time.Since(r.start)
-	e := &entry{authorizer: acl.New(rules, accessorOf(reply)), until: now + r.cfg.TTL}
+	e := &entry{authorizer: acl.New(rules, accessorOf(reply)), until: now + max(r.cfg.TTL-reply.Age, unknownTTL)}
 	if reply.Token != nil && reply.Token.ExpirationTime != nil {
 		e.end = *reply.Token.ExpirationTime
 		if !time.Now().Before(e.end) {

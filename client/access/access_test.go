@@ -97,6 +97,40 @@ func (s *servers) took() int {
 	return n
 }
 
+// A token is good for the TTL from when it was found, by whomever.
+func TestTokenScopeRevokedWithinTheTTL(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newServers()
+		r := access.New(access.Config{Caller: s, DefaultDeny: true, TTL: time.Minute})
+		s.set("token", webRules, true).Age = 40 * time.Second // a server of another datacenter has remembered it
+		if got := outcome(t, r, "token"); got != "true false accessor-of-token" {
+			t.Fatal(got)
+		}
+		s.remove("token")
+		time.Sleep(20*time.Second - 1)
+		if got := outcome(t, r, "token"); got != "true false accessor-of-token" {
+			t.Errorf("asked again early: %s", got)
+		}
+		time.Sleep(1)
+		if got := outcome(t, r, "token"); got != "ACL not found" {
+			t.Errorf("after the TTL: %s", got)
+		}
+		// What is older, since the primary datacenter is away, is not asked for with every request.
+		s.set("old", webRules, true).Age = time.Hour
+		outcome(t, r, "old")
+		s.took()
+		outcome(t, r, "old")
+		if n := s.took(); n != 0 {
+			t.Errorf("asked %d times at once", n)
+		}
+		time.Sleep(time.Second)
+		outcome(t, r, "old")
+		if n := s.took(); n != 1 {
+			t.Errorf("asked %d times after a second", n)
+		}
+	})
+}
+
 const webRules = `service "web" { policy = "write" }`
 
 // outcome is what became of a request to write the service "web", and one to write "db".

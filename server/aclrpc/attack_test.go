@@ -3,6 +3,7 @@ package aclrpc_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/sarnmesh/sarn/acl"
 	"github.com/sarnmesh/sarn/catalog/access"
+	"github.com/sarnmesh/sarn/catalog/state"
 	"github.com/sarnmesh/sarn/internal/wireerr"
 	"github.com/sarnmesh/sarn/server/aclrpc"
 	"github.com/sarnmesh/sarn/server/authmethod"
@@ -109,6 +111,33 @@ func TestTokenScopeDownPolicyOfAgents(t *testing.T) {
 		time.Sleep(time.Minute)
 		if err := ask(); err == nil || wireerr.Status(err) != 500 {
 			t.Errorf("told what was known before: %v", err)
+		}
+	})
+}
+
+// Agents, and servers that do not lead, are told how old an answer is: their own time for it does not come on top.
+func TestTokenScopeRevokedWithinTheTTL(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPair(t, aclrpc.Config{})
+		follower := aclrpc.New(aclrpc.Config{Enabled: true, Datacenter: "dc2", PrimaryDatacenter: "dc1", DefaultPolicy: aclrpc.Deny}, state.New())
+		follower.AskLeader(p.second.Caller(), func() bool { return false })
+		k := p.primary.createToken(acl.Token{Policies: []acl.Link{{ID: acl.ManagementID}}})
+		req := &access.ResolveRequest{}
+		req.Token = k.SecretID
+		if reply := must(access.ResolveCall.Call(t.Context(), p.second.Caller(), req))(t); reply.Age != 0 {
+			t.Errorf("just heard: %v", reply.Age)
+		}
+		time.Sleep(20 * time.Second)
+		if reply := must(access.ResolveCall.Call(t.Context(), p.second.Caller(), req))(t); reply.Age != 20*time.Second {
+			t.Errorf("heard 20 seconds ago: %v", reply.Age)
+		}
+		must(follower.Resolve(t.Context(), k.SecretID))(t)
+		if err := p.primary.deleteToken(root, k.AccessorID); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(10 * time.Second)
+		if _, err := follower.Resolve(t.Context(), k.SecretID); !errors.Is(err, wireerr.ErrTokenNotFound) {
+			t.Errorf("30 seconds after it was heard: %v", err)
 		}
 	})
 }

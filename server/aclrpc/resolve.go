@@ -468,7 +468,8 @@ func (c *Control) askRemote(ctx context.Context, v *state.View, sum [sha256.Size
 		}
 		z, err := c.authorizer(v, reply, have)
 		if err == nil {
-			r.hear(sum, &remoteToken{time.Now(), rulesetKey(reply.Policies), reply, z})
+			age := min(reply.Age, c.cfg.TokenTTL-retryDown) // what is older is asked for again soon, but not at once
+			r.hear(sum, &remoteToken{time.Now().Add(-max(age, 0)), rulesetKey(reply.Policies), reply, z})
 		}
 		return z, err
 	}
@@ -625,7 +626,7 @@ func (c *Control) tellResolved(_ context.Context, call *transport.Call, v *state
 		have := c.resolved.heard(state.HashSecret(token))
 		stale := have != nil && c.cfg.DownPolicy == Deny && time.Since(have.at) >= c.cfg.TokenTTL
 		if have != nil && !stale && datacenter == c.cfg.Datacenter {
-			reply.Token, reply.Policies = have.reply.Token, have.reply.Policies
+			reply.Token, reply.Policies, reply.Age = have.reply.Token, have.reply.Policies, time.Since(have.at)
 			return reply, acl.Open(), nil
 		}
 		if !nobody {
