@@ -72,7 +72,7 @@ func (k keys) fill(s string) string {
 
 var (
 	ofSomebody     = regexp.MustCompile(`"LEAF of [^"]*"`)
-	rootOfSomebody = regexp.MustCompile(`"([A-Z]+ ROOT\\n|CA)"`)
+	rootOfSomebody = regexp.MustCompile(`"(([A-Z]+ ROOT( [0-9]+)?\\n)+|CA)"`)
 	keyOfSomebody  = regexp.MustCompile(`"KEY of [^"]*"`)
 )
 
