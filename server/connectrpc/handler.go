@@ -190,25 +190,13 @@ func (a *Authority) signFor(ctx context.Context, c *transport.Call, req *ca.Sign
 	if err := checkHosts(view, request.ID(), req.Hosts); err != nil {
 		return nil, acl.Permit{}, err
 	}
-	settings, err := ca.ParseSettings(config.Provider, config.Config)
+	turn, err := a.turn(ctx, view, config, root)
 	if err != nil {
 		return nil, acl.Permit{}, err
 	}
-	done, err := a.limit.acquire(ctx, settings.CSRMaxPerSecond, settings.CSRMaxConcurrent)
-	if err != nil {
-		return nil, acl.Permit{}, err
-	}
-	defer done()
-	provider, err := a.providerOf(view, root)
-	if err != nil {
-		return nil, acl.Permit{}, err
-	}
-	serial, err := a.serial()
-	if err != nil {
-		return nil, acl.Permit{}, err
-	}
+	defer turn.done()
 	leaf, err := ca.SignLeaf(ctx, request, ca.LeafParams{
-		Provider: provider, Root: root, Serial: serial, Now: time.Now(), TTL: settings.LeafCertTTL, Hosts: req.Hosts,
+		Provider: turn.provider, Root: root, Serial: turn.serial, Now: time.Now(), TTL: turn.settings.LeafCertTTL, Hosts: req.Hosts,
 	})
 	if err != nil {
 		return nil, acl.Permit{}, err
@@ -216,6 +204,35 @@ func (a *Authority) signFor(ctx context.Context, c *transport.Call, req *ca.Sign
 	index, _ := view.CARoots()
 	leaf.CreateIndex, leaf.ModifyIndex = index, index
 	return &ca.SignReply{Leaf: *leaf}, permit, nil
+}
+
+// A turn is what one certificate is signed with.
+type turn struct {
+	settings ca.Settings
+	provider ca.Provider
+	serial   []byte
+	done     func() // ends the turn
+}
+
+// turn waits for a turn to sign under a root.
+func (a *Authority) turn(ctx context.Context, view *state.View, config *trust.Configuration, root *trust.Root) (*turn, error) {
+	settings, err := ca.ParseSettings(config.Provider, config.Config)
+	if err != nil {
+		return nil, err
+	}
+	done, err := a.limit.acquire(ctx, settings.CSRMaxPerSecond, settings.CSRMaxConcurrent)
+	if err != nil {
+		return nil, err
+	}
+	t := &turn{settings: settings, done: done}
+	if t.provider, err = a.providerOf(view, root); err == nil {
+		t.serial, err = a.serial()
+	}
+	if err != nil {
+		done()
+		return nil, err
+	}
+	return t, nil
 }
 
 // checkHosts returns nil when the leaf of an identity may carry DNS names: those of an ingress gateway's entry, and of the

@@ -184,25 +184,13 @@ func (a *Authority) signIntermediate(ctx context.Context, c *transport.Call, req
 	if err != nil {
 		return nil, acl.Permit{}, wireerr.BadRequest("%v", err)
 	}
-	settings, err := ca.ParseSettings(config.Provider, config.Config)
+	turn, err := a.turn(ctx, view, config, root)
 	if err != nil {
 		return nil, acl.Permit{}, err
 	}
-	done, err := a.limit.acquire(ctx, settings.CSRMaxPerSecond, settings.CSRMaxConcurrent)
-	if err != nil {
-		return nil, acl.Permit{}, err
-	}
-	defer done()
-	provider, err := a.providerOf(view, root)
-	if err != nil {
-		return nil, acl.Permit{}, err
-	}
-	serial, err := a.serial()
-	if err != nil {
-		return nil, acl.Permit{}, err
-	}
+	defer turn.done()
 	cert, err := ca.SignIntermediate(ctx, request, ca.IntermediateParams{
-		Provider: provider, Datacenter: req.ForDatacenter, Serial: serial, Now: time.Now(), TTL: settings.IntermediateCertTTL,
+		Provider: turn.provider, Datacenter: req.ForDatacenter, Serial: turn.serial, Now: time.Now(), TTL: turn.settings.IntermediateCertTTL,
 	})
 	if err != nil {
 		return nil, acl.Permit{}, err
