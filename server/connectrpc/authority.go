@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/sarnmesh/sarn/catalog"
@@ -150,11 +151,11 @@ func (a *Authority) Initialize(ctx context.Context, store *state.Store, apply Ap
 	a.mu.Unlock()
 	view := store.View()
 	if Secret(view) == "" {
-		secret, err := a.uuid()
+		secret, err := uuid.NewRandomFromReader(a.cfg.Random)
 		if err != nil {
 			return err
 		}
-		if _, err := apply(ctx, fsm.System, &setSecret{secret}); err != nil {
+		if _, err := apply(ctx, fsm.System, &setSecret{secret.String()}); err != nil {
 			return err
 		}
 	}
@@ -180,11 +181,11 @@ func (a *Authority) Initialize(ctx context.Context, store *state.Store, apply Ap
 	}
 	delete(next.Config, "ClusterID")
 	if next.ClusterID == "" {
-		id, err := a.uuid()
+		id, err := uuid.NewRandomFromReader(a.cfg.Random)
 		if err != nil {
 			return err
 		}
-		next.ClusterID = id
+		next.ClusterID = id.String()
 	}
 	if err := a.change(ctx, view, apply, next, true); err != nil {
 		return err
@@ -512,13 +513,4 @@ func (a *Authority) open(kept *trust.ProviderState, config *trust.Configuration)
 		return nil, fmt.Errorf("this server has no CA provider %q", providerName(kept))
 	}
 	return kind.Open(kept, config.ClusterID)
-}
-
-func (a *Authority) uuid() (string, error) {
-	var b [16]byte
-	if _, err := io.ReadFull(a.cfg.Random, b[:]); err != nil {
-		return "", err
-	}
-	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
-	return fmt.Sprintf("%x-%x-%x-%x-%x", b[0:4], b[4:6], b[6:8], b[8:10], b[10:16]), nil
 }
