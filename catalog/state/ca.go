@@ -1,11 +1,13 @@
 package state
 
 import (
+	"bytes"
 	"slices"
 
 	"github.com/sarnmesh/sarn/catalog"
 	"github.com/sarnmesh/sarn/catalog/trust"
 	"github.com/sarnmesh/sarn/internal/mvcc"
+	"github.com/sarnmesh/sarn/internal/rpc"
 )
 
 var caRoots = mvcc.NewTable("ca-root", func(buf []byte, r *trust.Root) ([]byte, bool) { return mvcc.String(buf, r.ID), true })
@@ -72,13 +74,29 @@ func sameRoot(a, b *trust.Root) bool {
 		a.PruneAfter.Equal(b.PruneAfter) && a.RootCert == b.RootCert && slices.Equal(a.IntermediateCerts, b.IntermediateCerts)
 }
 
-// SetCAConfig replaces the configuration. The cluster ID, once set, stays.
+// SetCAConfig replaces the configuration. The cluster ID, once set, stays. One that is as it was changes nothing.
 func (t *Tx) SetCAConfig(c *trust.Configuration) {
 	c.Indexes = catalog.Indexes{CreateIndex: t.Index, ModifyIndex: t.Index}
 	if _, old := t.CAConfig(); old != nil {
 		c.CreateIndex, c.ClusterID = old.CreateIndex, old.ClusterID
+		if sameConfig(old, c) {
+			c.Indexes = old.Indexes
+			return
+		}
 	}
 	caConfigs.Insert(t.tx, c)
+}
+
+// sameConfig reports whether the two differ in their indexes at most.
+func sameConfig(a, b *trust.Configuration) bool {
+	x, y := *a, *b
+	x.Indexes, y.Indexes = catalog.Indexes{}, catalog.Indexes{}
+	was, err := rpc.Marshal(&x)
+	if err != nil {
+		return false
+	}
+	is, err := rpc.Marshal(&y)
+	return err == nil && bytes.Equal(was, is)
 }
 
 // DropCAConfig forgets the configuration, so that the next may have another cluster ID.

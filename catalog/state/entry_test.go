@@ -270,7 +270,11 @@ func TestAuthorityState(t *testing.T) {
 	}
 	write(t, s, 5, func(tx *state.Tx) error {
 		tx.SetCARoots([]*trust.Root{{ID: "b", Active: true}})
-		tx.SetCAConfig(&trust.Configuration{ClusterID: "another", Provider: "consul"})
+		tx.SetCAConfig(&trust.Configuration{ClusterID: "another", Provider: "consul", ForceWithoutCrossSigning: true})
+		return nil
+	})
+	write(t, s, 6, func(tx *state.Tx) error { // as it was
+		tx.SetCAConfig(&trust.Configuration{Provider: "consul", ForceWithoutCrossSigning: true})
 		return nil
 	})
 	v = s.View()
