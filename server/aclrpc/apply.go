@@ -7,6 +7,7 @@ import (
 
 	"github.com/sarnmesh/sarn/acl"
 	"github.com/sarnmesh/sarn/catalog/state"
+	"github.com/sarnmesh/sarn/internal/wireerr"
 	"github.com/sarnmesh/sarn/server/fsm"
 	"github.com/sarnmesh/sarn/server/transport"
 )
@@ -125,4 +126,13 @@ func set[T any](ctx context.Context, call *transport.Call, p acl.Permit, kind fs
 		return nil, err
 	}
 	return done.Set[0], nil
+}
+
+// remove writes a change that deletes one object; what names its kind where there is none.
+func remove[T any](ctx context.Context, call *transport.Call, p acl.Permit, kind fsm.Kind, what string, req *change[T]) error {
+	done, err := apply(ctx, call, p, kind, req)
+	if err == nil && done.Deleted == 0 {
+		err = wireerr.NotFound("Cannot find %s to delete", what)
+	}
+	return err
 }

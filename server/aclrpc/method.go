@@ -14,7 +14,6 @@ import (
 	"github.com/sarnmesh/sarn/catalog"
 	"github.com/sarnmesh/sarn/catalog/access"
 	"github.com/sarnmesh/sarn/catalog/state"
-	"github.com/sarnmesh/sarn/internal/wireerr"
 	"github.com/sarnmesh/sarn/server/authmethod"
 	"github.com/sarnmesh/sarn/server/fsm"
 	"github.com/sarnmesh/sarn/server/transport"
@@ -74,12 +73,8 @@ func (c *Control) deleteMethod(ctx context.Context, call *transport.Call, req *a
 		return nil, acl.Permit{}, errMethodsNeed
 	}
 	_, m := call.Store.View().ACLAuthMethod(req.ID)
-	done, err := apply(ctx, call, permit, fsm.ACLAuthMethods, &change[acl.AuthMethod]{Delete: []string{req.ID}, KeepGlobal: !c.primary()})
-	if err != nil {
+	if err := remove(ctx, call, permit, fsm.ACLAuthMethods, "auth method", &change[acl.AuthMethod]{Delete: []string{req.ID}, KeepGlobal: !c.primary()}); err != nil {
 		return nil, acl.Permit{}, err
-	}
-	if done.Deleted == 0 {
-		return nil, acl.Permit{}, wireerr.NotFound("Cannot find auth method to delete")
 	}
 	if m != nil {
 		c.methods.Forget(m.Name)
@@ -184,12 +179,8 @@ func (c *Control) deleteRule(ctx context.Context, call *transport.Call, req *acc
 	if !c.ownTokens() {
 		return nil, acl.Permit{}, errMethodsNeed
 	}
-	done, err := apply(ctx, call, permit, fsm.ACLBindingRules, &change[acl.BindingRule]{Delete: []string{req.ID}})
-	if err != nil {
+	if err := remove(ctx, call, permit, fsm.ACLBindingRules, "binding rule", &change[acl.BindingRule]{Delete: []string{req.ID}}); err != nil {
 		return nil, acl.Permit{}, err
-	}
-	if done.Deleted == 0 {
-		return nil, acl.Permit{}, wireerr.NotFound("Cannot find binding rule to delete")
 	}
 	return nil, permit, nil
 }

@@ -13,7 +13,6 @@ import (
 	"github.com/sarnmesh/sarn/catalog"
 	"github.com/sarnmesh/sarn/catalog/access"
 	"github.com/sarnmesh/sarn/catalog/state"
-	"github.com/sarnmesh/sarn/internal/wireerr"
 	"github.com/sarnmesh/sarn/server/fsm"
 	"github.com/sarnmesh/sarn/server/transport"
 )
@@ -68,12 +67,8 @@ func (c *Control) deletePolicy(ctx context.Context, call *transport.Call, req *a
 	if p := acl.BuiltInPolicy(strings.ToLower(req.ID)); p != nil {
 		return nil, acl.Permit{}, fmt.Errorf("Delete operation not permitted on the builtin %s policy", p.Name)
 	}
-	done, err := apply(ctx, call, permit, fsm.ACLPolicies, &change[acl.Policy]{Delete: []string{req.ID}})
-	if err != nil {
+	if err := remove(ctx, call, permit, fsm.ACLPolicies, "policy", &change[acl.Policy]{Delete: []string{req.ID}}); err != nil {
 		return nil, acl.Permit{}, err
-	}
-	if done.Deleted == 0 {
-		return nil, acl.Permit{}, wireerr.NotFound("Cannot find policy to delete")
 	}
 	return nil, permit, nil
 }

@@ -11,7 +11,6 @@ import (
 	"github.com/sarnmesh/sarn/catalog"
 	"github.com/sarnmesh/sarn/catalog/access"
 	"github.com/sarnmesh/sarn/catalog/state"
-	"github.com/sarnmesh/sarn/internal/wireerr"
 	"github.com/sarnmesh/sarn/server/fsm"
 	"github.com/sarnmesh/sarn/server/transport"
 )
@@ -63,12 +62,8 @@ func (c *Control) deleteRole(ctx context.Context, call *transport.Call, req *acc
 	if !c.primary() {
 		return inPrimary(ctx, c, access.RoleDeleteCall, req)
 	}
-	done, err := apply(ctx, call, permit, fsm.ACLRoles, &change[acl.Role]{Delete: []string{req.ID}})
-	if err != nil {
+	if err := remove(ctx, call, permit, fsm.ACLRoles, "role", &change[acl.Role]{Delete: []string{req.ID}}); err != nil {
 		return nil, acl.Permit{}, err
-	}
-	if done.Deleted == 0 {
-		return nil, acl.Permit{}, wireerr.NotFound("Cannot find role to delete")
 	}
 	return nil, permit, nil
 }

@@ -13,7 +13,6 @@ import (
 	"github.com/sarnmesh/sarn/catalog"
 	"github.com/sarnmesh/sarn/catalog/access"
 	"github.com/sarnmesh/sarn/catalog/state"
-	"github.com/sarnmesh/sarn/internal/wireerr"
 	"github.com/sarnmesh/sarn/server/fsm"
 	"github.com/sarnmesh/sarn/server/transport"
 )
@@ -232,12 +231,8 @@ func (c *Control) deleteToken(ctx context.Context, call *transport.Call, req *ac
 	case !c.primary() && (k == nil || !k.Local):
 		return inPrimary(ctx, c, access.TokenDeleteCall, req)
 	}
-	done, err := apply(ctx, call, permit, fsm.ACLTokens, &change[acl.Token]{Delete: []string{req.ID}})
-	if err != nil {
+	if err := remove(ctx, call, permit, fsm.ACLTokens, "token", &change[acl.Token]{Delete: []string{req.ID}}); err != nil {
 		return nil, acl.Permit{}, err
-	}
-	if done.Deleted == 0 {
-		return nil, acl.Permit{}, wireerr.NotFound("Cannot find token to delete")
 	}
 	return nil, permit, nil
 }
