@@ -10,6 +10,7 @@ import (
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	rbacv3 "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	httprbacv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 
@@ -83,20 +84,13 @@ type ruleDecoder struct {
 }
 
 func (d ruleDecoder) permission(path string, m *rbacv3.Permission) model.Rule {
-	set := func(kind model.RuleKind, list []*rbacv3.Permission) model.Rule {
-		rule := model.Rule{Kind: kind}
-		for i, x := range list {
-			rule.Rules = append(rule.Rules, d.permission(index(path, i), x))
-		}
-		return rule
-	}
 	switch p := m.GetRule().(type) {
 	case *rbacv3.Permission_Any:
 		return model.Rule{Kind: model.RuleAny}
 	case *rbacv3.Permission_AndRules:
-		return set(model.RuleAnd, p.AndRules.GetRules())
+		return ruleSet(path, model.RuleAnd, p.AndRules.GetRules(), d.permission)
 	case *rbacv3.Permission_OrRules:
-		return set(model.RuleOr, p.OrRules.GetRules())
+		return ruleSet(path, model.RuleOr, p.OrRules.GetRules(), d.permission)
 	case *rbacv3.Permission_NotRule:
 		return model.Rule{Kind: model.RuleNot, Rules: []model.Rule{d.permission(join(path, "not_rule"), p.NotRule)}}
 	case *rbacv3.Permission_DestinationIp:
@@ -125,12 +119,11 @@ func (d ruleDecoder) permission(path string, m *rbacv3.Permission) model.Rule {
 		}
 	case *rbacv3.Permission_Header:
 		if d.requests {
-			h := d.headerMatch(join(path, "header"), p.Header)
-			return model.Rule{Kind: model.RuleHeader, Header: &h}
+			return d.header(join(path, "header"), p.Header)
 		}
 	case *rbacv3.Permission_UrlPath:
 		if d.requests {
-			return model.Rule{Kind: model.RulePath, Match: d.stringMatch(join(path, "url_path.path"), p.UrlPath.GetPath())}
+			return d.urlPath(join(path, "url_path"), p.UrlPath)
 		}
 	}
 	d.errorf(path, "permission %T is not supported%s", m.GetRule(), d.about())
@@ -138,20 +131,13 @@ func (d ruleDecoder) permission(path string, m *rbacv3.Permission) model.Rule {
 }
 
 func (d ruleDecoder) principal(path string, m *rbacv3.Principal) model.Rule {
-	set := func(kind model.RuleKind, list []*rbacv3.Principal) model.Rule {
-		rule := model.Rule{Kind: kind}
-		for i, x := range list {
-			rule.Rules = append(rule.Rules, d.principal(index(path, i), x))
-		}
-		return rule
-	}
 	switch p := m.GetIdentifier().(type) {
 	case *rbacv3.Principal_Any:
 		return model.Rule{Kind: model.RuleAny}
 	case *rbacv3.Principal_AndIds:
-		return set(model.RuleAnd, p.AndIds.GetIds())
+		return ruleSet(path, model.RuleAnd, p.AndIds.GetIds(), d.principal)
 	case *rbacv3.Principal_OrIds:
-		return set(model.RuleOr, p.OrIds.GetIds())
+		return ruleSet(path, model.RuleOr, p.OrIds.GetIds(), d.principal)
 	case *rbacv3.Principal_NotId:
 		return model.Rule{Kind: model.RuleNot, Rules: []model.Rule{d.principal(join(path, "not_id"), p.NotId)}}
 	case *rbacv3.Principal_Authenticated_:
@@ -179,12 +165,11 @@ func (d ruleDecoder) principal(path string, m *rbacv3.Principal) model.Rule {
 		}
 	case *rbacv3.Principal_Header:
 		if d.requests {
-			h := d.headerMatch(join(path, "header"), p.Header)
-			return model.Rule{Kind: model.RuleHeader, Header: &h}
+			return d.header(join(path, "header"), p.Header)
 		}
 	case *rbacv3.Principal_UrlPath:
 		if d.requests {
-			return model.Rule{Kind: model.RulePath, Match: d.stringMatch(join(path, "url_path.path"), p.UrlPath.GetPath())}
+			return d.urlPath(join(path, "url_path"), p.UrlPath)
 		}
 	case *rbacv3.Principal_FilterState:
 		if d.requests {
@@ -193,6 +178,24 @@ func (d ruleDecoder) principal(path string, m *rbacv3.Principal) model.Rule {
 	}
 	d.errorf(path, "principal %T is not supported%s", m.GetIdentifier(), d.about())
 	return model.Rule{}
+}
+
+// ruleSet decodes a list of permissions or principals.
+func ruleSet[T any](path string, kind model.RuleKind, list []*T, decode func(path string, m *T) model.Rule) model.Rule {
+	rule := model.Rule{Kind: kind}
+	for i, x := range list {
+		rule.Rules = append(rule.Rules, decode(index(path, i), x))
+	}
+	return rule
+}
+
+func (d ruleDecoder) header(path string, m *routev3.HeaderMatcher) model.Rule {
+	h := d.headerMatch(path, m)
+	return model.Rule{Kind: model.RuleHeader, Header: &h}
+}
+
+func (d ruleDecoder) urlPath(path string, m *matcherv3.PathMatcher) model.Rule {
+	return model.Rule{Kind: model.RulePath, Match: d.stringMatch(join(path, "path"), m.GetPath())}
 }
 
 func (d ruleDecoder) about() string {
