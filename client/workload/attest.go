@@ -17,11 +17,13 @@ type processInfo struct {
 func (processInfo) AuthType() string { return "process" }
 
 // An attestor asks the kernel who has connected, at once, so that the answer is about the process that did.
-type attestor struct{}
+// What one user takes of connections is bounded.
+type attestor struct{ users *users }
 
-func (attestor) ServerHandshake(c net.Conn) (net.Conn, credentials.AuthInfo, error) {
+func (a attestor) ServerHandshake(c net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	raw := c
-	if l, ok := c.(*limitedConn); ok {
+	l, limited := c.(*limitedConn)
+	if limited {
 		raw = l.Conn
 	}
 	unix, ok := raw.(*net.UnixConn)
@@ -31,6 +33,9 @@ func (attestor) ServerHandshake(c net.Conn) (net.Conn, credentials.AuthInfo, err
 	p, err := processOf(unix)
 	if err != nil {
 		return nil, nil, err
+	}
+	if limited && p != nil && !l.owned(a.users, p.UID) {
+		return nil, nil, errors.New("the user has too many connections")
 	}
 	return c, processInfo{credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity}, p}, nil
 }

@@ -100,6 +100,7 @@ const (
 	maxRequest = 64 << 10
 	maxStreams = 64   // of one connection
 	maxConns   = 1024 // of all
+	maxOwn     = 512  // of one user of the machine
 	maxIDs     = 64   // identities of one caller
 )
 
@@ -126,7 +127,7 @@ func New(cfg Config) *Server {
 
 // Run serves on l until ctx ends, closes it and returns nil; or until it fails.
 func (s *Server) Run(ctx context.Context, l net.Listener) error {
-	g := grpc.NewServer(grpc.Creds(attestor{}), grpc.MaxRecvMsgSize(maxRequest), grpc.MaxConcurrentStreams(maxStreams))
+	g := grpc.NewServer(grpc.Creds(attestor{&users{open: map[uint32]int{}}}), grpc.MaxRecvMsgSize(maxRequest), grpc.MaxConcurrentStreams(maxStreams))
 	pb.RegisterSpiffeWorkloadAPIServer(g, s)
 	stop := context.AfterFunc(ctx, g.Stop)
 	defer stop()
@@ -156,11 +157,57 @@ func (l *limited) Accept() (net.Conn, error) {
 type limitedConn struct {
 	net.Conn
 	done func()
+
+	mu     sync.Mutex
+	closed bool
+	leave  func() // nil while nobody is known to own it
 }
 
 func (c *limitedConn) Close() error {
 	defer c.done()
+	c.mu.Lock()
+	leave := c.leave
+	c.closed, c.leave = true, nil
+	c.mu.Unlock()
+	if leave != nil {
+		leave()
+	}
 	return c.Conn.Close()
+}
+
+// owned counts the connection among those of a user until it is closed. It reports false when there are too many.
+func (c *limitedConn) owned(by *users, uid uint32) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed || !by.enter(uid) {
+		return false
+	}
+	c.leave = func() { by.leave(uid) }
+	return true
+}
+
+// users counts the connections of each user of the machine.
+type users struct {
+	mu   sync.Mutex
+	open map[uint32]int // not 0
+}
+
+func (u *users) enter(uid uint32) bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.open[uid] >= maxOwn {
+		return false
+	}
+	u.open[uid]++
+	return true
+}
+
+func (u *users) leave(uid uint32) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.open[uid]--; u.open[uid] == 0 {
+		delete(u.open, uid)
+	}
 }
 
 // The header that every call must carry, so that a browser or a proxy cannot be made to make one.
