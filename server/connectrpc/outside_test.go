@@ -1,7 +1,6 @@
 package connectrpc_test
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/x509"
@@ -16,6 +15,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -43,9 +43,9 @@ type world struct {
 	authority *connectrpc.Authority
 	vault     *vaulttest.Server
 	aws       *awstest.Server
-	log       *bytes.Buffer
+	log       *journal
 	dial      connectrpc.DialFunc
-	hosts     map[string]string // where names are
+	hosts     *hosts // where names are
 }
 
 // newWorld is for bubbles.
@@ -57,13 +57,32 @@ func newWorld(t *testing.T, cfg connectrpc.Config) *world {
 	}, cfg)
 }
 
+// hosts says where names are, while that changes.
+type hosts struct {
+	mu sync.Mutex
+	of map[string]string
+}
+
+func (h *hosts) get(name string) (string, bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	to := h.of[name]
+	return to, to != ""
+}
+
+func (h *hosts) set(name, to string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.of[name] = to
+}
+
 // newWorldWith makes another server, with the Vault and AWS of a world.
 func newWorldWith(t *testing.T, other *world, cfg connectrpc.Config) *world {
 	t.Helper()
-	w := &world{vault: other.vault, aws: other.aws, log: &bytes.Buffer{}}
+	w := &world{vault: other.vault, aws: other.aws, log: &journal{}}
 	network := testkit.NewNetwork(1)
 	here := network.Host("10.0.0.1")
-	hosts := map[string]string{"vault:8200": "10.0.0.2:80", "aws:80": "10.0.0.3:80"}
+	known := &hosts{of: map[string]string{"vault:8200": "10.0.0.2:80", "aws:80": "10.0.0.3:80"}}
 	for host, handler := range map[string]http.Handler{"10.0.0.2": w.vault, "10.0.0.3": w.aws} {
 		l, err := network.Host(host).Listen(80)
 		if err != nil {
@@ -74,14 +93,14 @@ func newWorldWith(t *testing.T, other *world, cfg connectrpc.Config) *world {
 		t.Cleanup(func() { server.Close() })
 	}
 	cfg.Dial = func(ctx context.Context, _, address string) (net.Conn, error) {
-		to, ok := hosts[address]
+		to, ok := known.get(address)
 		if !ok { // nobody answers
 			<-ctx.Done()
 			return nil, ctx.Err()
 		}
 		return here.Dial(ctx, to)
 	}
-	w.dial, w.hosts = cfg.Dial, hosts
+	w.dial, w.hosts = cfg.Dial, known
 	cfg.Getenv = func(name string) string {
 		return map[string]string{
 			"AWS_ENDPOINT_URL": "http://aws", "AWS_REGION": awstest.Region, "AWS_ACCESS_KEY_ID": "AKID", "AWS_SECRET_ACCESS_KEY": "aws-secret-key",
@@ -409,8 +428,8 @@ func TestVaultIsAway(t *testing.T) {
 		w := newWorld(t, connectrpc.Config{Provider: "vault", Settings: vaultConfig("root", "inter")})
 		before := roots(t, w.Caller()).Active()
 		w.leaf(t, before)
-		address := w.hosts["vault:8200"]
-		delete(w.hosts, "vault:8200")
+		address, _ := w.hosts.get("vault:8200")
+		w.hosts.set("vault:8200", "")
 		w.authority.Stop() // and with it the connections
 		if err := w.authority.Initialize(t.Context(), w.Store, w.Apply); err != nil {
 			t.Fatal(err)
@@ -424,9 +443,9 @@ func TestVaultIsAway(t *testing.T) {
 		if err := w.set(t, "consul", map[string]any{}, false); err == nil || time.Since(start) > 31*time.Second || w.Index() != index {
 			t.Errorf("cross-signed without Vault after %v: %v", time.Since(start), err)
 		}
-		w.hosts["vault:8200"] = address
+		w.hosts.set("vault:8200", address)
 		w.leaf(t, before)
-		delete(w.hosts, "vault:8200")
+		w.hosts.set("vault:8200", "")
 		w.authority.Stop()
 		if err := w.authority.Initialize(t.Context(), w.Store, w.Apply); err != nil {
 			t.Fatal(err)
@@ -673,7 +692,7 @@ func TestThreat4KeysAndTokensAreInNoAnswer(t *testing.T) {
 				t.Errorf("the log has %q", secret)
 			}
 		}
-		if w.log.Len() == 0 {
+		if w.log.String() == "" {
 			t.Error("nothing was logged")
 		}
 	})

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -30,15 +31,33 @@ type cluster struct {
 	*rpctest.Server
 	t    *testing.T
 	a    *connectrpc.Authority
-	log  *bytes.Buffer
+	log  *journal
 	stop func() // ends the leadership
+}
+
+// A journal is a log that can be read while it is written.
+type journal struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (j *journal) Write(p []byte) (int, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.b.Write(p)
+}
+
+func (j *journal) String() string {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.b.String()
 }
 
 // inCluster runs a test with a leader in a bubble.
 func inCluster(t *testing.T, settings map[string]any, f func(t *testing.T, c *cluster)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		c := &cluster{Server: rpctest.New(), t: t, log: new(bytes.Buffer)}
+		c := &cluster{Server: rpctest.New(), t: t, log: new(journal)}
 		c.a = connectrpc.New(connectrpc.Config{Settings: settings, Logger: hclog.New(&hclog.LoggerOptions{Output: c.log})})
 		c.a.Register(&c.Registry, &c.Appliers)
 		catalogrpc.Register(&c.Registry, &c.Appliers, catalogrpc.Config{})

@@ -1,7 +1,6 @@
 package connectrpc_test
 
 import (
-	"bytes"
 	"context"
 	"crypto/x509"
 	"errors"
@@ -62,7 +61,7 @@ func (f *far) Call(ctx context.Context, d rpc.Descriptor, req, resp any) error {
 func inDatacenters(t *testing.T, settings map[string]any, f func(t *testing.T, near *cluster, far *far)) {
 	t.Helper()
 	inCluster(t, settings, func(t *testing.T, near *cluster) {
-		o := &far{cluster: cluster{Server: rpctest.New(), t: t, log: new(bytes.Buffer), stop: func() {}}, primary: near}
+		o := &far{cluster: cluster{Server: rpctest.New(), t: t, log: new(journal), stop: func() {}}, primary: near}
 		o.Datacenter = "dc2"
 		near.Resolve = func(token string) (*acl.Authorizer, error) {
 			if token == "web" {
