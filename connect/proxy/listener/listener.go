@@ -205,10 +205,10 @@ func (m *Manager) Set(conf *model.Listener, replaced ...string) error {
 	}
 	before := l.conf.Swap(next)
 	for _, s := range opened {
+		s.socket.owner.Store(l) // before anybody is accepted
 		if !s.started {
 			m.running.Go(func() { m.accept(s.socket) })
 		}
-		s.socket.owner.Store(l)
 	}
 	for _, a := range l.addresses {
 		if !slices.Contains(wanted, a) {
