@@ -76,9 +76,12 @@ type Answer struct {
 }
 
 // Do sends the request and reads an answer of up to limit bytes; a longer one is an error. Errors tell nothing of the
-// answer's body.
+// answer's body, and no more of the URL than its host: they go to people who did not configure it.
 func Do(c *http.Client, req *http.Request, limit int64) (*Answer, error) {
 	resp, err := c.Do(req)
+	if whole, ok := errors.AsType[*url.Error](err); ok {
+		return nil, fmt.Errorf("ask %s: %w", req.URL.Host, whole.Err)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -99,7 +99,7 @@ func get(ctx context.Context, client *http.Client, from string) ([]byte, error) 
 		return nil, err
 	}
 	if a.Status != http.StatusOK {
-		return nil, fmt.Errorf("%s answers with status %d", from, a.Status)
+		return nil, fmt.Errorf("%s answers with status %d", req.URL.Host, a.Status)
 	}
 	return a.Body, nil
 }

@@ -154,7 +154,7 @@ func TestLoginErrors(t *testing.T) {
 		{"no such account", "", func(a *apiServer) { a.accountStatus, a.account = 404, `{"message":"topsecret"}` }, "annotation lookup failed: the API server answers with status 404"},
 		{"no JSON", "", func(a *apiServer) { a.account = "topsecret" }, "annotation lookup failed: the API server's answer is not the JSON expected"},
 		{"an account of the same name", "", func(a *apiServer) { a.account = `{"metadata":{"uid":"u2"}}` }, "annotation lookup failed: the service account is no longer the one"},
-		{"nobody", "", func(a *apiServer) { a.Close() }, "lookup failed: Post "},
+		{"nobody", "", func(a *apiServer) { a.Close() }, "lookup failed: ask "},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
