@@ -10,6 +10,7 @@ import (
 	"io"
 	"maps"
 	"reflect"
+	"slices"
 	"sync"
 	"time"
 
@@ -121,7 +122,7 @@ func applySet(tx *state.Tx, cmd *setCommand) (*struct{}, error) {
 		return nil, errChanged
 	}
 	if cmd.Roots != nil {
-		if ca.ActiveRoot(cmd.Roots) == nil {
+		if slices.Contains(cmd.Roots, nil) || ca.ActiveRoot(cmd.Roots) == nil {
 			return nil, errors.New("there must be exactly one active CA root")
 		}
 		tx.SetCARoots(cmd.Roots)
