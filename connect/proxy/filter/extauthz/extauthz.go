@@ -10,7 +10,6 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/sarnmesh/sarn/connect/proxy/accesslog"
@@ -100,8 +99,7 @@ type authzFilter struct {
 
 	ok, denied, failed, disabled, failureAllowed, invalid, ignoredMetadata *stats.Counter
 
-	mu       sync.RWMutex
-	clusters map[string]*clusterCounters // of the clusters that requests were for, up to maxClusters
+	clusters *filter.ClusterStats[clusterCounters]
 }
 
 func newFilter(filterName string, conf model.FilterConfig, env *filter.Env) (filter.Filter, error) {
@@ -114,12 +112,9 @@ func newFilter(filterName string, conf model.FilterConfig, env *filter.Env) (fil
 	return &authzFilter{
 		name: filterName, env: env, conf: c, ok: s("ok"), denied: s("denied"), failed: s("error"), disabled: s("disabled"),
 		failureAllowed: s("failure_mode_allowed"), invalid: s("invalid"), ignoredMetadata: s("ignored_dynamic_metadata"),
-		clusters: map[string]*clusterCounters{},
+		clusters: filter.NewClusterStats[clusterCounters](env, "ext_authz", c.StatPrefix),
 	}, nil
 }
-
-// maxClusters bounds the clusters that are counted by themselves: requests can name them.
-const maxClusters = 1000
 
 // clusterCounters count what became of requests for a cluster.
 type clusterCounters struct {
@@ -129,31 +124,17 @@ type clusterCounters struct {
 	FailureModeAllowed stats.Counter `stat:"failure_mode_allowed"`
 }
 
-// nobody counts for requests without a cluster, and shows nothing.
+// nobody counts for requests without a cluster, or for one too many, and shows nothing.
 var nobody = new(clusterCounters)
 
 func (f *authzFilter) of(cluster string) *clusterCounters {
-	f.mu.RLock()
-	c, n := f.clusters[cluster], len(f.clusters)
-	f.mu.RUnlock()
-	switch {
-	case c != nil:
-		return c
-	case cluster == "" || n >= maxClusters:
+	if cluster == "" {
 		return nobody
 	}
-	cluster = strings.Clone(cluster)
-	parts := []stats.Part{stats.Text("cluster"), stats.Label("envoy_cluster_name", cluster), stats.Text("ext_authz")}
-	if f.conf.StatPrefix != "" {
-		parts = append(parts, stats.Text(f.conf.StatPrefix))
+	if c := f.clusters.Of(cluster); c != nil {
+		return c
 	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if c = f.clusters[cluster]; c == nil {
-		c = stats.Struct[clusterCounters](f.env.Scope(parts...))
-		f.clusters[cluster] = c
-	}
-	return c
+	return nobody
 }
 
 // A verdict is what a service answered.

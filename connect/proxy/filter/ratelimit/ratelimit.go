@@ -7,7 +7,6 @@ import (
 	"math"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	commonv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/common/ratelimit/v3"
@@ -78,13 +77,11 @@ func (*RouteConfig) FilterType() string { return name }
 func newRoute(conf model.FilterConfig, _ *filter.Env) (any, error) { return conf.(*RouteConfig), nil }
 
 type limitFilter struct {
-	name  string
-	conf  *Config
-	env   *filter.Env
-	edits route.Edits
-
-	mu       sync.RWMutex
-	clusters map[string]*counters
+	name     string
+	conf     *Config
+	env      *filter.Env
+	edits    route.Edits
+	clusters *filter.ClusterStats[counters]
 }
 
 type counters struct {
@@ -94,37 +91,18 @@ type counters struct {
 	Allowed stats.Counter `stat:"failure_mode_allowed"`
 }
 
-// maxClusters bounds the clusters that are counted by themselves: requests can name them.
-const maxClusters = 1000
-
 func newFilter(filterName string, conf model.FilterConfig, env *filter.Env) (filter.Filter, error) {
 	c := conf.(*Config)
 	edits, err := route.NewEdits(c.Edits)
-	return &limitFilter{name: filterName, conf: c, env: env, edits: edits, clusters: map[string]*counters{}}, err
+	clusters := filter.NewClusterStats[counters](env, "ratelimit", c.StatPrefix)
+	return &limitFilter{name: filterName, conf: c, env: env, edits: edits, clusters: clusters}, err
 }
 
 func (f *limitFilter) counters(cluster string) *counters {
-	f.mu.RLock()
-	c, n := f.clusters[cluster], len(f.clusters)
-	f.mu.RUnlock()
-	if c != nil {
+	if c := f.clusters.Of(cluster); c != nil {
 		return c
 	}
-	if n >= maxClusters && cluster != "" {
-		return f.counters("")
-	}
-	cluster = strings.Clone(cluster)
-	parts := []stats.Part{stats.Text("cluster"), stats.Label("envoy_cluster_name", cluster), stats.Text("ratelimit")}
-	if f.conf.StatPrefix != "" {
-		parts = append(parts, stats.Text(f.conf.StatPrefix))
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if c = f.clusters[cluster]; c == nil {
-		c = stats.Struct[counters](f.env.Scope(parts...))
-		f.clusters[cluster] = c
-	}
-	return c
+	return f.clusters.Of("")
 }
 
 // maxDescriptors bounds how much is asked at once.
