@@ -2,7 +2,6 @@ package explain_test
 
 import (
 	"bufio"
-	"bytes"
 	"cmp"
 	"context"
 	"crypto/hmac"
@@ -52,22 +51,12 @@ type fleet struct {
 	stops []func()
 }
 
-type log struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *log) Write(b []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(b)
-}
+// A log is an access log.
+type log struct{ testkit.Log }
 
 // last returns the last line.
 func (l *log) last() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	lines := strings.Split(strings.TrimSpace(l.b.String()), "\n")
+	lines := strings.Split(strings.TrimSpace(l.String()), "\n")
 	return lines[len(lines)-1]
 }
 

@@ -29,8 +29,8 @@ type site struct {
 	*testing.T
 	client, proxy, app *testkit.Host
 	p                  *proxy.Proxy
-	access             lockedLog
-	log                lockedLog
+	access             testkit.Log
+	log                testkit.Log
 
 	mu    sync.Mutex
 	serve map[int]func(net.Conn) // by port
@@ -237,10 +237,7 @@ func (s *site) want(raw, want string) time.Duration {
 func (s *site) wantLog(want ...string) {
 	s.Helper()
 	time.Sleep(2 * time.Second)
-	s.access.mu.Lock()
-	got := strings.Split(strings.TrimSpace(s.access.b.String()), "\n")
-	s.access.b.Reset()
-	s.access.mu.Unlock()
+	got := strings.Split(strings.TrimSpace(s.access.Take()), "\n")
 	if strings.Join(got, "|") != strings.Join(want, "|") {
 		s.Errorf("access log %q, want %q", got, want)
 	}

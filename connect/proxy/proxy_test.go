@@ -213,31 +213,14 @@ type world struct {
 	p          *proxy.Proxy
 	stop       func()
 	state      string
-	log        *lockedLog
+	log        *testkit.Log
 	sotw       bool
-}
-
-type lockedLog struct {
-	mu sync.Mutex
-	b  strings.Builder
-}
-
-func (l *lockedLog) Write(b []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(b)
-}
-
-func (l *lockedLog) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }
 
 func run(t *testing.T, f func(w *world)) {
 	testkit.Bubble(t, func(t *testing.T) {
 		n := testkit.NewNetwork(1)
-		w := &world{T: t, proxy: n.Host("10.0.0.1"), app: n.Host("10.0.0.3"), log: &lockedLog{}}
+		w := &world{T: t, proxy: n.Host("10.0.0.1"), app: n.Host("10.0.0.3"), log: &testkit.Log{}}
 		w.plane = &plane{t: t, host: n.Host("10.0.0.2")}
 		w.plane.start()
 		for _, port := range []uint16{80, 81} {

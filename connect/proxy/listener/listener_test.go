@@ -779,7 +779,7 @@ func TestServerNamePicksTheChainAndTheCluster(t *testing.T) {
 
 func TestAccessLogTellsWhoAndWhy(t *testing.T) {
 	mesh(t, func(w *world) {
-		var out syncBuffer
+		var out testkit.Log
 		sinks := accesslog.NewSinks(&out, nil, nil)
 		w.dbP.ln.Shutdown(canceled())
 		w.dbP.ln = listener.NewManager(listener.Config{
@@ -814,21 +814,4 @@ func TestAccessLogTellsWhoAndWhy(t *testing.T) {
 			t.Errorf("logged\n%swant\n%s", out.String(), want)
 		}
 	})
-}
-
-type syncBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (s *syncBuffer) Write(b []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.Write(b)
-}
-
-func (s *syncBuffer) String() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.String()
 }
