@@ -422,3 +422,47 @@ func TestReplicationTokenNeedsOperatorWrite(t *testing.T) {
 		}
 	})
 }
+
+func TestThePrimaryWaitsForOtherDatacenters(t *testing.T) {
+	inDatacenters(t, nil, func(t *testing.T, near *cluster, o *far) {
+		near.node("n1", passing, sidecar+"web-sidecar-proxy")
+		o.node("n2", passing, sidecar+"api-sidecar-proxy")
+		o.lead()
+		time.Sleep(time.Minute)
+		near.rotate(ca.RotateRequest{})
+		time.Sleep(10 * time.Second)
+		r := near.want("nobody has confirmed", ca.PhaseSpreading, "datacenter dc2", "n1")
+		if got := r.Nodes[0].Waiting; !slices.Equal(got, []string{"1 of 1 nodes"}) {
+			t.Errorf("datacenter dc2 waits for %q", got)
+		}
+		near.confirm("n1")
+		time.Sleep(3 * time.Minute)
+		near.want("the nodes here have confirmed", ca.PhaseSpreading, "datacenter dc2")
+		o.confirm("n2")
+		time.Sleep(10 * time.Second)
+		near.want("everybody has confirmed", ca.PhaseSigning, "datacenter dc2", "n1")
+		near.confirm("n1")
+		o.confirm("n2")
+		time.Sleep(10 * time.Second)
+		near.want("everybody has new leaves", ca.PhaseRetiring)
+		o.want("everybody here has", ca.PhaseRetiring)
+
+		// One that is lost is waited for no longer than two minutes.
+		near.rotate(ca.RotateRequest{})
+		time.Sleep(10 * time.Second)
+		near.confirm("n1")
+		o.lost.Store(true)
+		time.Sleep(time.Minute)
+		near.want("the other is lost", ca.PhaseSpreading, "datacenter dc2")
+		time.Sleep(90 * time.Second)
+		near.want("it is known to be lost", ca.PhaseSigning, "n1")
+
+		for _, r := range []ca.ConfirmDatacenterRequest{
+			{}, {FromDatacenter: "dc1"}, {FromDatacenter: "a/b"}, {FromDatacenter: "dc2", Required: -1}, {FromDatacenter: "dc2", NewRootID: strings.Repeat("x", 1000)},
+		} {
+			if _, err := ca.ConfirmDatacenterCall.Call(t.Context(), near.Caller(), &r); wireerr.Status(err) != http.StatusBadRequest {
+				t.Errorf("%+v was taken: %v", r, err)
+			}
+		}
+	})
+}
