@@ -186,7 +186,7 @@ func TestAgentWaitsForALeader(t *testing.T) {
 
 // An agent's certificate opens the calls of agents, and neither Raft nor what only servers may call (spec/threats.md,
 // class 2).
-func TestAgentCertificatesAreNoServerCertificates(t *testing.T) {
+func TestThreat02AgentCertificatesAreNoServerCertificates(t *testing.T) {
 	testkit.Bubble(t, func(t *testing.T) {
 		ca := testkit.NewCA(t, "ours")
 		pool := ca.Pool()

@@ -64,7 +64,7 @@ func (g *guardedAgent) secretsOf() (keys, tokens map[string]string) {
 			keys["a secret of a peering in hex"] = hex.EncodeToString(s.Establishment)
 		}
 	}
-	keys["the token of metrics"] = metricsSecret
+	keys["the token of metrics"], keys["what servers know of one another"] = metricsSecret, g.server.Secret()
 	_, all := v.ACLTokens()
 	for _, k := range all {
 		if k.AccessorID != acl.AnonymousID {
