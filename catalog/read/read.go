@@ -33,6 +33,8 @@ type Target struct {
 	// Token is the secret of the ACL token, empty for the anonymous one. It is cleared before a request enters the
 	// Raft log.
 	Token string `json:"-" cbor:"token,omitempty"`
+	// Relayed requests come from a datacenter that takes the one asked for the primary one.
+	Relayed bool `json:"-" cbor:"relayed,omitempty"`
 }
 
 // RequestTarget returns t; the transport finds it through this method.

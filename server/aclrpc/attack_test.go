@@ -18,6 +18,7 @@ import (
 	"github.com/sarnmesh/sarn/acl"
 	"github.com/sarnmesh/sarn/catalog/access"
 	"github.com/sarnmesh/sarn/catalog/state"
+	"github.com/sarnmesh/sarn/internal/rpc"
 	"github.com/sarnmesh/sarn/internal/wireerr"
 	"github.com/sarnmesh/sarn/server/aclrpc"
 	"github.com/sarnmesh/sarn/server/authmethod"
@@ -199,4 +200,26 @@ func TestTokenScopeDeletionOfAMethod(t *testing.T) {
 			t.Error("a token of the method is left")
 		}
 	})
+}
+
+// Datacenters that take each other for the primary one do not send a request to and fro.
+func TestRequestsDoNotLoop(t *testing.T) {
+	servers, calls := map[string]*server{}, 0
+	other := map[string]string{"dc1": "dc2", "dc2": "dc1"}
+	for own, there := range other {
+		servers[own] = bareServer(t, aclrpc.Config{
+			Enabled: true, Datacenter: own, PrimaryDatacenter: there,
+			Primary: func(ctx context.Context, d rpc.Descriptor, req, resp any) error {
+				if calls++; calls > 10 {
+					return errors.New("this has no end")
+				}
+				return servers[there].Caller().Call(ctx, d, req, resp)
+			},
+		})
+		servers[own].Datacenter = own
+		servers[own].Resolve = nil // everything
+	}
+	if _, err := servers["dc2"].setPolicy("", acl.Policy{Name: "p"}); err == nil || calls != 1 || !strings.Contains(err.Error(), "primary") {
+		t.Errorf("after %d calls: %v", calls, err)
+	}
 }

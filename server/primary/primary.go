@@ -4,6 +4,7 @@ package primary
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/sarnmesh/sarn/acl"
@@ -12,10 +13,17 @@ import (
 	"github.com/sarnmesh/sarn/internal/rpc"
 )
 
-// Ask has a datacenter, which call reaches, do what is asked of this one: it also decides whether the token may.
+var errNotPrimary = errors.New("datacenters do not agree on which of them is the primary one (primary_datacenter)")
+
+// Ask has a datacenter, which call reaches, do what is asked of this one: it also decides whether the token may. What another
+// has asked of this one in turn goes no further, or it might have no end.
 func Ask[Req, Resp any](ctx context.Context, call func(ctx context.Context, d rpc.Descriptor, req, resp any) error, datacenter string, m rpc.Method[Req, Resp], req *Req) (*Resp, acl.Permit, error) {
 	there, resp := *req, new(Resp)
-	any(&there).(interface{ RequestTarget() *read.Target }).RequestTarget().Datacenter = datacenter
+	target := any(&there).(interface{ RequestTarget() *read.Target }).RequestTarget()
+	if target.Relayed {
+		return nil, acl.Permit{}, errNotPrimary
+	}
+	target.Datacenter, target.Relayed = datacenter, true
 	if err := call(ctx, m.Descriptor, &there, resp); err != nil {
 		return nil, acl.Permit{}, err
 	}
