@@ -15,6 +15,7 @@ import (
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/sarnmesh/sarn/connect/proxy/model"
@@ -40,22 +41,27 @@ func (d *Decoder) Secret(a *anypb.Any) (*model.Secret, error) {
 	return s, r.err()
 }
 
-// downstreamTLS decodes the transport socket of a filter chain; nil is plaintext.
-func (r *run) downstreamTLS(path string, s *corev3.TransportSocket) *model.DownstreamTLS {
-	path = join(path, "transport_socket")
+// tlsSocket decodes the settings of a transport socket for TLS; it returns false for plaintext, and for one that cannot be
+// used.
+func (r *run) tlsSocket(path string, s *corev3.TransportSocket, m proto.Message) bool {
 	switch typeOf(s.GetTypedConfig()) {
-	case "envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext":
+	case string(m.ProtoReflect().Descriptor().FullName()):
+		return r.extension(path, s.GetTypedConfig(), m)
 	case "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer":
-		return nil
 	default:
 		// Fail closed: a socket that is not understood is not plaintext.
 		if s != nil {
 			r.errorf(path, "transport socket %q of type %q is not supported", s.GetName(), s.GetTypedConfig().GetTypeUrl())
 		}
-		return nil
 	}
+	return false
+}
+
+// downstreamTLS decodes the transport socket of a filter chain; nil is plaintext.
+func (r *run) downstreamTLS(path string, s *corev3.TransportSocket) *model.DownstreamTLS {
+	path = join(path, "transport_socket")
 	var m tlsv3.DownstreamTlsContext
-	if !r.extension(path, s.GetTypedConfig(), &m) {
+	if !r.tlsSocket(path, s, &m) {
 		return nil
 	}
 	r.only(path, &m, "common_tls_context require_client_certificate disable_stateless_session_resumption",
@@ -78,18 +84,8 @@ func (r *run) downstreamTLS(path string, s *corev3.TransportSocket) *model.Downs
 // upstreamTLS decodes the transport socket of a cluster; nil is plaintext.
 func (r *run) upstreamTLS(path string, s *corev3.TransportSocket) *model.UpstreamTLS {
 	path = join(path, "transport_socket")
-	switch typeOf(s.GetTypedConfig()) {
-	case "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext":
-	case "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer":
-		return nil
-	default:
-		if s != nil {
-			r.errorf(path, "transport socket %q of type %q is not supported", s.GetName(), s.GetTypedConfig().GetTypeUrl())
-		}
-		return nil
-	}
 	var m tlsv3.UpstreamTlsContext
-	if !r.extension(path, s.GetTypedConfig(), &m) {
+	if !r.tlsSocket(path, s, &m) {
 		return nil
 	}
 	r.only(path, &m, "common_tls_context sni max_session_keys", "enforce_rsa_key_usage")
