@@ -34,6 +34,24 @@ type end struct{ service, subset, datacenter, peer string }
 
 func (e end) id() string { return chain.TargetID(e.service, e.subset, e.datacenter, e.peer) }
 
+// to returns where a redirect or failover leads from e: what it does not say stays as it is.
+func (e end) to(next end) end {
+	out := e
+	if next.service != "" && next.service != e.service {
+		out = end{service: next.service, datacenter: e.datacenter}
+	}
+	if next.subset != "" {
+		out.subset = next.subset
+	}
+	if next.datacenter != "" {
+		out.datacenter = next.datacenter
+	}
+	if next.peer != "" {
+		out.peer, out.datacenter = next.peer, ""
+	}
+	return out
+}
+
 var errLoop = errors.New("loop")
 
 func get[T any](s set, kind entry.Kind, name string) *T {
@@ -97,19 +115,7 @@ func (w *walker) resolve(t end) (end, error) {
 			if w.external(t.service) {
 				return t, errors.New("external")
 			}
-			next := t
-			if d.Service != "" && d.Service != t.service {
-				next = end{service: d.Service, datacenter: t.datacenter}
-			}
-			if d.ServiceSubset != "" {
-				next.subset = d.ServiceSubset
-			}
-			if d.Datacenter != "" {
-				next.datacenter = d.Datacenter
-			}
-			if d.Peer != "" {
-				next.peer, next.datacenter = d.Peer, ""
-			}
+			next := t.to(end{d.Service, d.ServiceSubset, d.Datacenter, d.Peer})
 			if next == t {
 				return t, nil
 			}
@@ -144,32 +150,19 @@ func (w *walker) resolution(t end) (string, error) {
 		f, ok = r.Failover["*"]
 	}
 	if ok {
-		type where struct{ service, subset, datacenter, peer string }
-		var to []where
+		var to []end
 		for _, x := range f.Targets {
-			to = append(to, where{x.Service, x.ServiceSubset, x.Datacenter, x.Peer})
+			to = append(to, end{x.Service, x.ServiceSubset, x.Datacenter, x.Peer})
 		}
 		for _, dc := range f.Datacenters {
-			to = append(to, where{f.Service, f.ServiceSubset, dc, ""})
+			to = append(to, end{f.Service, f.ServiceSubset, dc, ""})
 		}
 		if len(f.Targets)+len(f.Datacenters) == 0 {
-			to = append(to, where{f.Service, f.ServiceSubset, "", ""})
+			to = append(to, end{f.Service, f.ServiceSubset, "", ""})
 		}
 		for _, x := range to {
-			next := t
-			if x.service != "" && x.service != t.service {
-				next = end{service: x.service, datacenter: t.datacenter}
-			}
-			if x.subset != "" {
-				next.subset = x.subset
-			}
-			if x.datacenter != "" {
-				next.datacenter = x.datacenter
-			}
-			if x.peer != "" {
-				next.peer, next.datacenter = x.peer, ""
-			}
-			if next, err = w.resolve(next); err != nil {
+			next, err := w.resolve(t.to(x))
+			if err != nil {
 				return "", err
 			}
 			if next != t && !slices.Contains(over, w.target(next)) {
