@@ -20,58 +20,44 @@ var builtIn = map[string]string{
 	"builtin/global-read-only": "00000000-0000-0000-0000-000000000002",
 }
 
-// whole returns the one of the IDs that begins with a prefix.
-func whole(prefix string, ids []string, none, many error) (string, error) {
+// whole returns the ID that a user means by its beginning: the one in a list, unless id is whole already. Errors begin with
+// none, "No such …", or name the kind.
+func whole[T any](c *verb.Call, id, none, kind string, list func(*api.QueryOptions) ([]T, *api.QueryMeta, error), idOf func(T) string) (string, error) {
+	if len(id) == uuidLength {
+		return id, nil
+	}
+	all, _, err := list(c.Query())
+	if err != nil {
+		return "", err
+	}
 	found := ""
-	for _, id := range ids {
-		if strings.HasPrefix(id, prefix) {
+	for _, o := range all {
+		if strings.HasPrefix(idOf(o), id) {
 			if found != "" {
-				return "", many
+				return "", verb.Errorf("Partial %s ID is not unique", kind)
 			}
-			found = id
+			found = idOf(o)
 		}
 	}
 	if found == "" {
-		return "", none
+		return "", verb.Errorf("%s ID with prefix: %s", none, id)
 	}
 	return found, nil
 }
 
 // tokenID returns the accessor ID that a user means.
 func tokenID(c *verb.Call, acl *api.ACL, id string) (string, error) {
-	switch {
-	case id == "anonymous":
+	if id == "anonymous" {
 		return anonymousID, nil
-	case len(id) == uuidLength:
-		return id, nil
 	}
-	list, _, err := acl.TokenList(c.Query())
-	if err != nil {
-		return "", err
-	}
-	var ids []string
-	for _, t := range list {
-		ids = append(ids, t.AccessorID)
-	}
-	return whole(id, ids, verb.Errorf("No such token ID with prefix: %s", id), verb.Errorf("Partial token ID is not unique"))
+	return whole(c, id, "No such token", "token", acl.TokenList, func(t *api.ACLTokenListEntry) string { return t.AccessorID })
 }
 
 func policyID(c *verb.Call, acl *api.ACL, id string) (string, error) {
 	if fixed, ok := builtIn[id]; ok {
 		return fixed, nil
 	}
-	if len(id) == uuidLength {
-		return id, nil
-	}
-	list, _, err := acl.PolicyList(c.Query())
-	if err != nil {
-		return "", err
-	}
-	var ids []string
-	for _, p := range list {
-		ids = append(ids, p.ID)
-	}
-	return whole(id, ids, verb.Errorf("No such policy ID with prefix: %s", id), verb.Errorf("Partial policy ID is not unique"))
+	return whole(c, id, "No such policy", "policy", acl.PolicyList, func(p *api.ACLPolicyListEntry) string { return p.ID })
 }
 
 func policyByName(c *verb.Call, acl *api.ACL, name string) (string, error) {
@@ -91,18 +77,7 @@ func policyByName(c *verb.Call, acl *api.ACL, name string) (string, error) {
 }
 
 func roleID(c *verb.Call, acl *api.ACL, id string) (string, error) {
-	if len(id) == uuidLength {
-		return id, nil
-	}
-	list, _, err := acl.RoleList(c.Query())
-	if err != nil {
-		return "", err
-	}
-	var ids []string
-	for _, r := range list {
-		ids = append(ids, r.ID)
-	}
-	return whole(id, ids, verb.Errorf("No such role ID with prefix: %s", id), verb.Errorf("Partial role ID is not unique"))
+	return whole(c, id, "No such role", "role", acl.RoleList, func(r *api.ACLRole) string { return r.ID })
 }
 
 func roleByName(c *verb.Call, acl *api.ACL, name string) (string, error) {
@@ -119,16 +94,8 @@ func roleByName(c *verb.Call, acl *api.ACL, name string) (string, error) {
 }
 
 func ruleID(c *verb.Call, acl *api.ACL, id string) (string, error) {
-	if len(id) == uuidLength {
-		return id, nil
+	list := func(q *api.QueryOptions) ([]*api.ACLBindingRule, *api.QueryMeta, error) {
+		return acl.BindingRuleList("", q)
 	}
-	list, _, err := acl.BindingRuleList("", c.Query())
-	if err != nil {
-		return "", err
-	}
-	var ids []string
-	for _, r := range list {
-		ids = append(ids, r.ID)
-	}
-	return whole(id, ids, verb.Errorf("no such rule ID with prefix: %s", id), verb.Errorf("Partial rule ID is not unique"))
+	return whole(c, id, "no such rule", "rule", list, func(r *api.ACLBindingRule) string { return r.ID })
 }
