@@ -402,8 +402,7 @@ func (a *Authority) confirm(_ context.Context, c *transport.Call, req *ca.Confir
 	if a.cfg.Disabled {
 		return nil, acl.Permit{}, wireerr.ErrConnectDisabled
 	}
-	permit, err := c.Authorizer.Require(acl.Node, acl.Write, req.Node)
-	if err != nil {
+	if _, err := c.Authorizer.Require(acl.Node, acl.Write, req.Node); err != nil {
 		return nil, acl.Permit{}, err
 	}
 	view := c.Store.View()
@@ -416,7 +415,8 @@ func (a *Authority) confirm(_ context.Context, c *transport.Call, req *ca.Confir
 		return nil, acl.Permit{}, wireerr.BadRequest("this can not be what a node has to tell")
 	}
 	// Names in another spelling are of the same node, but may have other rules.
-	if permit, err = c.Authorizer.Require(acl.Node, acl.Write, node.Node); err != nil {
+	permit, err := c.Authorizer.Require(acl.Node, acl.Write, node.Node)
+	if err != nil {
 		return nil, acl.Permit{}, err
 	}
 	kept := *req
