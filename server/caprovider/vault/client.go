@@ -8,7 +8,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -17,6 +16,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
+
+	"github.com/sarnmesh/sarn/internal/fetch"
 )
 
 const (
@@ -167,37 +168,30 @@ func (c *client) do(ctx context.Context, r request, reply any) error {
 	if r.namespace != "" {
 		req.Header.Set("X-Vault-Namespace", r.namespace)
 	}
-	resp, err := c.http.Do(req)
+	answer, err := fetch.Do(c.http, req, maxReply)
 	if err != nil {
 		return c.withoutSecrets(err.Error(), r.token)
 	}
-	defer resp.Body.Close()
-	text, err := io.ReadAll(io.LimitReader(resp.Body, maxReply+1))
-	switch {
-	case err != nil:
-		return fmt.Errorf("read the answer of Vault: %w", err)
-	case len(text) > maxReply:
-		return fmt.Errorf("the answer of Vault is larger than %d bytes", maxReply)
-	case resp.StatusCode >= 400:
+	if answer.Status >= 400 {
 		var problem struct{ Errors []string }
-		_ = json.Unmarshal(text, &problem) // it says less then
+		_ = json.Unmarshal(answer.Body, &problem) // it says less then
 		message := strings.Join(problem.Errors, "; ")
 		if len(message) > maxMessage {
 			message = message[:maxMessage]
 		}
-		return &statusError{resp.StatusCode, c.withoutSecrets(message, r.token).Error()}
+		return &statusError{answer.Status, c.withoutSecrets(message, r.token).Error()}
 	}
 	switch v := reply.(type) {
 	case nil:
 		return nil
 	case *string:
-		*v = string(text)
+		*v = string(answer.Body)
 		return nil
 	}
-	if len(text) == 0 {
+	if len(answer.Body) == 0 {
 		return nil
 	}
-	if err := json.Unmarshal(text, reply); err != nil {
+	if err := json.Unmarshal(answer.Body, reply); err != nil {
 		return errors.New("the answer of Vault cannot be read")
 	}
 	return nil

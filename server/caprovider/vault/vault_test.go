@@ -198,7 +198,7 @@ func TestHostileVault(t *testing.T) {
 					return
 				}
 			}
-		}, "larger than"},
+		}, "longer than"},
 		{"not JSON", func(w http.ResponseWriter, r *http.Request) {
 			if r.Method == http.MethodPost {
 				fmt.Fprint(w, "<html>")
