@@ -107,11 +107,11 @@ func TestTokenScopeRevokedWithinTheTTL(t *testing.T) {
 			t.Fatal(got)
 		}
 		s.remove("token")
-		time.Sleep(20*time.Second - 1)
+		time.Sleep(19 * time.Second)
 		if got := outcome(t, r, "token"); got != "true false accessor-of-token" {
 			t.Errorf("asked again early: %s", got)
 		}
-		time.Sleep(1)
+		time.Sleep(time.Second)
 		if got := outcome(t, r, "token"); got != "ACL not found" {
 			t.Errorf("after the TTL: %s", got)
 		}
