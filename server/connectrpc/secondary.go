@@ -19,6 +19,7 @@ import (
 	"github.com/sarnmesh/sarn/internal/rpc"
 	"github.com/sarnmesh/sarn/server/caprovider"
 	"github.com/sarnmesh/sarn/server/fsm"
+	"github.com/sarnmesh/sarn/server/primary"
 )
 
 // Datacenters that have a primary one share its trust domain, its roots and its configuration. The leader of such a
@@ -38,25 +39,14 @@ type Primary struct {
 
 // inPrimary has the primary datacenter make a change, which comes back as a copy.
 func inPrimary[Req, Resp any](ctx context.Context, a *Authority, m rpc.Method[Req, Resp], req *Req) (*Resp, acl.Permit, error) {
-	there, resp := *req, new(Resp)
-	any(&there).(interface{ RequestTarget() *read.Target }).RequestTarget().Datacenter = a.cfg.Primary.Datacenter
-	if err := a.cfg.Primary.Caller.Call(ctx, m.Descriptor, &there, resp); err != nil {
-		return nil, acl.Permit{}, err
-	}
-	return resp, acl.Open(), nil
+	return primary.Ask(ctx, a.cfg.Primary.Caller.Call, a.cfg.Primary.Datacenter, m, req)
 }
 
 // secondary reports whether the authority is part of another datacenter's.
 func (a *Authority) secondary() bool { return a.cfg.Primary.Caller != nil }
 
-// Times of copying.
-const (
-	replicateEvery    = time.Second // at most
-	replicateWait     = 5 * time.Minute
-	replicateRetry    = time.Second // doubles with every failure
-	maxReplicateRetry = 64 * time.Second
-	intermediateTime  = 30 * time.Second // for the primary to sign
-)
+// intermediateTime is for the primary to sign.
+const intermediateTime = 30 * time.Second
 
 // Replicate keeps the authority of a secondary datacenter equal to the primary's, until ctx ends. The leader runs it.
 func (a *Authority) Replicate(ctx context.Context, store *state.Store, apply ApplyFunc) {
@@ -66,32 +56,23 @@ func (a *Authority) Replicate(ctx context.Context, store *state.Store, apply App
 	var telling sync.WaitGroup
 	defer telling.Wait()
 	telling.Go(func() { a.tellPrimary(ctx, store) })
-	retry := replicateRetry
-	for {
-		wait := replicateEvery
+	round := func(ctx context.Context) error {
 		changes := store.WatchView() // of what is here
 		changes.CARoots()
 		there, err := a.copyAuthority(ctx, store, apply)
-		if err == nil {
-			retry = replicateRetry
-			err = a.awaitPrimary(ctx, changes, there)
-		}
-		if ctx.Err() != nil {
-			return
-		}
 		if err != nil {
-			_, roots := store.View().CARoots()
-			text := "the certificate authority was not brought up to date with the primary datacenter, will retry"
-			if ca.ActiveRoot(roots) == nil {
-				text = "the certificate authority waits for the primary datacenter and signs nothing, will retry"
-			}
-			a.log.Warn(text, "primary", a.cfg.Primary.Datacenter, "wait", retry, "error", err)
-			wait, retry = retry, min(2*retry, maxReplicateRetry)
+			return err
 		}
-		if sleep(ctx, wait) != nil {
-			return
-		}
+		return a.awaitPrimary(ctx, changes, there)
 	}
+	primary.Copy(ctx, round, func(err error, wait time.Duration) {
+		_, roots := store.View().CARoots()
+		text := "the certificate authority was not brought up to date with the primary datacenter, will retry"
+		if ca.ActiveRoot(roots) == nil {
+			text = "the certificate authority waits for the primary datacenter and signs nothing, will retry"
+		}
+		a.log.Warn(text, "primary", a.cfg.Primary.Datacenter, "wait", wait, "error", err)
+	})
 }
 
 // A primaryState is what the primary datacenter has.
@@ -103,14 +84,11 @@ type primaryState struct {
 }
 
 func (a *Authority) primaryOptions(index uint64) read.Options {
-	o := read.Options{Target: read.Target{Datacenter: a.cfg.Primary.Datacenter}, MinIndex: index}
+	token := ""
 	if a.cfg.Primary.Token != nil {
-		o.Token = a.cfg.Primary.Token()
+		token = a.cfg.Primary.Token()
 	}
-	if index > 0 {
-		o.MaxWait = replicateWait
-	}
-	return o
+	return primary.Options(a.cfg.Primary.Datacenter, token, index)
 }
 
 // askPrimary reads what the primary datacenter has.
@@ -136,27 +114,13 @@ func (a *Authority) askPrimary(ctx context.Context) (*primaryState, error) {
 
 // awaitPrimary returns when something has changed there, or here.
 func (a *Authority) awaitPrimary(ctx context.Context, here *state.View, there *primaryState) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	results := make(chan error, 3)
-	ask := func(call func() error) {
-		go func() { results <- call() }()
-	}
-	ask(func() error {
+	return primary.First(ctx, func(ctx context.Context) error {
 		_, err := ca.RootsCall.Call(ctx, a.cfg.Primary.Caller, &ca.RootsRequest{Options: a.primaryOptions(max(there.roots.Index, 1))})
 		return err
-	})
-	ask(func() error {
+	}, func(ctx context.Context) error {
 		_, err := ca.ConfigCall.Call(ctx, a.cfg.Primary.Caller, &ca.ConfigRequest{Options: a.primaryOptions(max(there.config.Index, 1))})
 		return err
-	})
-	ask(func() error { return here.Wait(ctx) })
-	err := <-results
-	cancel()
-	for range 2 {
-		<-results
-	}
-	return err
+	}, here.Wait)
 }
 
 // copyAuthority makes what is here what it is there, as far as that may be now.

@@ -21,6 +21,7 @@ import (
 
 const (
 	tellEvery         = 30 * time.Second
+	tellPause         = time.Second // at least
 	datacenterGone    = 2 * time.Minute
 	maxDatacenters    = 1000
 	maxRotationReport = 128 // bytes of a field
@@ -127,7 +128,7 @@ func (a *Authority) tellPrimary(ctx context.Context, store *state.Store) {
 			most = recheck
 		}
 		await(ctx, view, news, most)
-		if sleep(ctx, replicateEvery) != nil {
+		if sleep(ctx, tellPause) != nil {
 			return
 		}
 	}
