@@ -274,7 +274,7 @@ func (s *Server) identities(ctx context.Context, c caller) (map[string]string, <
 	switch {
 	case len(found) == 0:
 		if c.process != nil {
-			s.log.Info("no identity for a workload", "pid", c.process.PID, "uid", c.process.UID, "gid", c.process.GID, "path", c.process.Path, "cgroup", c.process.Cgroup)
+			s.log.Debug("no identity for a workload", "pid", c.process.PID, "uid", c.process.UID, "gid", c.process.GID, "path", c.process.Path, "cgroup", c.process.Cgroup)
 		}
 		return nil, nil, errNobody
 	case len(found) > maxIDs:
