@@ -120,7 +120,8 @@ func startServer(t *testing.T, dev bool, settings ...string) *guardedAgent {
 	})
 	g.eventually("the server is ready", func() bool {
 		code, body := g.do("GET", "/v1/catalog/nodes", managementSecret, "")
-		return code == 200 && strings.Contains(body, "own-node")
+		_, roots := g.do("GET", "/v1/connect/ca/roots", "", "")
+		return code == 200 && strings.Contains(body, "own-node") && strings.Contains(roots, "BEGIN CERTIFICATE")
 	})
 	g.must("PUT", "/v1/acl/token", `{"SecretID": "`+agentSecret+`", "NodeIdentities": [{"NodeName": "own-node", "Datacenter": "dc1"}]}`)
 	return g

@@ -13,7 +13,7 @@ import (
 
 // fixture makes objects of every kind. Their names, and what is in them, begin with "zqx-".
 type fixture struct {
-	session, query, policy, role, token, tokenSecret, rule, intention, jwtKey, csr string
+	session, query, policy, role, token, tokenSecret, rule, intention, jwtKey string
 }
 
 // put makes the objects that calls change, again.
