@@ -5,6 +5,8 @@ import (
 	"errors"
 	"sync"
 	"time"
+
+	"github.com/sarnmesh/sarn/internal/pause"
 )
 
 // errRateLimit is matched by agents, which try again later.
@@ -48,7 +50,10 @@ func (l *limiter) wait(ctx context.Context, perSecond float64) error {
 	if turn.Equal(now) {
 		return nil
 	}
-	return sleep(ctx, turn.Sub(now))
+	if !pause.For(ctx, turn.Sub(now)) {
+		return ctx.Err()
+	}
+	return nil
 }
 
 func (l *limiter) enter(ctx context.Context, limit int) (func(), error) {
@@ -83,16 +88,5 @@ func (l *limiter) leave() {
 	if l.freed != nil {
 		close(l.freed)
 		l.freed = nil
-	}
-}
-
-func sleep(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
 	}
 }

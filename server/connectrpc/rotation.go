@@ -15,6 +15,7 @@ import (
 	"github.com/sarnmesh/sarn/catalog/state"
 	"github.com/sarnmesh/sarn/catalog/trust"
 	"github.com/sarnmesh/sarn/connect/ca"
+	"github.com/sarnmesh/sarn/internal/pause"
 	"github.com/sarnmesh/sarn/internal/wireerr"
 	"github.com/sarnmesh/sarn/server/fsm"
 	"github.com/sarnmesh/sarn/server/transport"
@@ -221,7 +222,7 @@ func (a *Authority) Rotate(ctx context.Context, store *state.Store, apply ApplyF
 // reason for it: thousands of nodes tell, and all of them count.
 func rest(ctx context.Context, took time.Duration) {
 	if took > 0 {
-		sleep(ctx, 9*took) // or until ctx ends
+		pause.For(ctx, 9*took) // or until ctx ends
 	}
 }
 

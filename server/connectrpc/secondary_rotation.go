@@ -12,6 +12,7 @@ import (
 	"github.com/sarnmesh/sarn/catalog/state"
 	"github.com/sarnmesh/sarn/catalog/trust"
 	"github.com/sarnmesh/sarn/connect/ca"
+	"github.com/sarnmesh/sarn/internal/pause"
 	"github.com/sarnmesh/sarn/internal/wireerr"
 	"github.com/sarnmesh/sarn/server/transport"
 )
@@ -128,7 +129,7 @@ func (a *Authority) tellPrimary(ctx context.Context, store *state.Store) {
 			most = recheck
 		}
 		await(ctx, view, news, most)
-		if sleep(ctx, tellPause) != nil {
+		if !pause.For(ctx, tellPause) {
 			return
 		}
 	}
