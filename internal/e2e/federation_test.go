@@ -119,7 +119,7 @@ func TestServicesOfAnotherDatacenter(t *testing.T) {
 	}
 	intend(near, "web", "allow", callers...)
 	for mode, port := range toWeb {
-		eventually(t, 20*time.Second, "calls are allowed again with mesh gateway mode "+mode, works(port, "web"))
+		eventually(t, 75*time.Second, "calls are allowed again with mesh gateway mode "+mode, works(port, "web"))
 	}
 
 	// The root is replaced while calls go on.
