@@ -20,6 +20,7 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/sarnmesh/sarn/catalog/peering"
+	"github.com/sarnmesh/sarn/internal/pause"
 	"github.com/sarnmesh/sarn/server/peeringrpc"
 )
 
@@ -81,7 +82,7 @@ func somewhere(ctx context.Context, at place, begin int, f func(address string) 
 			list = slices.Insert(list, n+1, r.address)
 		case r.address != "" && slices.Index(list, r.address) > n: // it is next
 			list = slices.Insert(slices.DeleteFunc(list, func(a string) bool { return a == r.address }), n+1, r.address)
-		case r.address == "" && len(list) < len(at.addresses)+moreCalls && sleep(ctx, firstRetry/5):
+		case r.address == "" && len(list) < len(at.addresses)+moreCalls && pause.For(ctx, firstRetry/5):
 			list = append(list, list[n]) // where several servers are behind an address, the next call may reach the leader
 		}
 	}
@@ -180,7 +181,7 @@ func (e *Engine) keepDialing(ctx context.Context, now *leading, id string) {
 				}
 			}
 		}
-		if !sleep(ctx, wait/2+time.Duration(rand.Int64N(int64(wait/2)+1))) {
+		if !pause.For(ctx, wait/2+time.Duration(rand.Int64N(int64(wait/2)+1))) {
 			return
 		}
 		wait = min(2*wait, e.cfg.MaxBackoff)

@@ -17,6 +17,7 @@ import (
 
 	"github.com/sarnmesh/sarn/catalog/peering"
 	"github.com/sarnmesh/sarn/catalog/state"
+	"github.com/sarnmesh/sarn/internal/pause"
 	"github.com/sarnmesh/sarn/server/fsm"
 	"github.com/sarnmesh/sarn/server/leader"
 )
@@ -248,7 +249,7 @@ func (e *Engine) remove(ctx context.Context, now *leading, p *peering.Peering) {
 			return
 		}
 		e.log.Warn("cannot remove what a peering brought, will retry", "peer", p.Name, "wait", retry, "error", err)
-		if !sleep(ctx, retry) {
+		if !pause.For(ctx, retry) {
 			return
 		}
 	}
@@ -316,16 +317,4 @@ func (e *Engine) setState(ctx context.Context, now *leading, p *peering.Peering,
 		return
 	}
 	e.log.Info("a peering has changed", "peer", p.Name, "state", s)
-}
-
-// sleep waits, and reports whether ctx has not ended before.
-func sleep(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/sarnmesh/sarn/catalog/peering"
+	"github.com/sarnmesh/sarn/internal/pause"
 	"github.com/sarnmesh/sarn/server/fsm"
 )
 
@@ -258,7 +259,7 @@ func (l *limit) wait(ctx context.Context) bool {
 	if l.left >= 0 {
 		return true
 	}
-	return sleep(ctx, time.Duration(-l.left/l.rate*float64(time.Second)))
+	return pause.For(ctx, time.Duration(-l.left/l.rate*float64(time.Second)))
 }
 
 // answered notes what the other side says about a resource it was sent.
@@ -324,7 +325,7 @@ func (s *stream) export(ctx context.Context) error {
 				delete(sent, k)
 			}
 		}
-		if v.Wait(ctx) != nil || !sleep(ctx, settle) {
+		if v.Wait(ctx) != nil || !pause.For(ctx, settle) {
 			return context.Cause(ctx)
 		}
 	}
