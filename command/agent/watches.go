@@ -32,11 +32,12 @@ type watches struct {
 
 	mu      sync.Mutex
 	wanted  map[string]map[string]any // parameters by what tells watches apart
-	changed chan struct{}             // has a token after a change of wanted
+	running map[string]context.CancelFunc
+	changed chan struct{} // has a token after a change of wanted
 }
 
 func newWatches(serve func(context.Context, net.Listener) error, log hclog.Logger) *watches {
-	return &watches{serve: serve, base: log, log: log.Named("watch"), changed: make(chan struct{}, 1)}
+	return &watches{serve: serve, base: log, log: log.Named("watch"), running: map[string]context.CancelFunc{}, changed: make(chan struct{}, 1)}
 }
 
 // checkWatches tells what is wrong with watches, if anything.
@@ -53,7 +54,8 @@ func checkWatches(list []map[string]any) error {
 	return nil
 }
 
-// set replaces the watches. Those that stay the same go on undisturbed. When any is wrong, nothing changes.
+// set replaces the watches. Those that stay the same go on undisturbed; of those that are no more, no handler starts after
+// set has returned. When any is wrong, nothing changes.
 func (w *watches) set(list []map[string]any) error {
 	if err := checkWatches(list); err != nil {
 		return err
@@ -75,6 +77,12 @@ func (w *watches) set(list []map[string]any) error {
 	}
 	w.mu.Lock()
 	w.wanted = wanted
+	for key, stop := range w.running {
+		if wanted[key] == nil {
+			stop()
+			delete(w.running, key)
+		}
+	}
 	w.mu.Unlock()
 	select {
 	case w.changed <- struct{}{}:
@@ -96,7 +104,6 @@ func parseWatch(params map[string]any) (*watch.Plan, error) {
 func (w *watches) run(ctx context.Context) error {
 	l := newInner()
 	defer l.Close()
-	running := map[string]context.CancelFunc{}
 	var all sync.WaitGroup
 	defer all.Wait()
 	ctx, cancel := context.WithCancel(ctx)
@@ -109,9 +116,7 @@ func (w *watches) run(ctx context.Context) error {
 		case <-w.changed:
 		}
 		w.mu.Lock()
-		wanted := w.wanted
-		w.mu.Unlock()
-		if !serving && len(wanted) > 0 {
+		if !serving && len(w.wanted) > 0 {
 			serving = true
 			all.Go(func() {
 				if err := w.serve(ctx, l); err != nil && ctx.Err() == nil {
@@ -119,24 +124,19 @@ func (w *watches) run(ctx context.Context) error {
 				}
 			})
 		}
-		for key, stop := range running {
-			if wanted[key] == nil {
-				stop()
-				delete(running, key)
-			}
-		}
-		for key, params := range wanted {
-			if running[key] != nil {
+		for key, params := range w.wanted {
+			if w.running[key] != nil {
 				continue
 			}
 			one, stop := context.WithCancel(ctx)
-			running[key] = stop
+			w.running[key] = stop
 			all.Go(func() {
 				if err := w.follow(one, params, l); err != nil && one.Err() == nil {
 					w.log.Error("watch ended", "type", params["type"], "error", err)
 				}
 			})
 		}
+		w.mu.Unlock()
 	}
 }
 
