@@ -475,21 +475,24 @@ func (c *compiler) target(t target, r *entry.ServiceResolver) *Target {
 // maxSplits bounds a splitter after flattening: splitters of splitters grow fast.
 const maxSplits = 1024
 
-// flatten multiplies splitters that lead to splitters out.
+// flatten multiplies splitters that lead to splitters out, from the outermost inwards: what shares are rounded to then
+// does not depend on names.
 func (c *compiler) flatten() error {
-	for again := true; again; {
-		again = false
-		for _, key := range slices.Sorted(maps.Keys(c.chain.Nodes)) {
-			node := c.chain.Nodes[key]
+	given := map[string][]*Split{}
+	for key, node := range c.chain.Nodes {
+		given[key] = node.Splits
+	}
+	for _, node := range c.chain.Nodes {
+		for again := true; again; {
+			again = false
 			var out []*Split
 			for _, outer := range node.Splits {
-				next := c.chain.Nodes[outer.NextNode]
-				if next.Type != Splitter {
+				if c.chain.Nodes[outer.NextNode].Type != Splitter {
 					out = append(out, outer)
 					continue
 				}
 				again = true
-				for _, inner := range next.Splits {
+				for _, inner := range given[outer.NextNode] {
 					out = append(out, nest(outer, inner))
 				}
 			}
