@@ -94,6 +94,10 @@ type Config struct {
 	// ReplicationToken returns the secret that is shown to the primary datacenter by who copies from it; nil for none.
 	ReplicationToken func() string
 
+	// Introduce answers agents that have no certificate yet, over rpcwire.ProtoIntro; nil answers none. Security must
+	// accept them, too.
+	Introduce []rpcwire.Method
+
 	// Handlers adds calls beside those every server answers, Duties what else the leader does.
 	Handlers []func(*transport.Registry, *fsm.Appliers)
 	Duties   []leader.Duty

@@ -55,6 +55,7 @@ type Server struct {
 	membership *membership.Membership
 	dispatcher *transport.Dispatcher
 	grpc       *rpcwire.Server
+	intro      *rpcwire.Server
 	peers      *peering.Engine
 	duties     []leader.Duty
 }
@@ -200,8 +201,12 @@ func New(cfg Config) (*Server, error) {
 	control.AskLeader(s.dispatcher, func() bool { status, _ := s.raft.Status(); return status.Leading })
 	methods, streams := s.dispatcher.Methods()
 	s.grpc = rpcwire.NewServer(methods, streams, 0)
+	s.intro = rpcwire.NewServer(cfg.Introduce, nil, maxIntroduction)
 	return s, nil
 }
+
+// maxIntroduction bounds what somebody says who is not known yet.
+const maxIntroduction = 64 << 10
 
 // newPool prepares the gossip pool.
 func (s *Server) newPool() error {
@@ -365,6 +370,7 @@ func (s *Server) Run(ctx context.Context) error {
 	g.Go(func() error { return s.port.Run(ctx) })
 	g.Go(func() error { return s.raft.Run(ctx) })
 	g.Go(func() error { return s.grpc.Serve(s.port.Listener(rpcwire.ProtoRPC)) })
+	g.Go(func() error { return s.intro.Serve(s.port.Listener(rpcwire.ProtoIntro)) })
 	g.Go(func() error { return s.membership.RunBootstrap(ctx) })
 	g.Go(func() error { return seen(ctx) })
 	g.Go(func() error { return s.report(ctx) })
@@ -372,6 +378,7 @@ func (s *Server) Run(ctx context.Context) error {
 		<-ctx.Done()
 		s.dispatcher.Refuse()
 		s.grpc.Stop()
+		s.intro.Stop()
 		return s.remote.Close()
 	})
 	return g.Wait()

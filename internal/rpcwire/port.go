@@ -33,7 +33,7 @@ type Port struct {
 	conns map[netip.Addr]int
 }
 
-// NewPort prepares a port for ProtoRaft and ProtoRPC. Nothing is accepted until Run.
+// NewPort prepares a port for all protocols. Nothing is accepted until Run.
 func NewPort(cfg PortConfig) *Port {
 	if cfg.Security == nil {
 		cfg.Security = &Security{}
@@ -49,7 +49,7 @@ func NewPort(cfg PortConfig) *Port {
 	}
 	p := &Port{cfg: cfg, protos: map[string]*protoListener{}, conns: map[netip.Addr]int{}}
 	p.SetMaxConnsPerClient(cfg.MaxConnsPerClient)
-	for _, name := range []string{ProtoRaft, ProtoRPC} {
+	for _, name := range []string{ProtoRaft, ProtoRPC, ProtoIntro} {
 		p.protos[name] = &protoListener{addr: cfg.Listener.Addr(), queue: make(chan net.Conn), closed: make(chan struct{})}
 	}
 	return p

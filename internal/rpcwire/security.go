@@ -20,6 +20,9 @@ import (
 const (
 	ProtoRaft = "sarn-raft/1"
 	ProtoRPC  = "sarn-rpc/1"
+	// ProtoIntro is for agents that have no certificate yet: TLS in which only the server shows one, and calls of its
+	// own. It is never spoken in plain text.
+	ProtoIntro = "sarn-intro/1"
 )
 
 // Security is the TLS of server ports, both to serve and to call. The functions are called at each handshake, so that
@@ -43,10 +46,30 @@ type Security struct {
 	VerifyServerHostname bool
 	// Domain ends the names of servers; default "consul".
 	Domain string
+
+	// Agents returns authorities that are trusted about agents alone: of what they signed, VerifyIncoming accepts what
+	// IsAgent says is an agent's, and never takes it for a server. A nil function or result adds nobody.
+	Agents  func() []*x509.Certificate
+	IsAgent func(*x509.Certificate) bool
+	// Introduce accepts ProtoIntro.
+	Introduce bool
+
+	// Live returns what holds now, where that may change: then everything else in this Security is left out. Nil means
+	// that nothing changes.
+	Live func() *Security
+}
+
+// now returns what holds now.
+func (s *Security) now() *Security {
+	if s.Live == nil {
+		return s
+	}
+	return s.Live()
 }
 
 // ServerName returns the name that the certificate of a datacenter's servers must have.
 func (s *Security) ServerName(datacenter string) string {
+	s = s.now()
 	domain := strings.Trim(s.Domain, ".")
 	if domain == "" {
 		domain = "consul"
@@ -55,10 +78,16 @@ func (s *Security) ServerName(datacenter string) string {
 }
 
 // RestrictsServers reports whether a caller must prove to be a server where only servers may call.
-func (s *Security) RestrictsServers() bool { return s.VerifyIncoming && s.VerifyServerHostname }
+func (s *Security) RestrictsServers() bool {
+	s = s.now()
+	return s.VerifyIncoming && s.VerifyServerHostname
+}
 
 // UsesTLS reports whether calls go out over TLS.
-func (s *Security) UsesTLS() bool { return s.VerifyOutgoing || s.VerifyServerHostname }
+func (s *Security) UsesTLS() bool {
+	s = s.now()
+	return s.VerifyOutgoing || s.VerifyServerHostname
+}
 
 func (s *Security) certificate() *tls.Certificate {
 	if s.Certificate == nil {
@@ -81,23 +110,75 @@ func (s *Security) minVersion() uint16 {
 	return s.MinVersion
 }
 
-// incoming returns the configuration for one accepted connection, nil when TLS is not served.
-func (s *Security) incoming() *tls.Config {
+// incoming returns the configuration for one accepted connection, nil when TLS is not served. peer learns who calls.
+func (s *Security) incoming(peer *Peer) *tls.Config {
 	cert := s.certificate()
 	if cert == nil {
 		return nil
 	}
 	c := &tls.Config{
 		Certificates: []tls.Certificate{*cert}, MinVersion: s.minVersion(), CipherSuites: s.CipherSuites,
-		NextProtos: []string{ProtoRaft, ProtoRPC},
+		NextProtos: []string{ProtoRaft, ProtoRPC}, SessionTicketsDisabled: true,
 	}
 	if s.VerifyIncoming {
-		c.ClientAuth = tls.RequireAndVerifyClientCert
-		if c.ClientCAs = s.roots(); c.ClientCAs == nil {
-			c.ClientCAs = x509.NewCertPool() // nobody, rather than the system's roots
+		roots := s.roots()
+		if roots == nil {
+			roots = x509.NewCertPool() // nobody, rather than the system's roots
+		}
+		c.ClientAuth, c.ClientCAs = tls.RequireAndVerifyClientCert, roots
+		if agents := s.agents(); len(agents) > 0 {
+			c.ClientCAs = roots.Clone()
+			for _, a := range agents {
+				c.ClientCAs.AddCert(a)
+			}
+			c.VerifyConnection = func(cs tls.ConnectionState) error { return s.tellApart(cs, roots, peer) }
+		}
+	}
+	if s.Introduce {
+		c.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+			if !slices.Equal(hello.SupportedProtos, []string{ProtoIntro}) {
+				return nil, nil
+			}
+			return &tls.Config{
+				Certificates: []tls.Certificate{*cert}, MinVersion: s.minVersion(), CipherSuites: s.CipherSuites,
+				NextProtos: []string{ProtoIntro}, SessionTicketsDisabled: true,
+			}, nil
 		}
 	}
 	return c
+}
+
+func (s *Security) agents() []*x509.Certificate {
+	if s.Agents == nil || s.IsAgent == nil {
+		return nil
+	}
+	return s.Agents()
+}
+
+var errNotAgent = errors.New("the certificate is neither of a trusted authority nor an agent's")
+
+// tellApart looks at a verified certificate again: what only the authorities of agents vouch for must be an agent's, and
+// is not more.
+func (s *Security) tellApart(cs tls.ConnectionState, roots *x509.CertPool, peer *Peer) error {
+	leaf := cs.PeerCertificates[0]
+	if verify(cs, roots, x509.ExtKeyUsageClientAuth) == nil {
+		return nil
+	}
+	if !s.IsAgent(leaf) {
+		return errNotAgent
+	}
+	peer.onlyAgent = true
+	return nil
+}
+
+// verify verifies the chain the other side has shown.
+func verify(cs tls.ConnectionState, roots *x509.CertPool, usage x509.ExtKeyUsage) error {
+	inter := x509.NewCertPool()
+	for _, cert := range cs.PeerCertificates[1:] {
+		inter.AddCert(cert)
+	}
+	_, err := cs.PeerCertificates[0].Verify(x509.VerifyOptions{Roots: roots, Intermediates: inter, KeyUsages: []x509.ExtKeyUsage{usage}})
+	return err
 }
 
 // outgoing returns the configuration for one call to a server of the datacenter, nil for plain text.
@@ -119,16 +200,33 @@ func (s *Security) outgoing(protocol, datacenter string) *tls.Config {
 	if !s.VerifyServerHostname {
 		// Verify the chain but not the name: server certificates need not carry one.
 		c.InsecureSkipVerify = true
-		c.VerifyConnection = func(cs tls.ConnectionState) error {
-			inter := x509.NewCertPool()
-			for _, cert := range cs.PeerCertificates[1:] {
-				inter.AddCert(cert)
-			}
-			_, err := cs.PeerCertificates[0].Verify(x509.VerifyOptions{Roots: roots, Intermediates: inter})
-			return err
-		}
+		c.VerifyConnection = func(cs tls.ConnectionState) error { return verify(cs, roots, x509.ExtKeyUsageServerAuth) }
 	}
 	return c
+}
+
+// introducing returns the configuration of an agent that asks for a certificate. Where no authority is configured, the
+// server is verified with those of the system if outgoing calls are to be verified, and else not at all.
+func (s *Security) introducing(datacenter string) *tls.Config {
+	out := *s
+	out.Certificate = nil
+	if roots := s.roots(); roots != nil {
+		out.VerifyOutgoing = true
+		return out.outgoing(ProtoIntro, datacenter)
+	}
+	verifies := s.UsesTLS()
+	out.VerifyOutgoing = true
+	if !verifies {
+		c := out.outgoing(ProtoIntro, datacenter)
+		c.VerifyConnection = nil
+		return c
+	}
+	system, err := x509.SystemCertPool()
+	if err != nil {
+		system = x509.NewCertPool()
+	}
+	out.Roots = func() *x509.CertPool { return system }
+	return out.outgoing(ProtoIntro, datacenter)
 }
 
 // Secure makes a fresh connection to a server's port speak the protocol. It closes conn when it fails.
@@ -147,7 +245,11 @@ func (s *Security) Secure(ctx context.Context, conn net.Conn, protocol, datacent
 }
 
 func (s *Security) greet(ctx context.Context, conn net.Conn, protocol, datacenter string) (net.Conn, error) {
+	s = s.now()
 	conf := s.outgoing(protocol, datacenter)
+	if protocol == ProtoIntro {
+		conf = s.introducing(datacenter)
+	}
 	if conf == nil {
 		_, err := conn.Write(append([]byte{byte(len(protocol))}, protocol...))
 		return conn, err
@@ -166,11 +268,13 @@ func (s *Security) greet(ctx context.Context, conn net.Conn, protocol, datacente
 type Peer struct {
 	Addr net.Addr // nil for calls in process
 	TLS  *tls.ConnectionState
+
+	onlyAgent bool // vouched for by nobody but the authorities of agents
 }
 
 // Is reports whether the peer's verified certificate has the name.
 func (p Peer) Is(name string) bool {
-	return p.TLS != nil && len(p.TLS.VerifiedChains) > 0 && slices.Contains(p.TLS.PeerCertificates[0].DNSNames, name)
+	return p.TLS != nil && !p.onlyAgent && len(p.TLS.VerifiedChains) > 0 && slices.Contains(p.TLS.PeerCertificates[0].DNSNames, name)
 }
 
 // tlsRecord is the first byte of a TLS handshake. No preface begins with it: protocol names are shorter.
@@ -182,13 +286,14 @@ var errPlain = errors.New("plain text is refused here")
 func (s *Security) accept(ctx context.Context, conn net.Conn) (c *Conn, protocol string, err error) {
 	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
+	s = s.now()
 	peer := Peer{Addr: conn.RemoteAddr()}
 	var first [1]byte
 	if _, err := io.ReadFull(conn, first[:]); err != nil {
 		return nil, "", err
 	}
 	if first[0] == tlsRecord {
-		conf := s.incoming()
+		conf := s.incoming(&peer)
 		if conf == nil {
 			return nil, "", errors.New("TLS is not configured here")
 		}
@@ -206,6 +311,9 @@ func (s *Security) accept(ctx context.Context, conn net.Conn) (c *Conn, protocol
 	name := make([]byte, first[0])
 	if _, err := io.ReadFull(conn, name); err != nil {
 		return nil, "", err
+	}
+	if string(name) == ProtoIntro {
+		return nil, "", errPlain
 	}
 	return &Conn{Conn: conn, peer: peer}, string(name), nil
 }
