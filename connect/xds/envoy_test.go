@@ -49,7 +49,7 @@ func TestEnvoyAccepts(t *testing.T) {
 		t.Fatal(err)
 	}
 	// The fixtures are no certificates; Envoy wants some.
-	fixture := regexp.MustCompile(`"(certificate_chain|trusted_ca|private_key)":\{"inline_string":"(?:[^"\\]|\\.)*"\}`)
+	fixture := regexp.MustCompile(`"(certificate_chain|trusted_ca|trust_bundle|private_key)":\{"inline_string":"(?:[^"\\]|\\.)*"\}`)
 	real := func(field string) string {
 		if strings.Contains(field, "-----BEGIN") {
 			return field
@@ -58,6 +58,8 @@ func TestEnvoyAccepts(t *testing.T) {
 		switch {
 		case strings.HasPrefix(field, `"certificate_chain`):
 			name = "certificate_chain"
+		case strings.HasPrefix(field, `"trust_bundle`):
+			name = "trust_bundle"
 		case strings.HasPrefix(field, `"private_key`):
 			name, text = "private_key", key
 		}
