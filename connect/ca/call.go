@@ -53,8 +53,11 @@ func (r *RootsReply) Active() *Root {
 type SignRequest struct {
 	read.Target
 	CSR string // PEM
-	// Hosts are DNS names to put on the leaf of an ingress gateway. Its entry must name them.
+	// Hosts are DNS names to put on the leaf of an ingress gateway, whose entry must name them, or of an agent; see
+	// CheckAgentNames.
 	Hosts []string `json:",omitempty"`
+	// IPs are addresses to put on the leaf of an agent. Only the built-in provider does.
+	IPs []string `json:",omitempty"`
 	// Secret is what servers alone know of one another, for SignServerCall.
 	Secret string `json:",omitempty"`
 }

@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"io"
 	"math/big"
+	"net"
 	"net/url"
 	"slices"
 	"strings"
@@ -157,7 +158,8 @@ type LeafParams struct {
 	Serial []byte // random, 8 to 20 bytes, the first bit not set
 	Now    time.Time
 	TTL    time.Duration
-	Hosts  []string // DNS names it carries, found to be the service's
+	Hosts  []string // DNS names it carries, found to be the service's or agent's
+	IPs    []string // addresses that of an agent carries, found to be its
 }
 
 // SignLeaf makes the certificate for a request from the request's identity and key alone.
@@ -183,6 +185,9 @@ func SignLeaf(ctx context.Context, r *Request, p LeafParams) (*Leaf, error) {
 	switch r.id.Kind() {
 	case connect.Service:
 		template.DNSNames = p.Hosts
+	case connect.Agent:
+		template.DNSNames = p.Hosts
+		template.IPAddresses = addresses(p.Provider, p.IPs)
 	case connect.Server:
 		template.DNSNames = []string{connect.PeeringServerSNI(r.id.Datacenter(), r.id.TrustDomain())}
 	}
@@ -229,6 +234,17 @@ func SignLeaf(ctx context.Context, r *Request, p LeafParams) (*Leaf, error) {
 		leaf.ServerURI = uri
 	}
 	return leaf, nil
+}
+
+// addresses are those that a provider puts on certificates.
+func addresses(p Provider, texts []string) (ips []net.IP) {
+	switch p.(type) {
+	case *builtIn, *secondary:
+		for _, text := range texts {
+			ips = append(ips, net.ParseIP(text))
+		}
+	}
+	return ips
 }
 
 // hasCertificate tells whether one of several certificates in PEM is c.

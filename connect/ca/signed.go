@@ -31,6 +31,12 @@ func checkSigned(cert, template *x509.Certificate, key crypto.PublicKey, issuer 
 	for _, name := range template.DNSNames {
 		want = append(want, string([]byte{tagDNS})+name)
 	}
+	for _, ip := range template.IPAddresses {
+		if v4 := ip.To4(); v4 != nil {
+			ip = v4
+		}
+		want = append(want, string([]byte{tagIP})+string(ip))
+	}
 	slices.Sort(want)
 	switch {
 	case !slices.Equal(got, want):
@@ -58,6 +64,7 @@ func checkSigned(cert, template *x509.Certificate, key crypto.PublicKey, issuer 
 const (
 	tagDNS = 2
 	tagURI = 6
+	tagIP  = 7
 )
 
 var (

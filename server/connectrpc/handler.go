@@ -187,7 +187,7 @@ func (a *Authority) signFor(ctx context.Context, c *transport.Call, req *ca.Sign
 	if err != nil {
 		return nil, acl.Permit{}, err
 	}
-	if err := checkHosts(view, request.ID(), req.Hosts); err != nil {
+	if err := checkHosts(view, request.ID(), req); err != nil {
 		return nil, acl.Permit{}, err
 	}
 	turn, err := a.turn(ctx, view, config, root)
@@ -197,6 +197,7 @@ func (a *Authority) signFor(ctx context.Context, c *transport.Call, req *ca.Sign
 	defer turn.done()
 	leaf, err := ca.SignLeaf(ctx, request, ca.LeafParams{
 		Provider: turn.provider, Root: root, Serial: turn.serial, Now: time.Now(), TTL: turn.settings.LeafCertTTL, Hosts: req.Hosts,
+		IPs: req.IPs,
 	})
 	if err != nil {
 		return nil, acl.Permit{}, err
@@ -235,9 +236,19 @@ func (a *Authority) turn(ctx context.Context, view *state.View, config *trust.Co
 	return t, nil
 }
 
-// checkHosts returns nil when the leaf of an identity may carry DNS names: those of an ingress gateway's entry, and of the
-// zone that DNS answers for services behind ingress gateways.
-func checkHosts(v *state.View, id connect.ID, hosts []string) error {
+// checkHosts returns nil when the leaf of an identity may carry names: those of an ingress gateway's entry, and of the
+// zone that DNS answers for services behind ingress gateways; on that of an agent, names that are no server's.
+func checkHosts(v *state.View, id connect.ID, req *ca.SignRequest) error {
+	hosts := req.Hosts
+	if id.Kind() == connect.Agent {
+		if err := ca.CheckAgentNames(hosts, req.IPs, id.TrustDomain()); err != nil {
+			return wireerr.BadRequest("%v", err)
+		}
+		return nil
+	}
+	if len(req.IPs) > 0 {
+		return wireerr.BadRequest("only agents have certificates with addresses, %s %q is none", id.Kind(), id.Name())
+	}
 	if len(hosts) == 0 {
 		return nil
 	}
