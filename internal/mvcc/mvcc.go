@@ -3,16 +3,14 @@
 // be rolled back to a savepoint, which lets many writes share one transaction while each keeps its own result.
 //
 // Compared with go-memdb, of which it has the model, objects are typed, a watch costs nothing until somebody waits for
-// it, and an entry of an index takes about a third of the memory.
+// it, and an entry of an index takes about a third of the memory. A watch is of one key or of all that begin with a
+// prefix, and a write of other keys wakes nobody.
 //
 // Objects in a table are shared and immutable: copy one before changing it.
 package mvcc
 
 import (
-	"context"
-	"fmt"
 	"iter"
-	"reflect"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -62,6 +60,9 @@ type DB struct {
 	writing sync.Mutex // held by the write transaction
 	lastTx  uint64     // guarded by writing
 	forks   atomic.Uint64
+
+	watches watches
+	spare   atomic.Pointer[dirty] // to be used again
 }
 
 // NewDB makes an empty database. It panics when a table is listed twice, which is a programming error.
@@ -91,8 +92,9 @@ type Txn struct {
 	roots []*node
 
 	watching bool
-	watched  []<-chan struct{}
-	seen     map[<-chan struct{}]struct{} // what is in watched, once that is long
+	watched  []<-chan struct{} // of the caller's
+	places   []place
+	seen     map[string]struct{} // the names of places, once they are many
 
 	// Only of a transaction that writes.
 	write bool // until Commit or Abort
@@ -101,6 +103,8 @@ type Txn struct {
 	undo  []change
 	skip  bool // while rolling back or loading: changes are not recorded
 	keys  [2][]byte
+	quiet bool  // nobody is told of its changes
+	dirty dirty // what Commit tells the watches
 }
 
 // A change can be undone.
@@ -123,13 +127,17 @@ func (db *DB) Read(watch bool) *Txn {
 func (db *DB) Write() *Txn {
 	db.writing.Lock()
 	db.lastTx++
-	return &Txn{db: db, roots: slices.Clone(*db.roots.Load()), write: true, edits: edits{id: db.lastTx}}
+	t := &Txn{db: db, roots: slices.Clone(*db.roots.Load()), write: true, edits: edits{id: db.lastTx}}
+	if d := db.spare.Swap(nil); d != nil {
+		t.dirty = *d
+	}
+	return t
 }
 
 // Load opens a write transaction that has no savepoints: for filling a database nobody else uses yet.
 func (db *DB) Load() *Txn {
 	t := db.Write()
-	t.skip = true
+	t.skip, t.quiet = true, true
 	return t
 }
 
@@ -139,7 +147,7 @@ func (t *Txn) Fork() *Txn {
 	if t.write {
 		t.edits.id = 1<<63 | t.db.forks.Add(1) // what it owned is shared from now on
 	}
-	return &Txn{db: t.db, roots: slices.Clone(t.roots), write: true, fork: true, edits: edits{id: 1<<63 | t.db.forks.Add(1)}}
+	return &Txn{db: t.db, roots: slices.Clone(t.roots), write: true, fork: true, quiet: true, edits: edits{id: 1<<63 | t.db.forks.Add(1)}}
 }
 
 // Commit makes the transaction's changes visible and wakes those who watch them.
@@ -151,7 +159,10 @@ func (t *Txn) Commit() {
 	roots := t.roots
 	t.db.roots.Store(&roots)
 	t.db.writing.Unlock()
-	t.edits.fire()
+	t.db.watches.fire(&t.dirty)
+	if t.dirty.reset() {
+		t.db.spare.Store(&t.dirty)
+	}
 	t.undo = nil
 }
 
@@ -161,7 +172,7 @@ func (t *Txn) Abort() {
 		return
 	}
 	t.write = false
-	t.roots, t.undo, t.edits = nil, nil, edits{}
+	t.roots, t.undo = nil, nil
 	t.db.writing.Unlock()
 }
 
@@ -180,70 +191,6 @@ func (t *Txn) RollbackTo(savepoint int) {
 	t.undo = t.undo[:savepoint]
 }
 
-// manyWatched is the number of channels from which on a set finds those it has.
-const manyWatched = 16
-
-// Watch adds a channel whose closing ends Wait.
-func (t *Txn) Watch(ch <-chan struct{}) {
-	if !t.watching {
-		return
-	}
-	if t.seen == nil && len(t.watched) < manyWatched {
-		if !slices.Contains(t.watched, ch) {
-			t.watched = append(t.watched, ch)
-		}
-		return
-	}
-	if t.seen == nil {
-		t.seen = map[<-chan struct{}]struct{}{}
-		for _, c := range t.watched {
-			t.seen[c] = struct{}{}
-		}
-	}
-	if _, ok := t.seen[ch]; !ok {
-		t.seen[ch] = struct{}{}
-		t.watched = append(t.watched, ch)
-	}
-}
-
-// Wait blocks until something read through t has changed and returns nil, or until ctx ends and returns its error. A
-// change that came first wins.
-func (t *Txn) Wait(ctx context.Context) error {
-	for _, ch := range t.watched {
-		select {
-		case <-ch:
-			return nil
-		default:
-		}
-	}
-	// A nil channel never fires.
-	var few [4]<-chan struct{}
-	if copy(few[:], t.watched) == len(t.watched) {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-few[0]:
-		case <-few[1]:
-		case <-few[2]:
-		case <-few[3]:
-		}
-		return nil
-	}
-	cases := make([]reflect.SelectCase, 0, len(t.watched)+1)
-	cases = append(cases, reflect.SelectCase{Dir: reflect.SelectRecv, Chan: reflect.ValueOf(ctx.Done())})
-	for _, ch := range t.watched {
-		cases = append(cases, reflect.SelectCase{Dir: reflect.SelectRecv, Chan: reflect.ValueOf(ch)})
-	}
-	// More than the runtime can wait for at once: waking for any change would do.
-	if len(cases) > 1<<16 {
-		return fmt.Errorf("mvcc: a read watches %d places", len(t.watched))
-	}
-	if i, _, _ := reflect.Select(cases); i == 0 {
-		return ctx.Err()
-	}
-	return nil
-}
-
 // slot returns the position of the root of an index.
 func (t *Table[T]) slot(tx *Txn, index string) (slot int, unique bool) {
 	first, ok := tx.db.first[t.id]
@@ -258,38 +205,24 @@ func (t *Table[T]) slot(tx *Txn, index string) (slot int, unique bool) {
 	panic("mvcc: table " + t.name + " has no index " + index)
 }
 
-// find returns the first leaf with this key, and what to watch.
-func (t *Table[T]) find(tx *Txn, index string, key []byte) (*leaf, *watch) {
-	slot, unique := t.slot(tx, index)
-	if unique {
-		l, n := tx.roots[slot].get(key)
-		if l != nil {
-			return l, &l.watch
-		}
-		return nil, &n.watch
-	}
-	n, watched := tx.roots[slot].under(key)
-	if n == nil {
-		return nil, &watched.watch
-	}
-	return n.first(), &watched.watch
-}
-
 // First returns the object with exactly this key, the first if the index is not unique.
 func (t *Table[T]) First(tx *Txn, index string, key []byte) (obj T, ok bool) {
-	l, w := t.find(tx, index, key)
 	if tx.watching {
-		tx.Watch(w.channel())
+		slot, unique := t.slot(tx, index)
+		tx.watch(slot, key, unique)
 	}
-	if l == nil {
-		return obj, false
-	}
-	return l.value.(T), true
+	return t.Peek(tx, index, key)
 }
 
 // Peek is First without recording a watch.
 func (t *Table[T]) Peek(tx *Txn, index string, key []byte) (obj T, ok bool) {
-	l, _ := t.find(tx, index, key)
+	slot, unique := t.slot(tx, index)
+	var l *leaf
+	if unique {
+		l, _ = tx.roots[slot].get(key)
+	} else if n, _ := tx.roots[slot].under(key); n != nil {
+		l = n.first()
+	}
 	if l == nil {
 		return obj, false
 	}
@@ -325,8 +258,8 @@ func (t *Table[T]) All(tx *Txn, index string) iter.Seq[T] { return t.Prefix(tx, 
 // sequence is used.
 func (t *Table[T]) Get(tx *Txn, index string, key []byte) iter.Seq[T] {
 	if tx.watching {
-		_, w := t.find(tx, index, key)
-		tx.Watch(w.channel())
+		slot, unique := t.slot(tx, index)
+		tx.watch(slot, key, unique)
 	}
 	return t.PeekGet(tx, index, key)
 }
@@ -348,8 +281,7 @@ func (t *Table[T]) PeekGet(tx *Txn, index string, key []byte) iter.Seq[T] {
 func (t *Table[T]) Prefix(tx *Txn, index string, prefix []byte) iter.Seq[T] {
 	if tx.watching {
 		slot, _ := t.slot(tx, index)
-		_, watched := tx.roots[slot].under(prefix)
-		tx.Watch(watched.watch.channel())
+		tx.watch(slot, prefix, false)
 	}
 	return t.PeekPrefix(tx, index, prefix)
 }
@@ -424,6 +356,7 @@ func (t *Table[T]) put(tx *Txn, obj T) (old T, was bool) {
 	}
 	var value any
 	tx.roots[first], value = tx.edits.insert(tx.roots[first], key, obj)
+	tx.touched(first, key)
 	old, was = value.(T)
 	for i := 1; i < len(t.indexes); i++ {
 		slot := first + i
@@ -432,10 +365,12 @@ func (t *Table[T]) put(tx *Txn, obj T) (old T, was bool) {
 			oldKey, wasIn := t.keyOf(tx, 1, i, old)
 			if wasIn && (!in || string(oldKey) != string(key)) {
 				tx.roots[slot], _ = tx.edits.remove(tx.roots[slot], oldKey, true)
+				tx.touched(slot, oldKey)
 			}
 		}
 		if in {
 			tx.roots[slot], _ = tx.edits.insert(tx.roots[slot], key, obj)
+			tx.touched(slot, key)
 		}
 	}
 	return old, was
@@ -451,9 +386,11 @@ func (t *Table[T]) remove(tx *Txn, obj T) (old T, was bool) {
 	if old, was = value.(T); !was {
 		return old, false
 	}
+	tx.touched(first, key)
 	for i := 1; i < len(t.indexes); i++ {
 		if key, in := t.keyOf(tx, 0, i, old); in {
 			tx.roots[first+i], _ = tx.edits.remove(tx.roots[first+i], key, true)
+			tx.touched(first+i, key)
 		}
 	}
 	return old, true

@@ -215,8 +215,150 @@ func TestTableAgreesWithModel(t *testing.T) {
 	}
 }
 
+// A touched set has the keys that were written, and the groups that these were in before or are in now.
+type touched struct{ keys, groups map[string]bool }
+
+// TestWritesWakeExactlyWhoWatchesThem has standing waiters on keys, prefixes and groups, there or not, and checks after
+// each of many random transactions that those were woken whose place it wrote, and nobody else.
+func TestWritesWakeExactlyWhoWatchesThem(t *testing.T) {
+	seed := rand.Uint64()
+	done, cancel := context.WithCancel(t.Context())
+	cancel()
+	for round := range uint64(40) {
+		r := rand.New(rand.NewPCG(seed, round))
+		table := newTable()
+		db := mvcc.NewDB(table)
+		m := model{}
+		type standing struct {
+			what  string
+			w     *mvcc.Waiter
+			wrote func(x touched) bool
+		}
+		begin := func() standing {
+			tx, k := db.Read(true), randomKey(r)
+			s := standing{}
+			switch r.IntN(4) {
+			case 0, 1:
+				s.what = fmt.Sprintf("key %q", k)
+				table.First(tx, "id", []byte(k))
+				s.wrote = func(x touched) bool { return x.keys[k] }
+			case 2:
+				s.what = fmt.Sprintf("prefix %q", k)
+				table.Prefix(tx, "id", []byte(k))
+				s.wrote = func(x touched) bool {
+					for key := range x.keys {
+						if strings.HasPrefix(key, k) {
+							return true
+						}
+					}
+					return false
+				}
+			default:
+				g := "vwxyz"[r.IntN(5):][:1]
+				s.what = "group " + g
+				table.Get(tx, "group", mvcc.String(nil, g))
+				s.wrote = func(x touched) bool { return x.groups[g] }
+			}
+			s.w = tx.Waiter()
+			return s
+		}
+		var all []standing
+		for range 30 {
+			for len(all) < 12 {
+				all = append(all, begin())
+			}
+			x := touched{map[string]bool{}, map[string]bool{}}
+			touch := func(o row) { x.keys[o.key], x.groups[o.group] = true, true }
+			tx := db.Write()
+			for range r.IntN(4) {
+				if r.IntN(3) == 0 {
+					k := randomKey(r)
+					if old, was := m[k]; was {
+						touch(old)
+						table.Delete(tx, &row{key: k})
+						delete(m, k)
+					}
+					continue
+				}
+				o := row{key: randomKey(r), group: []string{"", "x", "y", "z"}[r.IntN(4)], value: r.Int()}
+				if old, was := m[o.key]; was {
+					touch(old)
+				}
+				touch(o)
+				table.Insert(tx, &o)
+				m[o.key] = o
+			}
+			tx.Commit()
+			left := all[:0]
+			for _, s := range all {
+				woken, wrote := s.w.Wait(done) == nil, s.wrote(x)
+				if woken != wrote {
+					t.Fatalf("seed %d round %d: %s was woken: %v, written: %v (%v)", seed, round, s.what, woken, wrote, x)
+				}
+				if woken || r.IntN(10) == 0 {
+					s.w.Close()
+				} else {
+					left = append(left, s)
+				}
+			}
+			all = left
+		}
+		for _, s := range all {
+			s.w.Close()
+		}
+		if n := mvcc.Watched(db); n != 0 {
+			t.Fatalf("seed %d round %d: %d places are watched by nobody", seed, round, n)
+		}
+	}
+}
+
+// TestNoChangeIsMissedBetweenReadAndWait writes one key from several goroutines while others wait for it to reach a value.
+func TestNoChangeIsMissedBetweenReadAndWait(t *testing.T) {
+	const last = 2000
+	table := newTable()
+	db := mvcc.NewDB(table)
+	var wg sync.WaitGroup
+	for i := range 6 {
+		wg.Go(func() {
+			for {
+				tx := db.Read(true)
+				var r *row
+				var ok bool
+				if i%2 == 0 {
+					r, ok = table.First(tx, "id", []byte("ab"))
+				} else {
+					for r = range table.Prefix(tx, "id", []byte("a")) {
+						ok = true
+					}
+				}
+				if ok && r.value == last {
+					return
+				}
+				if err := tx.Wait(t.Context()); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	for i := 1; i <= last; i++ {
+		tx := db.Write()
+		table.Insert(tx, &row{key: "b", value: i}) // a neighbour
+		if i%3 == 0 && i != last {
+			table.Delete(tx, &row{key: "ab"})
+		} else {
+			table.Insert(tx, &row{key: "ab", value: i})
+		}
+		tx.Commit()
+	}
+	wg.Wait()
+	if n := mvcc.Watched(db); n != 0 {
+		t.Errorf("%d places are watched by nobody", n)
+	}
+}
+
 // waits reports whether the transaction's watches have not fired.
-func waits(tx *mvcc.Txn) bool {
+func waits(tx interface{ Wait(context.Context) error }) bool {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
 	return tx.Wait(ctx) != nil
@@ -243,15 +385,19 @@ func TestWatchIsNarrow(t *testing.T) {
 		prefix := watch(func(tx *mvcc.Txn) { table.Prefix(tx, "id", []byte("a/b/")) })
 		other := watch(func(tx *mvcc.Txn) { table.First(tx, "id", []byte("c")) })
 		peek := watch(func(tx *mvcc.Txn) { table.Peek(tx, "id", []byte("a/b/3")) })
+		absent := watch(func(tx *mvcc.Txn) { table.First(tx, "id", []byte("a/y")) }).Waiter()
+		empty := watch(func(tx *mvcc.Txn) { table.Prefix(tx, "id", []byte("a/x/")) }).Waiter()
+		defer absent.Close()
+		defer empty.Close()
 		put("a/b/3", "a/x", "a")
-		if !waits(key) || !waits(other) || !waits(peek) {
+		if !waits(key) || !waits(other) || !waits(peek) || !waits(absent) || !waits(empty) {
 			t.Error("woken by other keys")
 		}
 		if waits(prefix) {
 			t.Error("a new key under the prefix woke nobody")
 		}
-		put("a/b")
-		if waits(key) {
+		put("a/b", "a/y", "a/x/1")
+		if waits(key) || waits(absent) || waits(empty) {
 			t.Error("a change of the key woke nobody")
 		}
 	})
@@ -383,6 +529,44 @@ func BenchmarkFirst(b *testing.B) {
 			}
 		})
 	}
+}
+
+// BenchmarkWake measures a change that wakes a thousand who wait for it, among others who do not, and their coming back.
+func BenchmarkWake(b *testing.B) {
+	table := newTable()
+	db := mvcc.NewDB(table)
+	const waiters = 1000
+	var ready, wg sync.WaitGroup
+	ctx, cancel := context.WithCancel(context.Background())
+	wait := func(key string, back bool) {
+		for {
+			tx := db.Read(true)
+			table.First(tx, "id", []byte(key))
+			w := tx.Waiter()
+			ready.Done()
+			if w.Wait(ctx) != nil || !back {
+				w.Close()
+				return
+			}
+			w.Close()
+		}
+	}
+	ready.Add(2 * waiters)
+	for i := range waiters {
+		wg.Go(func() { wait("key", true) })
+		wg.Go(func() { wait(fmt.Sprint("other", i), false) })
+	}
+	ready.Wait()
+	b.ReportAllocs()
+	for i := 0; b.Loop(); i++ {
+		ready.Add(waiters)
+		tx := db.Write()
+		table.Insert(tx, &row{key: "key", value: i})
+		tx.Commit()
+		ready.Wait()
+	}
+	cancel()
+	wg.Wait()
 }
 
 // What a fork changes nobody else sees, whatever is written meanwhile, and it keeps no writer waiting.

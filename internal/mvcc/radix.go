@@ -1,15 +1,11 @@
 package mvcc
 
-import (
-	"strings"
-	"sync/atomic"
-)
+import "strings"
 
 // A node is part of a radix tree: the keys below it begin with the concatenated prefixes on the way to it. A node that
 // readers can see never changes; a write transaction puts changed copies in the place of the nodes from the root to
 // the change, and changes the nodes that it has made itself in place.
 type node struct {
-	watch  watch // fires when the node is replaced: something below it has changed
 	leaf   *leaf // of the key that ends here, nil if none does
 	prefix string
 	edges  []edge // ordered by label
@@ -21,38 +17,9 @@ type edge struct {
 	node  *node
 }
 
-// A leaf holds the value of one key. It stays the same when the nodes around it are replaced.
-type leaf struct {
-	watch watch // fires when the leaf is replaced or removed
-	value any
-}
-
-// A watch is a channel that is made when it is first asked for, since hardly any node is ever waited for.
-type watch struct{ ch atomic.Pointer[chan struct{}] }
-
-var closed = func() chan struct{} {
-	ch := make(chan struct{})
-	close(ch)
-	return ch
-}()
-
-// channel returns the channel that is closed when the watch fires; it is closed already if it has.
-func (w *watch) channel() <-chan struct{} {
-	if ch := w.ch.Load(); ch != nil {
-		return *ch
-	}
-	ch := make(chan struct{})
-	if w.ch.CompareAndSwap(nil, &ch) {
-		return ch
-	}
-	return *w.ch.Load()
-}
-
-func (w *watch) fire() {
-	if ch := w.ch.Swap(&closed); ch != nil && ch != &closed {
-		close(*ch)
-	}
-}
+// A leaf holds the value of one key. It stays the same when the nodes around it are replaced, and another is in its place
+// once the key has changed.
+type leaf struct{ value any }
 
 // at returns the position of the edge with this label, or the one it would be inserted at.
 func (n *node) at(label byte) (int, bool) {
@@ -159,36 +126,13 @@ func hasPrefix(key []byte, prefix string) bool {
 }
 
 // edits are the changes of one write transaction to its trees.
-type edits struct {
-	id       uint64
-	replaced []*node // that readers can see, and that are in the new trees no more
-	removed  []*leaf
-}
-
-// fire wakes those who wait for what has changed.
-func (e *edits) fire() {
-	for _, n := range e.replaced {
-		n.watch.fire()
-	}
-	for _, l := range e.removed {
-		l.watch.fire()
-	}
-	e.replaced, e.removed = nil, nil
-}
-
-// drop notes that a node is in the new tree no more.
-func (e *edits) drop(n *node) {
-	if n.owner != e.id {
-		e.replaced = append(e.replaced, n)
-	}
-}
+type edits struct{ id uint64 }
 
 // own returns the node, or a copy in its place, which this transaction may change. The edges get room for more.
 func (e *edits) own(n *node, more int) *node {
 	if n.owner == e.id {
 		return n
 	}
-	e.replaced = append(e.replaced, n)
 	c := &node{leaf: n.leaf, prefix: n.prefix, owner: e.id}
 	if len(n.edges)+more > 0 {
 		c.edges = make([]edge, len(n.edges), len(n.edges)+more)
@@ -207,7 +151,6 @@ func (e *edits) insert(n *node, key []byte, value any) (*node, any) {
 		if old == nil {
 			return c, nil
 		}
-		e.removed = append(e.removed, old)
 		return c, old.value
 	}
 	i, ok := n.at(key[0])
@@ -252,9 +195,7 @@ func (e *edits) remove(n *node, key []byte, root bool) (*node, any) {
 			return n, nil
 		}
 		old := n.leaf
-		e.removed = append(e.removed, old)
 		if len(n.edges) == 0 && !root {
-			e.drop(n)
 			return nil, old.value
 		}
 		c := e.own(n, 0)
