@@ -53,7 +53,7 @@ func (l *logBuffer) String() string {
 // A guarded agent is a server in this process with access control, where what no rule mentions is refused.
 type guardedAgent struct {
 	*Agent
-	t   *testing.T
+	t   testing.TB
 	log *logBuffer // at trace level
 	dir string     // its data folder
 
@@ -77,13 +77,13 @@ acl { enabled = true
 `
 
 // runServer starts a server that ends with the test.
-func runServer(t *testing.T, settings ...string) *guardedAgent {
+func runServer(t testing.TB, settings ...string) *guardedAgent {
 	t.Helper()
 	return startServer(t, true, settings...)
 }
 
 // startServer keeps everything in memory or, unless dev is set, in g.dir.
-func startServer(t *testing.T, dev bool, settings ...string) *guardedAgent {
+func startServer(t testing.TB, dev bool, settings ...string) *guardedAgent {
 	t.Helper()
 	g := &guardedAgent{t: t, log: &logBuffer{}, dir: filepath.Join(t.TempDir(), "data"), tokens: map[string]string{}}
 	ports := freePorts(t, 7)
@@ -169,7 +169,7 @@ func (g *guardedAgent) must(method, target, body string) string {
 	return answer
 }
 
-func field(t *testing.T, answer, name string) string {
+func field(t testing.TB, answer, name string) string {
 	t.Helper()
 	var v map[string]any
 	if err := json.Unmarshal([]byte(answer), &v); err != nil {
@@ -360,7 +360,7 @@ func leaks(answer, request string) (found []string) {
 	}
 }
 
-func newFixture(t *testing.T) *fixture {
+func newFixture(t testing.TB) *fixture {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

@@ -34,7 +34,7 @@ func sources(fragments ...string) config.Sources {
 	}
 }
 
-func load(t *testing.T, src config.Sources) *config.Settings {
+func load(t testing.TB, src config.Sources) *config.Settings {
 	t.Helper()
 	s, _, err := config.Load(src)
 	if err != nil {
@@ -286,7 +286,7 @@ func TestTokens(t *testing.T) {
 }
 
 // freePorts returns ports of the loopback address that were free for TCP and UDP a moment ago.
-func freePorts(t *testing.T, n int) []int {
+func freePorts(t testing.TB, n int) []int {
 	t.Helper()
 	var ports []int
 	for tries := 0; len(ports) < n; tries++ {
