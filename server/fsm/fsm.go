@@ -56,13 +56,6 @@ type Result struct {
 	Err   error
 }
 
-// record is the form of a command in the log.
-type record struct {
-	Kind    Kind   `cbor:"k"`
-	Version uint8  `cbor:"v"`
-	Data    []byte `cbor:"d"`
-}
-
 // An applier applies commands of one kind.
 type applier struct {
 	version uint8
@@ -100,19 +93,6 @@ func Handle[Req, Resp any](a *Appliers, k Kind, f func(tx *state.Tx, req *Req) (
 	}}
 }
 
-// Encode makes a log entry of commands.
-func Encode(commands []Command) ([]byte, error) {
-	records := make([]record, len(commands))
-	for i, c := range commands {
-		data, err := rpc.Marshal(c.Req)
-		if err != nil {
-			return nil, fmt.Errorf("encode command of kind %d: %w", c.Kind, err)
-		}
-		records[i] = record{c.Kind, 1, data}
-	}
-	return rpc.Marshal(records)
-}
-
 // Apply applies the entry in one transaction. An entry that cannot be decoded, or a command that panics, changes
 // nothing and is reported in the results: a poisoned entry must not stop the cluster (spec/threats.md, class 9).
 func (a *Appliers) Apply(store *state.Store, index uint64, entry []byte) []Result {
@@ -126,8 +106,8 @@ func (a *Appliers) Apply(store *state.Store, index uint64, entry []byte) []Resul
 
 // apply applies the entry in an open transaction whose index is the entry's.
 func (a *Appliers) apply(tx *state.Tx, entry []byte) []Result {
-	var records []record
-	if err := rpc.Unmarshal(entry, &records); err != nil {
+	records, err := decode(entry)
+	if err != nil {
 		return []Result{{Err: fmt.Errorf("decode log entry %d: %w", tx.Index, err)}}
 	}
 	results := make([]Result, len(records))

@@ -2,6 +2,7 @@ package fsm_test
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -108,6 +109,26 @@ func TestPoisonedEntryChangesNothing(t *testing.T) {
 	}
 	if !bytes.Equal(dump(t, s), want) {
 		t.Error("something changed")
+	}
+}
+
+// Raft keeps entries, and gives their memory to others.
+func TestStateSharesNoMemoryWithEntries(t *testing.T) {
+	s, a := state.New(), appliers()
+	entry := encode(t, set("a"), fsm.Command{Kind: fsm.Register, Req: &catalog.RegisterRequest{
+		Node: "n", Address: "127.0.0.1", Service: &catalog.Service{ID: "s", Service: "s", Tags: []string{"t"}, Meta: map[string]string{"k": "v"}, Connect: catalog.Connect{PeerMeta: json.RawMessage(`{"a":"b"}`)}},
+	}})
+	for _, r := range a.Apply(s, 5, entry) {
+		if r.Err != nil {
+			t.Fatal(r.Err)
+		}
+	}
+	want := dump(t, s)
+	for i := range entry {
+		entry[i] = 'x'
+	}
+	if !bytes.Equal(dump(t, s), want) {
+		t.Error("the state changed with the bytes of an entry")
 	}
 }
 
