@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"os"
 
 	"github.com/sarnmesh/sarn/internal/wireerr"
 )
@@ -48,7 +49,7 @@ func (s *Server) readBody(r *http.Request, limit int64) (*buffer, error) {
 	buf := getBuffer()
 	b := buf.b[:0]
 	if n := int(r.ContentLength); n >= cap(b) {
-		b = make([]byte, 0, n+1)
+		b = make([]byte, 0, min(n+1, trustedLength))
 	}
 	for {
 		if len(b) == cap(b) {
@@ -66,10 +67,18 @@ func (s *Server) readBody(r *http.Request, limit int64) (*buffer, error) {
 				return buf, nil
 			}
 			putBuffer(buf)
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				return nil, errSlow
+			}
 			return nil, wireerr.BadRequest("request body cannot be read: %v", err)
 		}
 	}
 }
+
+// trustedLength is how much room is made for what a request says is the length of its body. More is made as it comes.
+const trustedLength = 1 << 20
+
+var errSlow = wireerr.Errorf(http.StatusRequestTimeout, "request body was not sent in time")
 
 func tooLarge(limit int64) error {
 	return wireerr.Errorf(http.StatusRequestEntityTooLarge, "Request body too large, max size: %d bytes.", limit)

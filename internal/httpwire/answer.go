@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"time"
 )
 
 // An answer is the http.ResponseWriter of a connection, reused from one request to the next.
@@ -29,6 +30,9 @@ type answer struct {
 // holdSize is how much of an answer waits for more before it goes out. An answer that fits is sent with its length
 // when the handler returns.
 const holdSize = 4 << 10
+
+// largeWrite is the size from which sending has to end in time.
+const largeWrite = 64 << 10
 
 var holds = sync.Pool{New: func() any { b := make([]byte, 0, holdSize+1024); return &b }}
 
@@ -135,6 +139,11 @@ func (w *answer) chunk(p []byte) {
 // flush sends what waits and then p.
 func (w *answer) flush(p []byte) {
 	if w.failed == nil {
+		if size := len(*w.buf) + len(p); size > largeWrite {
+			// What fits into the socket's buffer goes out at once; for more, the client must read.
+			w.c.raw.SetWriteDeadline(time.Now().Add(w.c.f.s.cfg.BodyTimeout + time.Duration(size)*perByte))
+			defer w.c.raw.SetWriteDeadline(time.Time{})
+		}
 		switch {
 		case len(p) == 0:
 			_, w.failed = w.c.raw.Write(*w.buf)

@@ -32,6 +32,7 @@ type conn struct {
 	buf        []byte // read but not used: buf[start:end]
 	start, end int
 
+	fresh   bool // no request has begun
 	request request
 	answer  answer
 	reused  http.Header // of requests
@@ -44,7 +45,7 @@ type conn struct {
 }
 
 func newConn(f *front, raw net.Conn) *conn {
-	c := &conn{f: f, raw: raw, remote: raw.RemoteAddr().String(), buf: make([]byte, readSize), reused: http.Header{}}
+	c := &conn{f: f, raw: raw, remote: raw.RemoteAddr().String(), buf: make([]byte, readSize), fresh: true, reused: http.Header{}}
 	c.answer.c = c
 	c.answer.header = http.Header{}
 	return c
@@ -97,6 +98,11 @@ func (c *conn) readHead() ([]byte, error) {
 		defer c.raw.SetReadDeadline(time.Time{})
 	} else {
 		c.end = 0
+		if c.fresh { // whoever connects has something to ask
+			c.fresh = false
+			c.raw.SetReadDeadline(time.Now().Add(c.f.s.cfg.HeaderTimeout))
+			defer c.raw.SetReadDeadline(time.Time{})
+		}
 	}
 	c.start = 0
 	n, err := c.raw.Read(c.buf[c.end:]) // c.buf is never full: a head that fills it was handed on
@@ -233,6 +239,7 @@ type body struct {
 	c    *conn
 	left int64
 	err  error // that ended reading early
+	pace pace
 }
 
 // Read reads.
@@ -252,7 +259,13 @@ func (b *body) Read(p []byte) (int, error) {
 		n = copy(p, c.buf[c.start:c.end])
 		c.start += n
 	} else {
+		began := time.Now()
+		c.raw.SetReadDeadline(b.pace.deadline(began))
 		n, err = c.raw.Read(p)
+		b.pace.took(n, time.Since(began))
+		if b.left == int64(n) {
+			c.raw.SetReadDeadline(time.Time{})
+		}
 	}
 	b.left -= int64(n)
 	switch {

@@ -10,7 +10,9 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -379,4 +381,120 @@ func TestEncryptedConnectionsSpeakHTTP2(t *testing.T) {
 	if err := <-ended; err != nil {
 		t.Error(err)
 	}
+}
+
+// slowly sends bytes one by one until the connection ends.
+func slowly(c net.Conn, text string, every time.Duration) {
+	for i := range len(text) {
+		if _, err := c.Write([]byte(text[i : i+1])); err != nil {
+			return
+		}
+		time.Sleep(every)
+	}
+}
+
+// Whoever sends a byte now and then, or nothing, is not waited for (spec/threats.md, class 11).
+func TestThreat11SlowClientsAreCutOff(t *testing.T) {
+	const head, chunked = "PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: 9000\r\n\r\n", "PUT / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+	reads := func(w http.ResponseWriter, r *http.Request) {
+		if _, err := io.Copy(io.Discard, r.Body); errors.Is(err, os.ErrDeadlineExceeded) {
+			w.WriteHeader(http.StatusRequestTimeout)
+		} else if err != nil {
+			t.Errorf("a body ends with %v", err)
+		}
+	}
+	ignores := func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(http.StatusNoContent) }
+	large := func(w http.ResponseWriter, r *http.Request) { w.Write(make([]byte, 1<<20)) }
+	tests := []struct {
+		name    string
+		handler http.HandlerFunc
+		now     string // sent at once
+		slow    string // sent byte by byte
+		deaf    bool   // reads nothing
+		answer  int
+		within  time.Duration
+	}{
+		{name: "nothing", within: 10 * time.Second},
+		{name: "one byte", now: "G", answer: 400, within: 10 * time.Second},
+		{name: "a head", slow: "GET / HTTP/1.1\r\nHost: x\r\nA: " + strings.Repeat("b", 500), answer: 400, within: 12 * time.Second},
+		{name: "a head behind a request", handler: ignores, now: "GET / HTTP/1.1\r\nHost: x\r\n\r\nGET", slow: strings.Repeat("b", 500), answer: 204, within: 12 * time.Second},
+		{name: "a body", handler: reads, now: head, slow: strings.Repeat("b", 9000), answer: 408, within: 22 * time.Second},
+		{name: "a body that nobody reads", handler: ignores, now: head, slow: strings.Repeat("b", 9000), answer: 204, within: 22 * time.Second},
+		{name: "a body in chunks", handler: reads, now: chunked, slow: strings.Repeat("1\r\nb\r\n", 3000), answer: 408, within: 22 * time.Second},
+		{name: "a body in chunks that nobody reads", handler: ignores, now: chunked, slow: strings.Repeat("1\r\nb\r\n", 3000), answer: 204, within: 22 * time.Second},
+		{name: "an answer", handler: large, now: "GET / HTTP/1.1\r\nHost: x\r\n\r\n", deaf: true, within: 20*time.Second + 1025*time.Second},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ended := make(chan time.Duration, 1)
+				start := time.Now()
+				handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { tt.handler(w, r) })
+				p, stop := serve(t, httpwire.Config{Handler: handler, HeaderTimeout: 10 * time.Second, BodyTimeout: 20 * time.Second})
+				c := newClient(p)
+				var sending sync.WaitGroup
+				sending.Go(func() {
+					if io.WriteString(c, tt.now); tt.slow != "" {
+						slowly(c, tt.slow, 700*time.Millisecond)
+					}
+				})
+				go func() {
+					if tt.deaf {
+						for { // reads, but too slowly
+							if _, err := c.Conn.Read(make([]byte, 1)); err != nil {
+								break
+							}
+							time.Sleep(time.Second)
+						}
+						ended <- time.Since(start)
+						return
+					}
+					resp, err := http.ReadResponse(c.r, nil)
+					if err == nil && resp.StatusCode != tt.answer || err != nil && tt.answer != 0 {
+						t.Errorf("answered %v, %v", resp, err)
+					}
+					io.Copy(io.Discard, c.r)
+					ended <- time.Since(start)
+				}()
+				if took := <-ended; took > tt.within {
+					t.Errorf("the connection lasted %v", took)
+				}
+				c.Close()
+				sending.Wait()
+				if err := stop(); err != nil {
+					t.Error(err)
+				}
+			})
+		})
+	}
+}
+
+// A slow network is no attack, nor is a client that comes back after a while.
+func TestSteadyClientsAreWaitedFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p, stop := serve(t, httpwire.Config{Handler: mux})
+		for _, head := range []string{"PUT /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 200000\r\n\r\n", "PUT /echo HTTP/1.1\r\nHost: x\r\nConnection: keep-alive, x\r\nContent-Length: 200000\r\n\r\n"} {
+			c := newClient(p)
+			for range 2 {
+				go func() {
+					io.WriteString(c, head)
+					for range 200 { // twice as fast as has to be
+						io.WriteString(c, strings.Repeat("b", 1000))
+						time.Sleep(500 * time.Millisecond)
+					}
+				}()
+				start := time.Now()
+				resp, err := http.ReadResponse(c.r, nil)
+				if err != nil || resp.StatusCode != http.StatusOK || time.Since(start) < time.Minute {
+					t.Fatalf("%v, %v after %v", resp, err, time.Since(start))
+				}
+				io.Copy(io.Discard, resp.Body)
+				time.Sleep(time.Hour)
+			}
+			c.Close()
+		}
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+	})
 }

@@ -186,7 +186,7 @@ func (q *request) make(c *conn, ctx context.Context) *http.Request {
 		Method: q.method, URL: u, RequestURI: q.target, Host: q.host, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
 		Header: c.reused, ContentLength: q.length, Close: q.close, RemoteAddr: c.remote, Body: http.NoBody,
 	}
-	q.body = body{c: c, left: q.length}
+	q.body = body{c: c, left: q.length, pace: pace{timeout: c.f.s.cfg.BodyTimeout}}
 	if q.length > 0 {
 		r.Body = &q.body
 	}

@@ -27,7 +27,10 @@ import (
 type Config struct {
 	Handler        http.Handler  // required
 	MaxHeaderBytes int           // of a request's head; default 1 MiB
-	HeaderTimeout  time.Duration // for a head to arrive once it has begun; default 30s
+	HeaderTimeout  time.Duration // for a head to arrive once it has begun, and for the first to begin; default 30s
+	// BodyTimeout is how long, altogether, a request's body may keep its reader waiting, and one second more for every
+	// KiB that came. A body that takes longer ends with os.ErrDeadlineExceeded. Default 30s.
+	BodyTimeout time.Duration
 	// Grace is how long requests in progress may go on when Serve is asked to end. After half of it their contexts
 	// end, after all of it their connections. Default 2s.
 	Grace  time.Duration
@@ -48,6 +51,9 @@ func New(cfg Config) *Server {
 	if cfg.HeaderTimeout <= 0 {
 		cfg.HeaderTimeout = 30 * time.Second
 	}
+	if cfg.BodyTimeout <= 0 {
+		cfg.BodyTimeout = 30 * time.Second
+	}
 	if cfg.Grace <= 0 {
 		cfg.Grace = 2 * time.Second
 	}
@@ -66,7 +72,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	f := &front{s: s, base: base, conns: map[*conn]struct{}{}}
 	f.rest = &queue{addr: l.Addr(), conns: make(chan net.Conn), done: make(chan struct{})}
 	std := &http.Server{
-		Handler:           s.cfg.Handler,
+		Handler:           paced(s.cfg.Handler, s.cfg.BodyTimeout),
 		MaxHeaderBytes:    s.cfg.MaxHeaderBytes,
 		ReadHeaderTimeout: s.cfg.HeaderTimeout,
 		BaseContext:       func(net.Listener) context.Context { return base },
