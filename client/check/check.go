@@ -31,6 +31,20 @@ const (
 	defaultMaxRunning = 1024
 	defaultMaxScripts = 128
 	aliasInterval     = time.Minute
+
+	// slowRun is how long a run may take for its check to count as one that answers quickly.
+	slowRun = time.Second
+	// maxLabel bounds what is said around an output, such as the kind of check and how much was cut.
+	maxLabel = 1024
+)
+
+// Probes that run at once are counted by pool, so that what is slow or heavy keeps nobody else waiting.
+const (
+	quickPool  = iota // network checks whose last run was quick
+	slowPool          // network checks whose last run was slow
+	scriptPool        // programs on this machine
+	dockerPool        // programs in containers
+	pools
 )
 
 // ErrNotTTL is returned when a status is set for a check that is not a TTL check.
@@ -74,6 +88,9 @@ type Config struct {
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 	// DialDocker opens a connection to the Docker API. Nil makes docker checks critical.
 	DialDocker func(ctx context.Context) (net.Conn, error)
+	// OSService asks the system's service manager about a service. Nil means that there is none: Add then refuses such
+	// checks.
+	OSService func(ctx context.Context, name string) (ServiceState, error)
 	// Aliases answers alias checks of the agent itself. Required for those.
 	Aliases Aliases
 	// Caller reaches the servers, for alias checks that name a node. Required for those.
@@ -85,8 +102,9 @@ type Config struct {
 	TLS func() *tls.Config
 	// OutputMaxSize is how many bytes of output are kept; default 4096. A check can only lower it.
 	OutputMaxSize int
-	// MaxRunning bounds the probes that run at once, and MaxScripts those of them that are scripts; default 1024 and
-	// 128. Checks that are due beyond that wait their turn.
+	// MaxRunning bounds the network probes that run at once, default 1024. Those that took more than a second the last
+	// time get at most half of it, so that targets that hang hold up only each other. MaxScripts bounds the scripts, and
+	// also the docker checks, that run at once; default 128. Checks that are due beyond that wait their turn.
 	MaxRunning, MaxScripts int
 	// Jitter returns a duration in [0, max) by which the first run of a check is put off; default uniformly random.
 	Jitter func(max time.Duration) time.Duration
@@ -100,9 +118,9 @@ type Scheduler struct {
 
 	mu      sync.Mutex
 	checks  map[string]*scheduled
-	due     queue           // by time
-	waiting [2][]*scheduled // due, in order: scripts in the second, others in the first
-	running [2]int          // likewise; not counting watches
+	due     queue               // by time
+	waiting [pools][]*scheduled // due, in order
+	running [pools]int          // not counting watches
 }
 
 // A scheduled check is guarded by the scheduler's mutex.
@@ -112,9 +130,10 @@ type scheduled struct {
 	kind     string
 	probe    Probe
 	interval time.Duration
-	limit    int // of output
-	at       time.Time
-	index    int  // in the queue, -1 when not queued
+	limit    int       // of output
+	at       time.Time // when it is due; while it runs, when that began
+	index    int       // in the queue, -1 when not queued
+	pool     int
 	again    bool // triggered while it was waiting or running
 	removed  bool
 	cancel   context.CancelFunc // of the current run, nil when there is none
@@ -148,6 +167,16 @@ func New(cfg Config) (*Scheduler, error) {
 	return &Scheduler{cfg: cfg, wake: make(chan struct{}, 1), checks: map[string]*scheduled{}}, nil
 }
 
+var errNoServiceManager = wireerr.Errorf(500, "not implemented: this system has no service manager that os_service checks could ask")
+
+// Supports returns the error that Add has for a check that this system cannot run.
+func (s *Scheduler) Supports(def *definition.Check) error {
+	if def.CheckType() == definition.TypeOSService && s.cfg.OSService == nil {
+		return errNoServiceManager
+	}
+	return nil
+}
+
 // Add begins to run a check, in place of the one with the same ID if there is one. lastOutput is the output a TTL check
 // has at present. The error carries the status a registration is answered with.
 func (s *Scheduler) Add(id string, def *definition.Check, lastOutput string) error {
@@ -164,12 +193,19 @@ func (s *Scheduler) Add(id string, def *definition.Check, lastOutput string) err
 	case definition.TypeAlias:
 		c.interval = aliasInterval
 		c.at = now
-	case definition.TypeOSService:
-		return wireerr.Errorf(500, "not implemented")
 	case "":
 		return wireerr.BadRequest("check type is not valid")
 	default:
+		if err := s.Supports(def); err != nil {
+			return err
+		}
 		c.at = now.Add(s.cfg.Jitter(c.interval))
+	}
+	switch c.kind {
+	case definition.TypeScript:
+		c.pool = scriptPool
+	case definition.TypeDocker:
+		c.pool = dockerPool
 	}
 	c.probe = s.newProbe(c)
 
@@ -319,12 +355,16 @@ func (s *Scheduler) Run(ctx context.Context) error {
 	}
 }
 
-// pool returns which of the limits counts for c.
-func (c *scheduled) pool() int {
-	if c.kind == definition.TypeScript {
-		return 1
+// room reports whether one more probe of a pool may run. The mutex is held.
+func (s *Scheduler) room(pool int) bool {
+	network := s.running[quickPool] + s.running[slowPool]
+	switch pool {
+	case quickPool:
+		return network < s.cfg.MaxRunning
+	case slowPool:
+		return network < s.cfg.MaxRunning && s.running[slowPool] < max(1, s.cfg.MaxRunning/2)
 	}
-	return 0
+	return s.running[pool] < s.cfg.MaxScripts
 }
 
 // next takes one check that is due and, within the limits, marks it running. The context is that of its run.
@@ -337,10 +377,10 @@ func (s *Scheduler) next(ctx context.Context) (*scheduled, context.Context) {
 		if c.kind == definition.TypeTTL {
 			return c, nil
 		}
-		s.waiting[c.pool()] = append(s.waiting[c.pool()], c)
+		s.waiting[c.pool] = append(s.waiting[c.pool], c)
 	}
-	for pool, limit := range [2]int{s.cfg.MaxRunning, s.cfg.MaxScripts} {
-		for len(s.waiting[pool]) > 0 && s.running[pool] < limit {
+	for pool := range pools {
+		for len(s.waiting[pool]) > 0 && s.room(pool) {
 			c := s.waiting[pool][0]
 			s.waiting[pool][0] = nil
 			s.waiting[pool] = s.waiting[pool][1:]
@@ -350,7 +390,7 @@ func (s *Scheduler) next(ctx context.Context) (*scheduled, context.Context) {
 			if _, watches := c.probe.(watcher); !watches {
 				s.running[pool]++
 			}
-			c.again = false
+			c.again, c.at = false, now
 			var runCtx context.Context
 			runCtx, c.cancel = context.WithCancel(ctx)
 			return c, runCtx
@@ -375,13 +415,20 @@ func (s *Scheduler) ended(c *scheduled) {
 	defer s.mu.Unlock()
 	c.cancel()
 	c.cancel = nil
+	now := time.Now()
 	if _, watches := c.probe.(watcher); !watches {
-		s.running[c.pool()]--
+		s.running[c.pool]--
+	}
+	if c.pool == quickPool || c.pool == slowPool {
+		c.pool = quickPool
+		if now.Sub(c.at) > slowRun {
+			c.pool = slowPool
+		}
 	}
 	if !c.removed {
-		c.at = time.Now().Add(c.interval)
+		c.at = now.Add(c.interval)
 		if c.again {
-			c.at = time.Now()
+			c.at = now
 		}
 		heap.Push(&s.due, c)
 	}
@@ -398,6 +445,10 @@ func (s *Scheduler) report(c *scheduled, r Result) {
 	apply = apply && !c.removed
 	s.mu.Unlock()
 	if apply {
+		// Probes keep to the limit in what they were told to show. Errors say what the target wants.
+		if len(r.Output) > c.limit+maxLabel+len(c.def.HTTP) {
+			r.Output = cutHead(r.Output, c.limit)
+		}
 		s.cfg.Sink.UpdateCheck(c.id, status, r.Output)
 	}
 }

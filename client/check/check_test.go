@@ -28,6 +28,7 @@ import (
 	"github.com/sarnmesh/sarn/catalog/definition"
 	"github.com/sarnmesh/sarn/client/check"
 	"github.com/sarnmesh/sarn/internal/rpc"
+	"github.com/sarnmesh/sarn/internal/wireerr"
 )
 
 // A log collects what a scheduler reports.
@@ -697,7 +698,7 @@ func TestAddRefusesWhatItCannotRun(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Add("a", &definition.Check{OSService: "x", Interval: time.Second}, ""); err == nil || err.Error() != "not implemented" {
+	if err := s.Add("a", &definition.Check{OSService: "x", Interval: time.Second}, ""); err == nil || wireerr.Status(err) != 500 || !strings.HasPrefix(err.Error(), "not implemented: this system has no service manager") {
 		t.Errorf("OS service: %v", err)
 	}
 	if err := s.Add("a", &definition.Check{HTTP: "x"}, ""); err == nil {

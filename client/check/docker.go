@@ -5,12 +5,14 @@ import (
 	"context"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/url"
 	"strings"
+	"time"
 
 	"github.com/sarnmesh/sarn/catalog"
 )
@@ -23,40 +25,68 @@ type dockerProbe struct {
 	dial      func(ctx context.Context) (net.Conn, error) // nil when there is no daemon to talk to
 	container string
 	args      []string
+	timeout   time.Duration // 0 means the default
 	limit     int
 }
 
-// Probe runs the program once. It has no timeout of its own.
+// Probe runs the program once. One whose time is up goes on: the engine has no way to end it.
 func (p dockerProbe) Probe(ctx context.Context) Result {
 	if p.dial == nil {
 		return critical("docker checks are not available")
 	}
-	client := &http.Client{Transport: &http.Transport{
-		DisableKeepAlives: true,
-		DialContext:       func(ctx context.Context, _, _ string) (net.Conn, error) { return p.dial(ctx) },
-	}}
+	timeout := p.timeout
+	if timeout <= 0 {
+		timeout = dockerTimeout
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, timeout, errTimedOut)
+	defer cancel()
+	out := newTail(p.limit)
+	r, err := p.run(ctx, out)
+	switch {
+	case err == nil:
+		return r
+	case context.Cause(ctx) == errTimedOut:
+		return Result{Status: catalog.Critical, Output: fmt.Sprintf("Timed out (%s) running check\n\n%s", timeout, out.report()), Final: true}
+	}
+	return critical("%v", err)
+}
+
+func (p dockerProbe) run(ctx context.Context, out *tail) (Result, error) {
+	client := &http.Client{
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		Transport: &http.Transport{
+			DisableKeepAlives:      true,
+			MaxResponseHeaderBytes: maxHeader,
+			DialContext:            func(context.Context, string, string) (net.Conn, error) { return p.dial(ctx) },
+		},
+	}
 	var created struct{ ID string }
 	err := p.call(ctx, client, http.MethodPost, "/containers/"+url.PathEscape(p.container)+"/exec",
 		map[string]any{"AttachStdout": true, "AttachStderr": true, "Cmd": p.args}, &created)
 	if err != nil {
-		return critical("%v", err)
+		return Result{}, err
 	}
-	out := newTail(p.limit)
 	if err := p.start(ctx, client, created.ID, out); err != nil {
-		return critical("%v", err)
+		return Result{}, err
 	}
-	var ended struct{ ExitCode int }
+	var ended struct {
+		Running  bool
+		ExitCode *int // nil while it runs
+	}
 	if err := p.call(ctx, client, http.MethodGet, "/exec/"+url.PathEscape(created.ID)+"/json", nil, &ended); err != nil {
-		return critical("%v", err)
+		return Result{}, err
+	}
+	if ended.Running || ended.ExitCode == nil {
+		return Result{}, errors.New("docker: the engine stopped sending output before the program had ended")
 	}
 	r := Result{Status: catalog.Critical, Output: out.report()}
-	switch ended.ExitCode {
+	switch *ended.ExitCode {
 	case 0:
 		r.Status = catalog.Passing
 	case 1:
 		r.Status = catalog.Warning
 	}
-	return r
+	return r, nil
 }
 
 func (p dockerProbe) do(ctx context.Context, client *http.Client, method, path string, body any) (*http.Response, error) {

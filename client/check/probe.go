@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"net/http"
 	"strings"
 	"time"
 
@@ -23,9 +22,12 @@ import (
 
 const (
 	probeTimeout  = 10 * time.Second // of network checks
-	scriptTimeout = 30 * time.Second
-	maxBodyRead   = 1 << 20 // bytes of an HTTP answer that are read at most
+	scriptTimeout = 30 * time.Second // of scripts and questions about services of the system
+	dockerTimeout = 5 * time.Minute  // of programs in containers: the reference lets one that hangs hang
 	userAgent     = "Consul Health Check"
+	maxHeader     = 64 << 10 // bytes of an answer's header, and of a whole one over gRPC
+	maxFrames     = 1000     // of HTTP/2, until a PING is acknowledged
+	maxFrameSize  = 1 << 16
 )
 
 // newProbe returns the probe for c, nil for TTL checks.
@@ -37,7 +39,7 @@ func (s *Scheduler) newProbe(c *scheduled) Probe {
 	}
 	switch c.kind {
 	case definition.TypeHTTP:
-		return newHTTPProbe(n, c.limit)
+		return httpProbe{n, c.limit}
 	case definition.TypeTCP:
 		return tcpProbe{n}
 	case definition.TypeUDP:
@@ -49,7 +51,9 @@ func (s *Scheduler) newProbe(c *scheduled) Probe {
 	case definition.TypeScript:
 		return scriptProbe{d.ScriptArgs, d.Timeout, c.limit}
 	case definition.TypeDocker:
-		return dockerProbe{s.cfg.DialDocker, d.DockerContainerID, d.ScriptArgs, c.limit}
+		return dockerProbe{s.cfg.DialDocker, d.DockerContainerID, d.ScriptArgs, d.Timeout, c.limit}
+	case definition.TypeOSService:
+		return serviceProbe{s.cfg.OSService, d.OSService, d.Timeout}
 	case definition.TypeAlias:
 		if d.AliasNode != "" {
 			return &nodeAlias{caller: s.cfg.Caller, id: c.id, node: d.AliasNode, service: d.AliasService, token: s.cfg.Token}
@@ -84,7 +88,7 @@ func (n *network) dial(ctx context.Context, network, address string) (net.Conn, 
 	return n.dialer(ctx, network, address)
 }
 
-// tlsConfig returns the configuration for a connection to address.
+// tlsConfig returns the configuration for a connection to address. Without an address the name to expect may be empty.
 func (n *network) tlsConfig(address string, protocols ...string) *tls.Config {
 	cfg := &tls.Config{}
 	if n.base != nil {
@@ -94,7 +98,9 @@ func (n *network) tlsConfig(address string, protocols ...string) *tls.Config {
 	}
 	cfg.NextProtos = protocols
 	cfg.InsecureSkipVerify = n.def.TLSSkipVerify
-	cfg.ServerName = n.def.TLSServerName
+	if n.def.TLSServerName != "" {
+		cfg.ServerName = n.def.TLSServerName
+	}
 	if cfg.ServerName == "" {
 		if host, _, err := net.SplitHostPort(address); err == nil {
 			cfg.ServerName = host
@@ -115,75 +121,6 @@ func (n *network) dialTLS(ctx context.Context, network, address string, protocol
 		return nil, err
 	}
 	return t, nil
-}
-
-// An httpProbe judges the status of an answer.
-type httpProbe struct {
-	network
-	client *http.Client
-	limit  int
-}
-
-func newHTTPProbe(n network, limit int) *httpProbe {
-	p := &httpProbe{network: n, limit: limit}
-	p.client = &http.Client{
-		Transport: &http.Transport{
-			DisableKeepAlives: true,
-			DialContext:       p.dial,
-			DialTLSContext: func(ctx context.Context, network, address string) (net.Conn, error) {
-				return p.dialTLS(ctx, network, address, "http/1.1")
-			},
-		},
-	}
-	if n.def.DisableRedirects {
-		p.client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
-	}
-	return p
-}
-
-// Probe sends the request once.
-func (p *httpProbe) Probe(ctx context.Context) Result {
-	ctx, cancel := context.WithTimeout(ctx, p.timeout)
-	defer cancel()
-	method := p.def.Method
-	if method == "" {
-		method = http.MethodGet
-	}
-	req, err := http.NewRequestWithContext(ctx, method, p.def.HTTP, strings.NewReader(p.def.Body))
-	if err != nil {
-		return critical("%v", err)
-	}
-	for k, vs := range p.def.Header {
-		for _, v := range vs {
-			req.Header.Add(k, v)
-		}
-	}
-	if h := req.Header.Get("Host"); h != "" {
-		req.Host = h
-	}
-	if req.Header.Get("User-Agent") == "" {
-		req.Header.Set("User-Agent", userAgent)
-	}
-	if req.Header.Get("Accept") == "" {
-		req.Header.Set("Accept", "text/plain, text/*, */*")
-	}
-	resp, err := p.client.Do(req)
-	if err != nil {
-		return critical("%v", err)
-	}
-	defer resp.Body.Close()
-	body := newTail(p.limit)
-	if _, err := io.Copy(body, io.LimitReader(resp.Body, maxBodyRead)); err != nil {
-		fmt.Fprintf(body, "\nreading the answer: %v", err)
-	}
-	r := Result{Status: catalog.Critical, Output: fmt.Sprintf("HTTP %s %s: %s Output: %s", method, p.def.HTTP, resp.Status, body)}
-	switch {
-	case resp.StatusCode >= 200 && resp.StatusCode <= 299:
-		r.Status = catalog.Passing
-	case resp.StatusCode == http.StatusTooManyRequests:
-		r.Status = catalog.Warning
-	}
-	return r
 }
 
 // A tcpProbe asks for a connection.
@@ -252,6 +189,7 @@ func (p grpcProbe) Probe(ctx context.Context) Result {
 	}
 	conn, err := grpc.NewClient("passthrough:///"+target,
 		grpc.WithTransportCredentials(creds), grpc.WithUserAgent(userAgent), grpc.WithDisableServiceConfig(), grpc.WithNoProxy(),
+		grpc.WithMaxHeaderListSize(maxHeader), grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxHeader)),
 		grpc.WithContextDialer(func(ctx context.Context, addr string) (net.Conn, error) { return p.dial(ctx, "tcp", addr) }))
 	if err != nil {
 		return critical("%v", err)
@@ -302,7 +240,7 @@ func ping(conn net.Conn) error {
 		return err
 	}
 	framer := http2.NewFramer(conn, conn)
-	framer.SetMaxReadFrameSize(1 << 16)
+	framer.SetMaxReadFrameSize(maxFrameSize)
 	if err := framer.WriteSettings(); err != nil {
 		return err
 	}
@@ -310,7 +248,7 @@ func ping(conn net.Conn) error {
 	if err := framer.WritePing(false, data); err != nil {
 		return err
 	}
-	for {
+	for range maxFrames {
 		f, err := framer.ReadFrame()
 		if err != nil {
 			return err
@@ -330,4 +268,5 @@ func ping(conn net.Conn) error {
 			return fmt.Errorf("connection refused with %v", f.ErrCode)
 		}
 	}
+	return fmt.Errorf("no answer within %d frames", maxFrames)
 }

@@ -218,7 +218,7 @@ func TestAgentChecks(t *testing.T) {
 		{"PUT", reg, `{"Name":"x","TTL":"10s","Status":"bogus"}`, 400, "Bad check status"},
 		{"PUT", reg, `{"Name":"x"}`, 400, "Invalid check: TTL must be > 0 for TTL checks"},
 		{"PUT", reg, `{"Name":"x","TTL":"10s","ServiceID":"nope"}`, 404, `ServiceID "nope" does not exist`},
-		{"PUT", reg, `{"Name":"x","OSService":"x","Interval":"10s"}`, 500, `not implemented`},
+		{"PUT", reg, `{"Name":"x","OSService":"x","Interval":"10s"}`, 500, `not implemented: this system has no service manager that os_service checks could ask`},
 		{"PUT", reg, `{"Name":"x y","TTL":"10s","Token":"ignored"}`, 200, ""},
 		{"GET", "/v1/agent/checks", "", 200, `{"x y":{"Node":"node1","CheckID":"x y","Name":"x y","Status":"critical","Notes":"","Output":"","ServiceID":"","ServiceName":"","ServiceTags":[],` +
 			`"Type":"ttl","Interval":"0s","Timeout":"0s","ExposedPort":0,"Definition":{},"CreateIndex":0,"ModifyIndex":0}}`},

@@ -84,7 +84,7 @@ func TestRefusedRegistrationsLeaveNothing(t *testing.T) {
 		for body, want := range map[string]string{
 			`{"Name":"b","Check":{"TTL":"1s"},"Connect":{"SidecarService":{}}}`:                  "no port provided for sidecar_service and none left in the configured range [21000, 21000]",
 			`{"Name":"b","Check":{"Args":["true"],"Interval":"1s"}}`:                             "Scripts are disabled on this agent from remote calls; to enable, configure 'enable_script_checks' to true",
-			`{"Name":"b","Check":{"OSService":"x","Interval":"1s"}}`:                             "not implemented",
+			`{"Name":"b","Check":{"OSService":"x","Interval":"1s"}}`:                             "not implemented: this system has no service manager that os_service checks could ask",
 			`{"Name":"b","TaggedAddresses":{"lan_ipv4":{"Address":"::1","Port":1}}}`:             `Service tagged address "lan_ipv4" must be a valid ipv4 address`,
 			`{"Name":"b","Connect":{"SidecarService":{"Check":{"Args":["x"],"Interval":"1s"}}}}`: "Scripts are disabled on this agent from remote calls; to enable, configure 'enable_script_checks' to true",
 		} {

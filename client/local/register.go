@@ -15,7 +15,6 @@ import (
 var (
 	errRemoteScripts = wireerr.Errorf(500, "Scripts are disabled on this agent from remote calls; to enable, configure 'enable_script_checks' to true")
 	errScripts       = wireerr.Errorf(500, "Scripts are disabled on this agent; to enable, configure 'enable_script_checks' or 'enable_local_script_checks' to true")
-	errOSService     = wireerr.Errorf(500, "not implemented")
 )
 
 // Maintenance checks (spec/registry.md section 6.7).
@@ -44,9 +43,11 @@ type batch struct {
 // runnable returns an error when the checks cannot be run on this agent.
 func (s *State) runnable(checks []definition.Check, src Source) error {
 	for i := range checks {
-		switch c := &checks[i]; {
-		case c.CheckType() == definition.TypeOSService:
-			return errOSService
+		c := &checks[i]
+		if err := s.runner.Supports(c); err != nil {
+			return err
+		}
+		switch {
 		case !c.RunsCommands(), s.cfg.RemoteScripts, src == File && s.cfg.LocalScripts:
 		case src == File:
 			return errScripts
