@@ -57,16 +57,16 @@ func Register(r *transport.Registry, a *fsm.Appliers, cfg Config) {
 		tx.ReapTombstones(req.UpTo)
 		return nil, nil
 	})
-	transport.HandleRead(r, kv.GetCall, h.get)
-	transport.HandleRead(r, kv.ListCall, h.list)
-	transport.HandleRead(r, kv.KeysCall, h.keys)
+	transport.HandleStateRead(r, kv.GetCall, h.get)
+	transport.HandleStateRead(r, kv.ListCall, h.list)
+	transport.HandleStateRead(r, kv.KeysCall, h.keys)
 	transport.Handle(r, kv.ApplyCall, h.apply)
 	transport.Handle(r, kv.TxnCall, h.txn)
 	transport.HandleRead(r, kv.TxnReadCall, h.txnRead)
 	transport.Handle(r, kv.SessionCreateCall, h.sessionCreate)
 	transport.Handle(r, kv.SessionDestroyCall, h.sessionDestroy)
 	transport.Handle(r, kv.SessionRenewCall, h.sessionRenew)
-	transport.HandleRead(r, kv.SessionsCall, h.sessions)
+	transport.HandleStateRead(r, kv.SessionsCall, h.sessions)
 }
 
 type noTTL struct{}

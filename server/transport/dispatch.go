@@ -87,6 +87,8 @@ type Dispatcher struct {
 	// answers none from an older state, so that what it shows never gets older. Its state may be behind that after a
 	// start, and when Raft restores a snapshot whose copy arrives late.
 	floor atomic.Uint64
+
+	index leaderIndex
 }
 
 var _ rpc.Streamer = (*Dispatcher)(nil)
@@ -242,7 +244,14 @@ func (d *Dispatcher) perform(ctx context.Context, r request) (any, error) {
 			}
 			return d.run(ctx, r)
 		},
-		func(address string) (any, error) { return d.forward(ctx, r, address, until) })
+		func(address string) (any, error) {
+			if d.mayConfirm(r, until) {
+				if reply, ok, err := d.confirmed(ctx, r, address); ok {
+					return reply, err
+				}
+			}
+			return d.forward(ctx, r, address, until)
+		})
 }
 
 // admitRate refuses a call over the request limits.

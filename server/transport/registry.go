@@ -75,6 +75,8 @@ type route struct {
 	copyRequest func(req any) any
 	// serversOnly keeps agents out where certificates tell servers apart.
 	serversOnly bool
+	// fromState: the answer follows from the state and the token alone.
+	fromState bool
 }
 
 // newRoute fills in what every kind of handler has.
@@ -92,6 +94,13 @@ func HandleRead[Req, Resp any](r *Registry, m rpc.Method[Req, Resp], f func(c *C
 	HandleReadContext(r, m, func(_ context.Context, c *Call, v *state.View, req *Req) (*Resp, acl.Permit, error) {
 		return f(c, v, req)
 	})
+}
+
+// HandleStateRead is HandleRead for a read whose answer follows from the request, the token and the state alone, whichever
+// server has that. One that does not lead may answer it as the leader does: see confirm.go.
+func HandleStateRead[Req, Resp any](r *Registry, m rpc.Method[Req, Resp], f func(c *Call, v *state.View, req *Req) (*Resp, acl.Permit, error)) {
+	HandleRead(r, m, f)
+	r.routes[m.Name].fromState = true
 }
 
 // HandleReadContext is HandleRead for a read that goes beyond the local state: it asks others, or for another token's

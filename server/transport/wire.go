@@ -31,7 +31,7 @@ func (d *Dispatcher) Methods() (methods []rpcwire.Method, streams []rpcwire.Stre
 			rpcwire.Method{Name: name, Handle: d.serve(rt, false)},
 			rpcwire.Method{Name: forwardedPrefix + name, Handle: d.serve(rt, true)})
 	}
-	return methods, streams
+	return append(methods, rpcwire.Method{Name: indexMethod, Handle: d.serveIndex}), streams
 }
 
 // Calls returns the calls that have a handler, ordered by name.
