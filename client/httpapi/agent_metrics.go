@@ -26,11 +26,12 @@ type metricsSummary struct {
 	Samples   []metrics.SampledValue
 }
 
-func summarize(v any) any {
+func (s *Server) summarize(v any) any {
 	m, ok := v.(metrics.MetricsSummary)
 	if !ok {
 		return v
 	}
+	s.fill(&m)
 	out := metricsSummary{m.Timestamp, m.Gauges, m.Points, m.Counters, m.Samples}
 	for _, g := range m.PrecisionGauges {
 		out.Gauges = append(out.Gauges, metrics.GaugeValue{Name: g.Name, Value: float32(g.Value), DisplayLabels: g.DisplayLabels})
@@ -89,11 +90,12 @@ func (s *Server) agentMetrics(w http.ResponseWriter, r *http.Request) (any, acl.
 		return refused(errNoMetrics)
 	}
 	v, err := a.Metrics.DisplayMetrics(w, r)
-	return summarize(v), p, err
+	return s.summarize(v), p, err
 }
 
 // metricsEncoder sends each summary at once.
 type metricsEncoder struct {
+	s     *Server
 	json  *json.Encoder
 	flush func()
 }
@@ -101,7 +103,7 @@ type metricsEncoder struct {
 // Encode sends one summary.
 func (e metricsEncoder) Encode(v any) error {
 	defer e.flush()
-	return e.json.Encode(summarize(v))
+	return e.json.Encode(e.s.summarize(v))
 }
 
 func (s *Server) agentMetricsStream(w http.ResponseWriter, r *http.Request) (any, acl.Permit, error) {
@@ -118,7 +120,7 @@ func (s *Server) agentMetricsStream(w http.ResponseWriter, r *http.Request) (any
 	flush()
 	ctx, stop := s.whileAllowed(w, r, acl.Read)
 	defer stop()
-	a.Metrics.Stream(ctx, metricsEncoder{json.NewEncoder(w), flush})
+	a.Metrics.Stream(ctx, metricsEncoder{s, json.NewEncoder(w), flush})
 	return done(p, nil)
 }
 

@@ -3,6 +3,7 @@ package httpapi
 import (
 	"context"
 	"net/http"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/go-metrics"
@@ -125,6 +126,9 @@ type AgentConfig struct {
 	Version AgentVersion
 	// Metrics answers the metrics endpoints. Nil answers them with 501.
 	Metrics AgentMetrics
+	// MetricsInterval is the interval of Metrics. With it requests are summed up here, and Metrics is told of one in each
+	// interval; 0, or the Prometheus form, has Metrics told of each.
+	MetricsInterval time.Duration
 	// Prometheus answers in that form, as "text/plain; version=0.0.4". Nil means it is off.
 	Prometheus http.Handler
 	// Logs is what the monitor endpoint shows. Nil answers it with 501.
