@@ -398,7 +398,7 @@ func (a *Agent) newHTTP(s *config.Settings) (err error) {
 		UIPath: s.UI.ContentPath, UIMetrics: uiMetrics(s), Domain: s.DNS.Domain, MaxHeaderBytes: s.HTTP.MaxHeaderBytes, KVMaxValueSize: int64(s.Limits.KVMaxValueSize),
 		TxnMaxRequestLength: int64(s.Limits.TxnMaxReqLen), Events: &a.events,
 		Agent: httpapi.AgentConfig{
-			Local: a.local, Agent: a, Metrics: a.metrics.inmem, Prometheus: a.metrics.prometheus, Logs: a.log,
+			Local: a.local, Agent: a, Metrics: a.metrics.inmem, MetricsInterval: metricsInterval, Prometheus: a.metrics.prometheus, Logs: a.log,
 			Version: httpapi.AgentVersion{SHA: version.Commit, BuildDate: version.BuildDate, HumanVersion: version.Compat},
 		},
 		Connect: httpapi.ConnectConfig{Leaf: a.leaves, IntentionPolicy: s.DefaultIntentionPolicy},
