@@ -50,23 +50,18 @@ func (s *Server) aclRoutes() []endpoint {
 
 // aclDecode reads a body, and says what could not be read of which object.
 func (s *Server) aclDecode(r *http.Request, v any, what string) error {
-	err := s.decodeRaw(r, v, true)
-	if err == nil || wireerr.Carried(err) != 0 {
-		return err
+	if err := s.decodeRaw(r, v, true); err != nil {
+		return unreadable(what, err)
 	}
-	return wireerr.BadRequest("%s: %v", what, err)
+	return nil
 }
 
 // aclDecodeOptional is aclDecode for a body that may be missing.
 func (s *Server) aclDecodeOptional(r *http.Request, v any, what string) error {
-	err := s.decodeRaw(r, v, true)
-	switch {
-	case err == nil, errors.Is(err, io.EOF):
-		return nil
-	case wireerr.Carried(err) != 0:
-		return err
+	if err := s.decodeRaw(r, v, true); err != nil && !errors.Is(err, io.EOF) {
+		return unreadable(what, err)
 	}
-	return wireerr.BadRequest("%s: %v", what, err)
+	return nil
 }
 
 // aclID returns the ID in a path, which must agree with that in a body.

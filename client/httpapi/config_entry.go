@@ -36,11 +36,11 @@ func (s *Server) configPut(w http.ResponseWriter, r *http.Request) (any, error) 
 	}
 	var doc map[string]any
 	if err := s.decodeRaw(r, &doc, false); err != nil {
-		return nil, wireerr.BadRequest("Request decoding failed: %v", err)
+		return nil, unreadable("Request decoding failed", err)
 	}
 	e, err := entry.Decode(doc)
 	if err != nil {
-		return nil, wireerr.BadRequest("Request decoding failed: %v", err)
+		return nil, unreadable("Request decoding failed", err)
 	}
 	reply, err := entry.ApplyCall.Call(r.Context(), s.caller, &entry.ApplyRequest{
 		Target: s.target(w, r), Entry: entry.Any{Entry: e}, CAS: cas,
@@ -127,7 +127,7 @@ func (s *Server) discoveryChain(w http.ResponseWriter, r *http.Request) (any, er
 func (s *Server) decodeOverrides(r *http.Request) (o chain.Overrides, err error) {
 	var doc map[string]any
 	if err := s.decodeRaw(r, &doc, false); err != nil {
-		return o, wireerr.BadRequest("Request decoding failed: %v", err)
+		return o, unreadable("Request decoding failed", err)
 	}
 	var body struct {
 		OverrideConnectTimeout catalog.Duration
@@ -135,7 +135,7 @@ func (s *Server) decodeOverrides(r *http.Request) (o chain.Overrides, err error)
 		OverrideMeshGateway    catalog.MeshGateway
 	}
 	if err := entry.Unmarshal(doc, &body); err != nil {
-		return o, wireerr.BadRequest("Request decoding failed: %v", err)
+		return o, unreadable("Request decoding failed", err)
 	}
 	switch body.OverrideMeshGateway.Mode {
 	case "", "none", "local", "remote":

@@ -13,14 +13,28 @@ import (
 // decode reads the first JSON value of a request's body into v. Keys match without regard to case; unknown keys are an
 // error if strict. The error is what the client is told: status 400 and "Request decode failed: ".
 func (s *Server) decode(r *http.Request, v any, strict bool) error {
-	err := s.decodeRaw(r, v, strict)
-	if err == nil || wireerr.Carried(err) != 0 {
-		return err
+	if err := s.decodeRaw(r, v, strict); err != nil {
+		return decodeFailed(err)
 	}
-	return decodeFailed(err)
+	return nil
 }
 
-func decodeFailed(err error) error { return wireerr.BadRequest("Request decode failed: %v", err) }
+func decodeFailed(err error) error { return unreadable("Request decode failed", err) }
+
+// unreadable is the refusal of a body that could not be read for err: what is said of it, unless err is a refusal itself.
+func unreadable(what string, err error) error {
+	if wireerr.Carried(err) != 0 {
+		return err
+	}
+	hint := ""
+	switch err.Error() {
+	case `json: unknown field "Namespace"`:
+		hint = " - namespaces are not supported"
+	case `json: unknown field "Partition"`:
+		hint = " - partitions are not supported"
+	}
+	return wireerr.BadRequest("%s: %v%s", what, err, hint)
+}
 
 // decodeRaw is decode for endpoints with their own text: it returns the decoder's error as it is.
 func (s *Server) decodeRaw(r *http.Request, v any, strict bool) error {
@@ -49,11 +63,16 @@ func (s *Server) readBody(r *http.Request, limit int64) (*buffer, error) {
 	buf := getBuffer()
 	b := buf.b[:0]
 	if n := int(r.ContentLength); n >= cap(b) {
-		b = make([]byte, 0, min(n+1, trustedLength))
+		b = make([]byte, 0, min(n+1, freeBody))
 	}
 	for {
 		if len(b) == cap(b) {
-			b = append(b, 0)[:len(b)]
+			size := min(2*cap(b), int(limit)+1)
+			if size > freeBody && !buf.reserve(&s.largeBodies, int64(size), largeBodies) {
+				putBuffer(buf)
+				return nil, errBusy
+			}
+			b = append(make([]byte, 0, size), b...)
 		}
 		n, err := r.Body.Read(b[len(b):cap(b)])
 		b = b[:len(b)+n]
@@ -75,10 +94,18 @@ func (s *Server) readBody(r *http.Request, limit int64) (*buffer, error) {
 	}
 }
 
-// trustedLength is how much room is made for what a request says is the length of its body. More is made as it comes.
-const trustedLength = 1 << 20
+const (
+	// freeBody is the size up to which bodies take what they need, and how much of what a request says is the length of
+	// its body is believed. More room is made as it comes.
+	freeBody = 1 << 20
+	// largeBodies is how much room larger ones, being read and decoded, have together.
+	largeBodies = 256 << 20
+)
 
-var errSlow = wireerr.Errorf(http.StatusRequestTimeout, "request body was not sent in time")
+var (
+	errSlow = wireerr.Errorf(http.StatusRequestTimeout, "request body was not sent in time")
+	errBusy = wireerr.Errorf(http.StatusServiceUnavailable, "too many large requests at once, try again later")
+)
 
 func tooLarge(limit int64) error {
 	return wireerr.Errorf(http.StatusRequestEntityTooLarge, "Request body too large, max size: %d bytes.", limit)

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/sarnmesh/sarn/acl"
@@ -244,9 +245,24 @@ func acceptsGzip(values []string) bool {
 }
 
 // A buffer is a reusable byte slice.
-type buffer struct{ b []byte }
+type buffer struct {
+	b []byte
+	// reserved is how much of what is limited this buffer took from inUse.
+	reserved int64
+	inUse    *atomic.Int64
+}
 
-var buffers = sync.Pool{New: func() any { return &buffer{make([]byte, 0, 4096)} }}
+// reserve makes what the buffer takes of what is limited to most be size, and reports whether there is as much.
+func (b *buffer) reserve(inUse *atomic.Int64, size, most int64) bool {
+	if inUse.Add(size-b.reserved) > most {
+		inUse.Add(b.reserved - size)
+		return false
+	}
+	b.reserved, b.inUse = size, inUse
+	return true
+}
+
+var buffers = sync.Pool{New: func() any { return &buffer{b: make([]byte, 0, 4096)} }}
 
 // keepBuffer is the capacity up to which buffers are kept for reuse.
 const keepBuffer = 1 << 20
@@ -254,6 +270,10 @@ const keepBuffer = 1 << 20
 func getBuffer() *buffer { return buffers.Get().(*buffer) }
 
 func putBuffer(b *buffer) {
+	if b.inUse != nil {
+		b.inUse.Add(-b.reserved)
+		b.reserved, b.inUse = 0, nil
+	}
 	if cap(b.b) <= keepBuffer {
 		buffers.Put(b)
 	}

@@ -45,11 +45,21 @@ func (s *Server) save(w http.ResponseWriter, r *http.Request, o *read.Options) e
 	return nil
 }
 
+// maxArchive bounds a snapshot as it is uploaded.
+const maxArchive = 64 << 30
+
 func (s *Server) restore(r *http.Request, o *read.Options) error {
 	if o.Mode == read.Stale {
 		return wireerr.Errorf(http.StatusInternalServerError, "stale not allowed for restore")
 	}
-	_, rest, err := operator.RestoreSnapshotCall.Stream(r.Context(), s.cfg.Streamer, &operator.StatusRequest{Target: o.Target}, r.Body)
+	if r.ContentLength > maxArchive {
+		return tooLarge(maxArchive)
+	}
+	body := io.LimitedReader{R: r.Body, N: maxArchive + 1}
+	_, rest, err := operator.RestoreSnapshotCall.Stream(r.Context(), s.cfg.Streamer, &operator.StatusRequest{Target: o.Target}, &body)
+	if body.N <= 0 {
+		err = tooLarge(maxArchive)
+	}
 	if err != nil {
 		return err
 	}
