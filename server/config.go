@@ -43,6 +43,8 @@ type Config struct {
 	// Bootstrap makes a cluster of this server alone if it has none yet; BootstrapExpect waits for so many servers.
 	Bootstrap       bool
 	BootstrapExpect int
+	// ReadReplica keeps this server from voting: it copies the state, and answers reads that may be stale.
+	ReadReplica bool
 
 	// Listener is the server port. The server closes it.
 	Listener net.Listener
@@ -118,6 +120,9 @@ func (c *Config) complete() error {
 	}
 	if c.Bootstrap && c.BootstrapExpect > 0 {
 		return errors.New("'bootstrap_expect > 0' and 'bootstrap = true' are mutually exclusive")
+	}
+	if c.Bootstrap && c.ReadReplica {
+		return errors.New("'bootstrap = true' and 'read_replica = true' are mutually exclusive")
 	}
 	if c.Logger == nil {
 		c.Logger = hclog.NewNullLogger()

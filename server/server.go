@@ -98,7 +98,7 @@ func New(cfg Config) (*Server, error) {
 	}
 	s.membership = membership.New(membership.Config{
 		Datacenter: cfg.Datacenter, ID: cfg.NodeID, Name: cfg.NodeName, Address: cfg.Advertise.String(),
-		Bootstrap: cfg.Bootstrap, Expect: cfg.BootstrapExpect, Raft: s.raft,
+		Bootstrap: cfg.Bootstrap, Expect: cfg.BootstrapExpect, ReadReplica: cfg.ReadReplica, Raft: s.raft,
 		Members: s.pool.Members, ForceLeave: s.pool.ForceLeave,
 		Rejoin: func(address string) error {
 			_, err := s.pool.Join([]string{address})
@@ -113,6 +113,12 @@ func New(cfg Config) (*Server, error) {
 			var reply membership.Stats
 			err := s.remote.Call(ctx, address, statusrpc.StatsCall.Name, &statusrpc.StatsRequest{}, &reply)
 			return reply, err
+		},
+		NodeMeta: func(name string) map[string]string {
+			if n := s.store.View().Node(name); n != nil {
+				return n.Meta
+			}
+			return nil
 		},
 		Autopilot: s.autopilot, ConfirmFailure: cfg.ConfirmFailure, Logger: cfg.Logger,
 	})
@@ -216,7 +222,7 @@ func (s *Server) newPool() error {
 	tags := gossip.Server{
 		ID: s.cfg.NodeID, Datacenter: s.cfg.Datacenter, Addr: s.cfg.Advertise, Bootstrap: s.cfg.Bootstrap && !s.cfg.Dev, Expect: s.cfg.BootstrapExpect,
 		Build: s.cfg.Build, GRPCPort: s.cfg.GRPCPort, GRPCTLSPort: s.cfg.GRPCTLSPort, WANPort: s.cfg.WANPort,
-		UseTLS: s.cfg.Security.UsesTLS(),
+		UseTLS: s.cfg.Security.UsesTLS(), ReadReplica: s.cfg.ReadReplica,
 	}.Tags()
 	maps.Copy(tags, cfg.Tags)
 	cfg.Tags = tags

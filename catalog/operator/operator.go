@@ -83,9 +83,14 @@ type AutopilotConfig struct {
 	MaxTrailingLogs         uint64
 	MinQuorum               uint
 	ServerStabilizationTime Duration
-	RedundancyZoneTag       string // stored, without effect; so are the next two
+	// RedundancyZoneTag is the key of node metadata that says in which zone a server is: one server of each zone votes,
+	// the others stand by. Empty for none.
+	RedundancyZoneTag string
+	// DisableUpgradeMigration lets servers of all versions vote alike; otherwise those of the newest take over once there
+	// are as many of them as of the others.
 	DisableUpgradeMigration bool
-	UpgradeVersionTag       string
+	// UpgradeVersionTag is the key of node metadata that says which version a server is of; empty for that of its build.
+	UpgradeVersionTag string
 	catalog.Indexes
 }
 
@@ -172,19 +177,78 @@ const (
 	StatusStaging  ServerStatus = "staging"
 )
 
+// A ServerType is what a server is for.
+type ServerType string
+
+const (
+	TypeVoter          ServerType = "voter"
+	TypeReadReplica    ServerType = "read-replica"
+	TypeZoneVoter      ServerType = "zone-voter"
+	TypeZoneExtraVoter ServerType = "zone-extra-voter" // votes in place of a zone without a voter
+	TypeZoneStandby    ServerType = "zone-standby"
+)
+
 // A ServerState is a server in State.
 type ServerState struct {
 	ServerHealth
-	Status ServerStatus
+	Status         ServerStatus
+	Type           ServerType
+	ReadReplica    bool   // it never votes
+	RedundancyZone string // empty without zones, and when it tells none
+	UpgradeVersion string // what autopilot takes for its version
 }
 
 // State is Health with roles.
 type State struct {
 	Healthy          bool
 	FailureTolerance int
-	Servers          map[string]*ServerState // by ID
-	Leader           string                  // ID
-	Voters           []string                // IDs, the leader first
+	// OptimisticFailureTolerance counts in those that stand by: how many may fail one after the other.
+	OptimisticFailureTolerance int
+
+	Servers         map[string]*ServerState // by ID
+	Leader          string                  // ID
+	Voters          []string                // IDs, the leader first
+	ReadReplicas    []string                // IDs
+	RedundancyZones map[string]*Zone        // nil without zones
+	Upgrade         *Upgrade                // nil when all servers are of one version and no UpgradeVersionTag is set
+}
+
+// A Zone is the servers of one redundancy zone.
+type Zone struct {
+	Servers          []string // IDs
+	Voters           []string
+	FailureTolerance int // how many of its servers may fail before it has none
+}
+
+// An UpgradeStatus is how far a migration to servers of a newer version is.
+type UpgradeStatus string
+
+const (
+	UpgradeIdle           UpgradeStatus = "idle"
+	UpgradeAwaitNewVoters UpgradeStatus = "await-new-voters" // more servers of the newest version are needed
+	UpgradePromoting      UpgradeStatus = "promoting"
+	UpgradeDemoting       UpgradeStatus = "demoting"
+	UpgradeLeaderTransfer UpgradeStatus = "leader-transfer"
+	UpgradeAwaitRemoval   UpgradeStatus = "await-server-removal" // servers of other versions are needed no longer
+	UpgradeDisabled       UpgradeStatus = "disabled"
+)
+
+// Versions lists servers, by ID, by version and vote.
+type Versions struct {
+	TargetVersionVoters    []string `json:",omitempty"`
+	TargetVersionNonVoters []string `json:",omitempty"`
+	OtherVersionVoters     []string `json:",omitempty"`
+	OtherVersionNonVoters  []string `json:",omitempty"`
+}
+
+// An Upgrade tells of a migration to servers of the newest version, the target.
+type Upgrade struct {
+	Status        UpgradeStatus
+	TargetVersion string `json:",omitempty"`
+	Versions
+	TargetVersionReadReplicas []string             `json:",omitempty"`
+	OtherVersionReadReplicas  []string             `json:",omitempty"`
+	RedundancyZones           map[string]*Versions `json:",omitempty"`
 }
 
 // A KeyringOp is something to do with the gossip keys.

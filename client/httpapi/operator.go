@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"cmp"
 	"net/http"
 	"slices"
 	"strconv"
@@ -139,10 +140,12 @@ type autopilotMember struct {
 	LastTerm, LastIndex                    uint64
 	Healthy                                bool
 	StableSince                            time.Time
+	RedundancyZone                         string `json:",omitempty"`
+	UpgradeVersion                         string `json:",omitempty"`
 	ReadReplica                            bool
 	Status                                 operator.ServerStatus
 	Meta                                   map[string]string
-	NodeType                               string
+	NodeType                               operator.ServerType
 }
 
 func (s *Server) autopilotState(w http.ResponseWriter, r *http.Request) (any, error) {
@@ -157,12 +160,22 @@ func (s *Server) autopilotState(w http.ResponseWriter, r *http.Request) (any, er
 		Servers                    map[string]autopilotMember
 		Leader                     string
 		Voters                     []string
-	}{resp.Healthy, resp.FailureTolerance, resp.FailureTolerance, map[string]autopilotMember{}, resp.Leader, resp.Voters}
+		ReadReplicas               []string                  `json:",omitempty"`
+		RedundancyZones            map[string]*operator.Zone `json:",omitempty"`
+		Upgrade                    *operator.Upgrade         `json:",omitempty"`
+	}{
+		resp.Healthy, resp.FailureTolerance, resp.OptimisticFailureTolerance, map[string]autopilotMember{}, resp.Leader, resp.Voters,
+		resp.ReadReplicas, resp.RedundancyZones, resp.Upgrade,
+	}
 	for id, m := range resp.Servers {
+		version := ""
+		if resp.Upgrade != nil {
+			version = m.UpgradeVersion
+		}
 		out.Servers[id] = autopilotMember{
 			ID: m.ID, Name: m.Name, Address: m.Address, NodeStatus: m.SerfStatus, Version: m.Version, LastContact: m.LastContact.String(),
 			LastTerm: m.LastTerm, LastIndex: m.LastIndex, Healthy: m.Healthy, StableSince: m.StableSince.UTC(), Status: m.Status,
-			Meta: m.Meta, NodeType: "voter",
+			RedundancyZone: m.RedundancyZone, UpgradeVersion: version, ReadReplica: m.ReadReplica, Meta: m.Meta, NodeType: cmp.Or(m.Type, operator.TypeVoter),
 		}
 	}
 	return out, nil

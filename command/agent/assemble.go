@@ -252,9 +252,12 @@ func (a *Agent) newServer(s *config.Settings) error {
 	autopilot.MaxTrailingLogs = uint64(s.Autopilot.MaxTrailingLogs)
 	autopilot.MinQuorum = uint(s.Autopilot.MinQuorum)
 	autopilot.ServerStabilizationTime = operator.Duration(s.Autopilot.ServerStabilizationTime)
+	autopilot.RedundancyZoneTag = s.Autopilot.RedundancyZoneTag
+	autopilot.DisableUpgradeMigration = s.Autopilot.DisableUpgradeMigration
+	autopilot.UpgradeVersionTag = s.Autopilot.UpgradeVersionTag
 	a.server, err = server.New(server.Config{
 		Datacenter: s.Node.Datacenter, NodeName: s.Node.Name, NodeID: a.node.ID, Build: version.Build(), DataDir: s.DataDir, Dev: s.Dev,
-		Bootstrap: s.Bootstrap, BootstrapExpect: s.BootstrapExpect, Listener: a.sockets.server, Advertise: s.Addresses.ServerAdvertise,
+		Bootstrap: s.Bootstrap, BootstrapExpect: s.BootstrapExpect, ReadReplica: s.ReadReplica, Listener: a.sockets.server, Advertise: s.Addresses.ServerAdvertise,
 		Dial: dial, Security: a.rpcTLS.security(s), Gossip: pool, OnEvent: a.observe, WAN: wan, WANPort: wanPort, GRPCPort: s.Ports.GRPC,
 		GRPCTLSPort: port(s.Addresses.GRPCTLS, s.Ports.GRPCTLS), RaftMultiplier: s.Performance.RaftMultiplier, RaftSnapshotEntries: uint64(s.Raft.SnapshotThreshold),
 		RaftSnapshotEvery: s.Raft.SnapshotInterval, RaftTrailingLogs: uint64(s.Raft.TrailingLogs), RaftSegmentBytes: s.Raft.SegmentSizeMB << 20,

@@ -168,9 +168,9 @@ func setConfig(f *flag.FlagSet) func(*verb.Call) error {
 	quorum := verb.Opt(f, "min-quorum", "least `number` of servers to keep", number)
 	contact := verb.Opt(f, "last-contact-threshold", "`time` a healthy server may be out of contact", time.ParseDuration)
 	stable := verb.Opt(f, "server-stabilization-time", "`time` a server must be healthy before it votes", time.ParseDuration)
-	zone := verb.Opt(f, "redundancy-zone-tag", "`tag`; accepted, without effect here", text)
-	migration := verb.Opt(f, "disable-upgrade-migration", "accepted, without effect here", strconv.ParseBool)
-	upgrade := verb.Opt(f, "upgrade-version-tag", "`tag`; accepted, without effect here", text)
+	zone := verb.Opt(f, "redundancy-zone-tag", "`key` of node metadata that says in which zone a server is", text)
+	migration := verb.Opt(f, "disable-upgrade-migration", "let servers of all versions vote alike", strconv.ParseBool)
+	upgrade := verb.Opt(f, "upgrade-version-tag", "`key` of node metadata that says which version a server is of", text)
 	return func(c *verb.Call) error {
 		client, err := c.API()
 		if err != nil {
@@ -253,6 +253,41 @@ func describe(s *api.AutopilotState) string {
 	for _, id := range s.Voters {
 		fmt.Fprintf(&b, "   %s\n", id)
 	}
+	if len(s.ReadReplicas) > 0 {
+		fmt.Fprintln(&b, "Read Replicas:")
+		for _, id := range s.ReadReplicas {
+			fmt.Fprintf(&b, "   %s\n", id)
+		}
+	}
+	if len(s.RedundancyZones) > 0 {
+		fmt.Fprintln(&b, "Redundancy Zones:")
+		for _, name := range slices.Sorted(maps.Keys(s.RedundancyZones)) {
+			zone := s.RedundancyZones[name]
+			fmt.Fprintf(&b, "   %s\n", name)
+			for _, row := range [][2]string{
+				{"Servers", strings.Join(zone.Servers, ", ")}, {"Voters", strings.Join(zone.Voters, ", ")},
+				{"Failure Tolerance", strconv.Itoa(zone.FailureTolerance)},
+			} {
+				fmt.Fprintf(&b, "      %-18s %s\n", row[0]+":", row[1])
+			}
+		}
+	}
+	if u := s.Upgrade; u != nil {
+		fmt.Fprintln(&b, "Upgrade:")
+		for _, row := range [][2]string{
+			{"Status", string(u.Status)}, {"Target Version", u.TargetVersion},
+			{"Target Version Voters", strings.Join(u.TargetVersionVoters, ", ")},
+			{"Target Version Non-Voters", strings.Join(u.TargetVersionNonVoters, ", ")},
+			{"Target Version Read Replicas", strings.Join(u.TargetVersionReadReplicas, ", ")},
+			{"Other Version Voters", strings.Join(u.OtherVersionVoters, ", ")},
+			{"Other Version Non-Voters", strings.Join(u.OtherVersionNonVoters, ", ")},
+			{"Other Version Read Replicas", strings.Join(u.OtherVersionReadReplicas, ", ")},
+		} {
+			if row[1] != "" {
+				fmt.Fprintf(&b, "   %-29s %s\n", row[0]+":", row[1])
+			}
+		}
+	}
 	fmt.Fprintln(&b, "Servers:")
 	for _, id := range slices.Sorted(maps.Keys(s.Servers)) {
 		srv := s.Servers[id]
@@ -265,8 +300,11 @@ func describe(s *api.AutopilotState) string {
 			{"Name", srv.Name}, {"Address", srv.Address}, {"Version", srv.Version}, {"Status", string(srv.Status)},
 			{"Node Type", string(srv.NodeType)}, {"Node Status", srv.NodeStatus}, {"Healthy", strconv.FormatBool(srv.Healthy)},
 			{"Last Contact", contact}, {"Last Term", fmt.Sprint(srv.LastTerm)}, {"Last Index", fmt.Sprint(srv.LastIndex)},
+			{"Redundancy Zone", srv.RedundancyZone}, {"Upgrade Version", srv.UpgradeVersion},
 		} {
-			fmt.Fprintf(&b, "      %-16s %s\n", row[0]+":", row[1])
+			if row[1] != "" {
+				fmt.Fprintf(&b, "      %-16s %s\n", row[0]+":", row[1])
+			}
 		}
 		if len(srv.Meta) > 0 {
 			fmt.Fprintln(&b, "      Meta:")

@@ -61,6 +61,7 @@ const (
 // meanings say what keys are for, where the code's comments and flags do not.
 var meanings = map[string]string{
 	"alt_domain":                                  "Second domain, alike.",
+	"read_replica":                                "A server that never votes: it copies the state and [answers stale reads](../three-servers.md#servers-that-only-answer-reads).",
 	"bootstrap_expect":                            "Servers to wait for before the first election: the same number on all of them.",
 	"cache.entry_fetch_rate":                      "Refreshes of one cached answer per second.",
 	"check_output_max_size":                       "Most bytes kept of the output of a check.",
@@ -148,6 +149,9 @@ var meanings = map[string]string{
 	"autopilot.last_contact_threshold":           "How long a healthy server may be out of contact with the leader.",
 	"autopilot.max_trailing_logs":                "How many log entries a healthy server may be behind.",
 	"autopilot.min_quorum":                       "Least number of servers that clean-up leaves.",
+	"autopilot.disable_upgrade_migration":        "Let servers of all versions vote alike.",
+	"autopilot.redundancy_zone_tag":              "Key of node metadata that says in which zone a server is: [one of each votes](../three-servers.md#zones).",
+	"autopilot.upgrade_version_tag":              "Key of node metadata that says which version a server is of: [the newest take over](../three-servers.md#move-to-new-servers). Default the version of its build.",
 	"autopilot.server_stabilization_time":        "How long a new server must be healthy before it votes.",
 	"bind_addr":                                  "Address for traffic inside the cluster: server port and gossip.",
 	"cache.entry_fetch_max_burst":                "How many refreshes of one cached answer may follow each other at once.",

@@ -27,6 +27,8 @@ type Server struct {
 	ACLs    string
 	Gossip  netip.AddrPort
 	Version int // of the protocol between servers
+	// ReadReplica says that it copies the state and answers reads, and never votes.
+	ReadReplica bool
 }
 
 // ParseServer reads a member's tags; false when it is no server or its tags are broken.
@@ -50,6 +52,7 @@ func ParseServer(m Member) (Server, bool) {
 		Bootstrap: m.Tags["bootstrap"] == "1", Expect: number("expect"), Build: m.Tags["build"], RaftVersion: number("raft_vsn"),
 		GRPCPort: number("grpc_port"), GRPCTLSPort: number("grpc_tls_port"), WANPort: number("wan_join_port"),
 		UseTLS: m.Tags["use_tls"] == "1", ACLs: m.Tags["acls"], Gossip: netip.AddrPortFrom(m.Addr, m.Port), Version: number("vsn"),
+		ReadReplica: m.Tags["read_replica"] == "1" || m.Tags["nonvoter"] == "1",
 	}, true
 }
 
@@ -75,6 +78,9 @@ func (s Server) Tags() map[string]string {
 	}
 	if s.UseTLS {
 		tags["use_tls"] = "1"
+	}
+	if s.ReadReplica {
+		tags["read_replica"], tags["nonvoter"] = "1", "1"
 	}
 	return tags
 }

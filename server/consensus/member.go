@@ -81,6 +81,11 @@ func (r *Raft) AddNonvoter(id, address string) error {
 	})
 }
 
+// Demote takes a voter's vote; it goes on replicating.
+func (r *Raft) Demote(id string) error {
+	return r.change(func(ra *raft.Raft) raft.Future { return ra.DemoteVoter(raft.ServerID(id), 0, changeTimeout) })
+}
+
 // Remove removes a member.
 func (r *Raft) Remove(id string) error {
 	return r.change(func(ra *raft.Raft) raft.Future { return ra.RemoveServer(raft.ServerID(id), 0, changeTimeout) })

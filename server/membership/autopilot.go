@@ -72,6 +72,7 @@ type autopilot struct {
 	l      *leader.Leader
 	began  time.Time
 	strays map[string]time.Time // members of Raft that gossip does not know, since when
+	plan   plan                 // of the last look
 }
 
 // look asks every server how it is.
@@ -116,7 +117,13 @@ func (a *autopilot) look(ctx context.Context) {
 	stats[a.cfg.ID] = Stats{LastTerm: own.LastTerm, LastIndex: own.LastIndex}
 
 	before, _ := a.Health()
-	a.setHealth(&health{assess(members, byID, stats, own, conf, a.cfg.ID, before, time.Now())})
+	now := time.Now()
+	st := assess(members, byID, stats, own, conf, a.cfg.ID, before, now)
+	for _, s := range st.Servers {
+		describe(s, byID[s.ID], conf, a.cfg.NodeMeta(s.Name))
+	}
+	a.plan = arrange(&st, conf, a.ready(conf, now))
+	a.setHealth(&health{st})
 	for _, p := range members {
 		if _, known := byID[p.ID]; known {
 			delete(a.strays, p.ID)
@@ -181,32 +188,80 @@ func assess(members []consensus.Server, byID map[string]gossip.Server, stats map
 	return st
 }
 
-// act makes healthy servers voters and removes dead ones.
+// act gives votes and takes them as planned, and removes dead servers.
 func (a *autopilot) act(ctx context.Context) {
 	st, ok := a.Health()
 	if !ok {
 		return
 	}
 	conf := a.cfg.Autopilot()
-	a.promote(st, conf)
+	a.carryOut(st, conf)
 	if conf.CleanupDeadServers && ctx.Err() == nil {
 		a.clean(ctx, conf)
 	}
 }
 
-func (a *autopilot) promote(st operator.State, conf operator.AutopilotConfig) {
+// ready tells of a server without a vote whether it has been healthy for long enough to be given one.
+func (a *autopilot) ready(conf operator.AutopilotConfig, now time.Time) func(*operator.ServerState) bool {
 	stable := time.Duration(conf.ServerStabilizationTime)
-	if time.Since(a.began) < stable {
+	if now.Sub(a.began) < stable {
 		stable = 0 // this leader knows nobody for so long
 	}
+	return func(s *operator.ServerState) bool { return s.Healthy && now.Sub(s.StableSince) >= stable }
+}
+
+// carryOut takes the next step of the plan. Votes are taken only after those who are to vote do, and most of them are
+// well; the leader goes last, by making another one the leader.
+func (a *autopilot) carryOut(st operator.State, conf operator.AutopilotConfig) {
+	ready, promoted := a.ready(conf, time.Now()), false
+	wanted, well := 0, 0
 	for _, id := range sortedKeys(st.Servers) {
 		s := st.Servers[id]
-		if s.Voter || !s.Healthy || time.Since(s.StableSince) < stable {
+		if !a.plan.vote[id] {
+			continue
+		}
+		wanted++
+		if s.Voter {
+			if s.Healthy {
+				well++
+			}
+			continue
+		}
+		promoted = true
+		if !ready(s) {
 			continue
 		}
 		a.log.Info("making a server a voter", "server", s.Name, "id", id)
 		if err := a.cfg.Raft.AddVoter(id, s.Address); err != nil {
 			a.log.Warn("cannot make a server a voter, will retry", "server", s.Name, "error", err)
+		}
+	}
+	if promoted || well < wanted/2+1 {
+		return
+	}
+	voters, demoted := len(st.Voters), false
+	for _, id := range st.Voters {
+		if a.plan.vote[id] || id == a.cfg.ID || voters-1 < int(conf.MinQuorum) {
+			continue
+		}
+		a.log.Info("taking a server's vote", "server", st.Servers[id].Name, "id", id)
+		if err := a.cfg.Raft.Demote(id); err != nil {
+			a.log.Warn("cannot take a server's vote, will retry", "server", st.Servers[id].Name, "error", err)
+			return
+		}
+		voters, demoted = voters-1, true
+	}
+	if demoted || a.plan.vote[a.cfg.ID] {
+		return
+	}
+	for _, id := range st.Voters {
+		if s := st.Servers[id]; a.plan.vote[id] && s.Healthy {
+			a.log.Info("making another server the leader, since this one is not to vote", "server", s.Name, "id", id)
+			if err := a.cfg.Raft.Transfer(id); err != nil {
+				a.log.Warn("cannot make another server the leader, will retry", "server", s.Name, "error", err)
+				continue
+			}
+			return
 		}
 	}
 }

@@ -26,6 +26,8 @@ type Config struct {
 	// Bootstrap makes a cluster of this server alone if it has none yet; Expect waits for so many servers.
 	Bootstrap bool
 	Expect    int
+	// ReadReplica keeps this server from voting: it makes no cluster and waits to be added to one.
+	ReadReplica bool
 
 	Raft *consensus.Raft
 	// Members returns the gossip pool as it is.
@@ -40,6 +42,8 @@ type Config struct {
 	Stats func(ctx context.Context, address string) (Stats, error)
 	// Autopilot returns the present configuration.
 	Autopilot func() operator.AutopilotConfig
+	// NodeMeta returns the metadata of a node, by name; nil for none.
+	NodeMeta func(name string) map[string]string
 
 	// ReconcileInterval is the time between full comparisons; default 60s.
 	ReconcileInterval time.Duration
@@ -87,6 +91,9 @@ func New(cfg Config) *Membership {
 	}
 	if cfg.Autopilot == nil {
 		cfg.Autopilot = operator.DefaultAutopilot
+	}
+	if cfg.NodeMeta == nil {
+		cfg.NodeMeta = func(string) map[string]string { return nil }
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = hclog.NewNullLogger()
@@ -168,7 +175,7 @@ func (m *Membership) RunBootstrap(ctx context.Context) error {
 	if !m.cfg.Raft.Empty() {
 		return nil
 	}
-	if m.cfg.Bootstrap || m.cfg.Expect == 1 {
+	if m.cfg.Bootstrap || m.cfg.Expect == 1 && !m.cfg.ReadReplica {
 		m.log.Info("making a new cluster of this server")
 		if err := m.cfg.Raft.Bootstrap([]consensus.Server{{ID: m.cfg.ID, Address: m.cfg.Address}}); err != nil {
 			return err
@@ -176,7 +183,7 @@ func (m *Membership) RunBootstrap(ctx context.Context) error {
 		m.cfg.Raft.StandForElection()
 		return nil
 	}
-	if m.cfg.Expect == 0 {
+	if m.cfg.Expect == 0 || m.cfg.ReadReplica {
 		return nil // it waits to be added by a leader
 	}
 	tick := time.NewTicker(bootstrapEvery)
@@ -223,7 +230,7 @@ func (m *Membership) assemble(ctx context.Context) (voters []consensus.Server, d
 			m.log.Error("servers differ in bootstrap_expect, no cluster is made", "server", s.Name, "expects", s.Expect)
 			return nil, false
 		}
-		if s.Expect == m.cfg.Expect {
+		if s.Expect == m.cfg.Expect && !s.ReadReplica {
 			found = append(found, s)
 		}
 	}

@@ -201,7 +201,7 @@ func isPassing(checks []*catalog.Check) bool {
 // serverService is the instance every server is registered as.
 func serverService(o gossip.Member, s gossip.Server) *catalog.Service {
 	meta := map[string]string{
-		"non_voter": "false", "read_replica": "false", "raft_version": strconv.Itoa(s.RaftVersion), "version": s.Build,
+		"non_voter": strconv.FormatBool(s.ReadReplica), "read_replica": strconv.FormatBool(s.ReadReplica), "raft_version": strconv.Itoa(s.RaftVersion), "version": s.Build,
 		"serf_protocol_current": strconv.Itoa(int(o.ProtocolCur)), "serf_protocol_min": strconv.Itoa(int(o.ProtocolMin)),
 		"serf_protocol_max": strconv.Itoa(int(o.ProtocolMax)),
 	}

@@ -97,7 +97,7 @@ func (b *builder) derive() {
 			break
 		}
 	}
-	if s.AutoEncrypt.AllowTLS {
+	if s.AutoEncrypt.AllowTLS || s.AutoConfig.Authorization {
 		s.Connect.Enabled = true
 	}
 	if s.BootstrapExpect == 1 && !s.Dev && s.Server && !s.Bootstrap {
@@ -141,6 +141,8 @@ func (b *builder) checkServer() {
 		b.fail("bootstrap", "'bootstrap = true' requires 'server = true'")
 	case expect && s.Dev:
 		b.fail("bootstrap_expect", "'bootstrap_expect > 0' not allowed in dev mode")
+	case s.Bootstrap && s.ReadReplica && !s.Dev:
+		b.fail("read_replica", "'bootstrap = true' and 'read_replica = true' are mutually exclusive")
 	case expect && s.Bootstrap:
 		b.fail("bootstrap_expect", "'bootstrap_expect > 0' and 'bootstrap = true' are mutually exclusive")
 	case expect && !s.Server:
@@ -154,6 +156,17 @@ func (b *builder) checkServer() {
 		b.warn("bootstrap_expect > 0: expecting %d servers", s.BootstrapExpect)
 	case s.Bootstrap:
 		b.warn("bootstrap = true: do not enable unless necessary")
+	}
+	if s.Dev && s.ReadReplica {
+		b.warn("read_replica = true has no effect in dev mode: a server alone must vote")
+		s.ReadReplica = false
+	}
+	for _, key := range []string{
+		"read_replica", "autopilot.disable_upgrade_migration", "autopilot.redundancy_zone_tag", "autopilot.upgrade_version_tag",
+	} {
+		if !s.Server && b.has(key) {
+			b.warn("%q is a setting of servers and will have no effect", key)
+		}
 	}
 	if b.has("rpc.enable_streaming") && s.EnableRPCStreaming && !s.Server {
 		b.warn("rpc.enable_streaming = true has no effect when not running in server mode")

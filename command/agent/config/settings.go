@@ -19,6 +19,7 @@ type Settings struct {
 	Server          bool   `key:"server"`           // server or client agent
 	Bootstrap       bool   `key:"bootstrap"`        // elect itself as a single server
 	BootstrapExpect int    `key:"bootstrap_expect"` // servers to wait for before the first election; 0 never
+	ReadReplica     bool   `key:"read_replica"`     // a server that never votes
 	DataDir         string `key:"data_dir"`         // empty only in dev mode
 	PIDFile         string `key:"pid_file"`         // written at start, removed at exit
 	Protocol        int    `key:"protocol"`         // gossip protocol, 2 or 3
@@ -411,6 +412,9 @@ type Autopilot struct {
 	MaxTrailingLogs         int           `key:"max_trailing_logs"`
 	MinQuorum               int           `key:"min_quorum"`
 	ServerStabilizationTime time.Duration `key:"server_stabilization_time"`
+	RedundancyZoneTag       string        `key:"redundancy_zone_tag"`
+	DisableUpgradeMigration bool          `key:"disable_upgrade_migration"`
+	UpgradeVersionTag       string        `key:"upgrade_version_tag"`
 }
 
 // UI configures the web console.

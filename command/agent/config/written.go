@@ -80,19 +80,15 @@ type written struct {
 	UI                     *bool    `key:"ui" use:"ui_config.enabled"`
 	UIDir                  *string  `key:"ui_dir" use:"ui_config.dir"`
 	UIContentPath          *string  `key:"ui_content_path" use:"ui_config.content_path"`
+	NonVotingServer        *bool    `key:"non_voting_server" use:"read_replica"`
 	RaftBoltDBFreelist     *bool    `key:"raft_boltdb.nofreelistsync" use:"raft_logstore.boltdb.no_freelist_sync"`
 
 	Partition              *string `key:"partition" enterprise:"yes"`
 	LicensePath            *string `key:"license_path" enterprise:"yes"`
-	ReadReplica            *bool   `key:"read_replica" enterprise:"yes"`
-	NonVotingServer        *bool   `key:"non_voting_server" enterprise:"yes"`
 	Audit                  *node   `key:"audit" enterprise:"yes"`
 	ReportingLicense       *bool   `key:"reporting.license.enabled" enterprise:"yes"`
 	MSPDisableBootstrap    *bool   `key:"acl.msp_disable_bootstrap" enterprise:"yes"`
 	ManagedServiceProvider *node   `key:"acl.tokens.managed_service_provider" enterprise:"yes" secret:"yes"`
-	RedundancyZoneTag      *string `key:"autopilot.redundancy_zone_tag" enterprise:"yes"`
-	UpgradeVersionTag      *string `key:"autopilot.upgrade_version_tag" enterprise:"yes"`
-	DisableUpgrade         *bool   `key:"autopilot.disable_upgrade_migration" enterprise:"yes"`
 	PreferNamespace        *bool   `key:"dns_config.prefer_namespace" enterprise:"yes"`
 
 	EnforceVersion8  *bool   `key:"acl_enforce_version_8" ignored:"warn"`
