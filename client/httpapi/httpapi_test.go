@@ -792,7 +792,7 @@ func TestRegister(t *testing.T) {
 	for body, want := range map[string]string{
 		``:                         "Request decode failed: EOF",
 		`{"Bogus":1}`:              `Request decode failed: json: unknown field "Bogus"`,
-		`{"Namespace":"x"}`:        `Request decode failed: json: unknown field "Namespace"`,
+		`{"Namespace":"x"}`:        `Request decode failed: json: unknown field "Namespace" - namespaces are not supported`,
 		`{"Service":{"Name":"s"}}`: `Request decode failed: json: unknown field "Name"`,
 		`{"Check":{"Bogus":1}}`:    `Request decode failed: json: unknown field "Bogus"`,
 		`{"Checks":[{"Bogus":1}]}`: `Request decode failed: json: unknown field "Bogus"`,
