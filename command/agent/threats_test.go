@@ -24,6 +24,9 @@ func TestThreat10EqualWritesChangeNothing(t *testing.T) {
 	g := runServer(t)
 	f := newFixture(t)
 	f.put(g)
+	g.eventually("the gateway and its route are told how they are", func() bool {
+		return strings.Contains(g.must("GET", "/v1/config/api-gateway/zqx-agw", ""), "listener has no route conflict") && strings.Contains(g.must("GET", "/v1/config/http-route/zqx-route", ""), "successfully bound")
+	})
 	again := []step{
 		{"PUT", "/v1/acl/policy/" + f.policy, `{"Name": "zqx-policy", "Rules": "key \"zqx-ruled\" { policy = \"read\" }"}`},
 		{"PUT", "/v1/acl/role/" + f.role, `{"Name": "zqx-role", "Policies": [{"Name": "zqx-policy"}]}`},
