@@ -17,7 +17,7 @@ const (
 	// maxDrain is how much of a body that the handler left is read so that the connection can be used again.
 	maxDrain = 256 << 10
 	// lingerTime bounds how long a client may go on sending what nobody reads.
-	lingerTime = 500 * time.Millisecond
+	lingerTime = 5 * time.Second
 	// watchDelay is how long a request waits before its connection is watched for the client's going away. Most are
 	// done by then, and watching costs more than answering.
 	watchDelay = 20 * time.Millisecond
