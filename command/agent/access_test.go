@@ -82,8 +82,19 @@ func runServer(t testing.TB, settings ...string) *guardedAgent {
 	return startServer(t, true, settings...)
 }
 
+// runServerWith starts one that reads files, too.
+func runServerWith(t testing.TB, paths []string, settings ...string) *guardedAgent {
+	t.Helper()
+	return startServerWith(t, true, paths, settings...)
+}
+
 // startServer keeps everything in memory or, unless dev is set, in g.dir.
 func startServer(t testing.TB, dev bool, settings ...string) *guardedAgent {
+	t.Helper()
+	return startServerWith(t, dev, nil, settings...)
+}
+
+func startServerWith(t testing.TB, dev bool, paths []string, settings ...string) *guardedAgent {
 	t.Helper()
 	g := &guardedAgent{t: t, log: &logBuffer{}, dir: filepath.Join(t.TempDir(), "data"), tokens: map[string]string{}}
 	ports := freePorts(t, 7)
@@ -94,6 +105,7 @@ func startServer(t testing.TB, dev bool, settings ...string) *guardedAgent {
  server = %d
  serf_lan = %d
  serf_wan = %d }`, ports[0], ports[1], ports[2], ports[3], ports[4], ports[5], ports[6])}, settings...)...)
+	src.Paths = paths
 	if src.Dev = dev; !dev {
 		src.Fragments = append(src.Fragments, fmt.Sprintf("bootstrap = true\ndata_dir = %q", g.dir))
 	}

@@ -18,6 +18,7 @@ import (
 	"github.com/hashicorp/cli"
 	"github.com/hashicorp/go-hclog"
 
+	"github.com/sarnmesh/sarn/client/newcomer"
 	"github.com/sarnmesh/sarn/command/agent/config"
 	"github.com/sarnmesh/sarn/internal/version"
 )
@@ -116,7 +117,14 @@ func (c *command) Run(args []string) int {
 			return refuse(fmt.Errorf("data_dir: %w", err))
 		}
 	}
-	a, err := newAgent(src, s, log)
+	src, s, given, err := c.introduce(src, s, log)
+	if errors.Is(err, context.Canceled) {
+		return 1
+	}
+	if err != nil {
+		return refuse(err)
+	}
+	a, err := newMember(src, s, log, given)
 	if err != nil {
 		return refuse(err)
 	}
@@ -131,6 +139,13 @@ func (c *command) Run(args []string) int {
 		c.ui.Output(banner(s, a))
 	}
 	return c.supervise(a, s)
+}
+
+// introduce is introduce that ends with a signal.
+func (c *command) introduce(src config.Sources, s *config.Settings, log hclog.Logger) (config.Sources, *config.Settings, *newcomer.Keeper, error) {
+	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer cancel()
+	return introduce(ctx, src, s, log)
 }
 
 func (c *command) fail(err error) int {

@@ -104,14 +104,14 @@ func TestUnsupportedSettingsAreRefused(t *testing.T) {
 		{"nothing", "", ""},
 		{"plain addresses", `retry_join = ["10.0.0.1", "db.example.net:8301"]`, ""},
 		{"acls", "acl { enabled = true }", ""},
-		{"auto-encrypt", "auto_encrypt { allow_tls = true }", "auto_encrypt.allow_tls = true is not supported by this version"},
+		{"auto-encrypt", "auto_encrypt { allow_tls = true }", ""},
 		{"syslog", "enable_syslog = true", "enable_syslog = true is not supported by this version"},
 		{"built-in authority", `connect { ca_provider = "consul" }`, ""},
 		{"vault", `connect { ca_provider = "vault" ca_config { token = "` + marker + `" } }`, ""},
 		{"an authority without its program", `server = true connect { ca_provider = "plugin:x" ca_config { token = "` + marker + `" } }`,
 			`connect.ca_provider: ca_provider "plugin:x" needs ca_config { plugin { path, sha256 } }`},
 		{"cloud", `retry_join = ["secret_access_key=` + marker + `aws provider=aws tag_key=x"]`, "retry_join with provider=aws is not supported by this version"},
-		{"two", "enable_syslog = true\nauto_encrypt { allow_tls = true }", "auto_encrypt.allow_tls = true is not supported by this version\nenable_syslog = true is not supported by this version"},
+		{"two", "enable_syslog = true\nretry_join = [\"provider=gce\"]", "enable_syslog = true is not supported by this version\nretry_join with provider=gce is not supported by this version"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

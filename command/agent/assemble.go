@@ -27,12 +27,14 @@ import (
 	"github.com/sarnmesh/sarn/client/bundle"
 	"github.com/sarnmesh/sarn/client/cache"
 	"github.com/sarnmesh/sarn/client/check"
+	"github.com/sarnmesh/sarn/client/check/osservice"
 	"github.com/sarnmesh/sarn/client/dns"
 	"github.com/sarnmesh/sarn/client/grpcapi"
 	"github.com/sarnmesh/sarn/client/httpapi"
 	"github.com/sarnmesh/sarn/client/job"
 	"github.com/sarnmesh/sarn/client/leaf"
 	"github.com/sarnmesh/sarn/client/local"
+	"github.com/sarnmesh/sarn/client/newcomer"
 	"github.com/sarnmesh/sarn/client/proxystate"
 	"github.com/sarnmesh/sarn/client/router"
 	"github.com/sarnmesh/sarn/command/agent/config"
@@ -43,6 +45,8 @@ import (
 	"github.com/sarnmesh/sarn/server"
 	"github.com/sarnmesh/sarn/server/configrpc"
 	"github.com/sarnmesh/sarn/server/connectrpc"
+	"github.com/sarnmesh/sarn/server/fsm"
+	"github.com/sarnmesh/sarn/server/transport"
 )
 
 // An Agent is one running agent: what every node runs and, on a server, the server.
@@ -76,6 +80,7 @@ type Agent struct {
 	watches   *watches
 	conns     httpapi.ConnLimit
 	metrics   *telemetry
+	given     *newcomer.Keeper // keeps the certificate that the servers gave; nil without
 	rpcTLS    material
 	httpTLS   material
 	grpcTLS   material
@@ -103,9 +108,6 @@ func unsupported(s *config.Settings) error {
 			errs = append(errs, fmt.Errorf("%s is not supported by this version", what))
 		}
 	}
-	refuse(s.AutoEncrypt.TLS, "auto_encrypt.tls = true")
-	refuse(s.AutoEncrypt.AllowTLS, "auto_encrypt.allow_tls = true")
-	refuse(s.AutoConfig.Enabled || s.AutoConfig.Authorization, "auto_config")
 	refuse(s.Log.Syslog, "enable_syslog = true")
 	if s.Server && s.Connect.Enabled {
 		if err := connectrpc.CheckSettings(s.Connect.CAProvider, s.Connect.CAConfig); err != nil {
@@ -136,7 +138,12 @@ func withoutEffect(s *config.Settings) (keys []string) {
 }
 
 // newAgent opens the sockets and puts the parts together. Nothing runs before Run.
-func newAgent(src config.Sources, s *config.Settings, log hclog.InterceptLogger) (_ *Agent, err error) {
+func newAgent(src config.Sources, s *config.Settings, log hclog.InterceptLogger) (*Agent, error) {
+	return newMember(src, s, log, nil)
+}
+
+// newMember is newAgent with the certificate that the servers gave; nil for none.
+func newMember(src config.Sources, s *config.Settings, log hclog.InterceptLogger, given *newcomer.Keeper) (_ *Agent, err error) {
 	if err := unsupported(s); err != nil {
 		return nil, err
 	}
@@ -147,9 +154,15 @@ func newAgent(src config.Sources, s *config.Settings, log hclog.InterceptLogger)
 	if err != nil {
 		return nil, err
 	}
-	a := &Agent{sources: src, log: log, settings: s, node: node(s, id), stop: make(chan stopReason, 1)}
+	a := &Agent{sources: src, log: log, settings: s, node: node(s, id), stop: make(chan stopReason, 1), given: given}
 	if a.tokens, err = newTokens(s, log.Named("tokens")); err != nil {
 		return nil, err
+	}
+	if given != nil {
+		given.Follow(a.tokens.Agent)
+		for _, m := range []*material{&a.rpcTLS, &a.httpTLS, &a.grpcTLS} {
+			m.auto = given.Admission
+		}
 	}
 	if err := a.loadTLS(s); err != nil {
 		return nil, err
@@ -157,7 +170,7 @@ func newAgent(src config.Sources, s *config.Settings, log hclog.InterceptLogger)
 	if a.metrics, err = newTelemetry(s); err != nil {
 		return nil, err
 	}
-	if s.TLS.GRPC.CertFile == "" && (!s.Server || !s.Connect.Enabled) {
+	if s.TLS.GRPC.CertFile == "" && (!s.Server || !s.Connect.Enabled) && (given == nil || !s.TLS.GRPC.UseAutoCert) {
 		s.Addresses.GRPCTLS = nil // there is nothing to serve TLS with
 	}
 	if a.sockets, err = listen(s); err != nil {
@@ -177,10 +190,6 @@ func newAgent(src config.Sources, s *config.Settings, log hclog.InterceptLogger)
 		return nil, err
 	}
 	return a, a.newParts(s)
-}
-
-func (a *Agent) loadTLS(s *config.Settings) error {
-	return errors.Join(a.rpcTLS.load(s.TLS.InternalRPC), a.httpTLS.load(s.TLS.HTTPS), a.grpcTLS.load(s.TLS.GRPC))
 }
 
 // gossip describes the LAN pool.
@@ -255,10 +264,15 @@ func (a *Agent) newServer(s *config.Settings) error {
 	autopilot.RedundancyZoneTag = s.Autopilot.RedundancyZoneTag
 	autopilot.DisableUpgradeMigration = s.Autopilot.DisableUpgradeMigration
 	autopilot.UpgradeVersionTag = s.Autopilot.UpgradeVersionTag
+	introducer, err := a.introducer(s)
+	if err != nil {
+		return err
+	}
 	a.server, err = server.New(server.Config{
+		Introduce: introducer.Methods(), Handlers: []func(*transport.Registry, *fsm.Appliers){introducer.Register},
 		Datacenter: s.Node.Datacenter, NodeName: s.Node.Name, NodeID: a.node.ID, Build: version.Build(), DataDir: s.DataDir, Dev: s.Dev,
 		Bootstrap: s.Bootstrap, BootstrapExpect: s.BootstrapExpect, ReadReplica: s.ReadReplica, Listener: a.sockets.server, Advertise: s.Addresses.ServerAdvertise,
-		Dial: dial, Security: a.rpcTLS.security(s), Gossip: pool, OnEvent: a.observe, WAN: wan, WANPort: wanPort, GRPCPort: s.Ports.GRPC,
+		Dial: dial, Security: a.security(s), Gossip: pool, OnEvent: a.observe, WAN: wan, WANPort: wanPort, GRPCPort: s.Ports.GRPC,
 		GRPCTLSPort: port(s.Addresses.GRPCTLS, s.Ports.GRPCTLS), RaftMultiplier: s.Performance.RaftMultiplier, RaftSnapshotEntries: uint64(s.Raft.SnapshotThreshold),
 		RaftSnapshotEvery: s.Raft.SnapshotInterval, RaftTrailingLogs: uint64(s.Raft.TrailingLogs), RaftSegmentBytes: s.Raft.SegmentSizeMB << 20,
 		RaftPreVoteDisabled: s.Raft.PrevoteDisabled, Autopilot: &autopilot, SessionTTLMin: s.Query.SessionTTLMin,
@@ -276,6 +290,7 @@ func (a *Agent) newServer(s *config.Settings) error {
 		return err
 	}
 	a.caller, a.pool = a.server.Caller(), a.server.Gossip()
+	introducer.Connect(a.caller, a.server.Internal(), a.server.Secret)
 	return nil
 }
 
@@ -301,7 +316,7 @@ func (a *Agent) newClient(s *config.Settings) error {
 		a.observe(e)
 	}
 	a.router = router.New(router.Config{
-		Datacenter: s.Node.Datacenter, Dial: dial, Security: a.rpcTLS.security(s), HoldTimeout: s.Performance.RPCHoldTimeout,
+		Datacenter: s.Node.Datacenter, Dial: dial, Security: a.security(s), HoldTimeout: s.Performance.RPCHoldTimeout,
 		ClientTimeout: s.Limits.RPCClientTimeout, DefaultQueryTime: s.Query.DefaultTime, MaxQueryTime: s.Query.MaxTime,
 		Rate: s.Limits.RPCRate, Burst: s.Limits.RPCMaxBurst, Logger: a.log.Named("router"),
 	})
@@ -312,11 +327,12 @@ func (a *Agent) newClient(s *config.Settings) error {
 
 // newParts makes what every agent has.
 func (a *Agent) newParts(s *config.Settings) (err error) {
-	checks := check.Config{Dial: (&net.Dialer{}).DialContext, DialDocker: dialDocker, OutputMaxSize: s.Check.OutputMaxSize}
+	dialer := &net.Dialer{}
+	checks := check.Config{Dial: dialer.DialContext, DialDocker: dialDocker, OSService: osservice.Manager(dialer.DialContext), OutputMaxSize: s.Check.OutputMaxSize}
 	if s.Check.AgentTLS {
 		checks.TLS = func() *tls.Config {
-			c := &tls.Config{RootCAs: a.rpcTLS.roots.Load()}
-			if cert := a.rpcTLS.cert.Load(); cert != nil {
+			c := &tls.Config{RootCAs: a.rpcTLS.roots()}
+			if cert := a.rpcTLS.cert(); cert != nil {
 				c.Certificates = []tls.Certificate{*cert}
 			}
 			return c
@@ -357,14 +373,17 @@ func (a *Agent) newParts(s *config.Settings) (err error) {
 		own.ServerSecret = a.server.Secret
 	}
 	a.ownLeaves = leaf.New(a.caller, own)
-	auto := &autoCert{leaves: a.ownLeaves}
+	auto := (&autoCert{leaves: a.ownLeaves}).get
+	if !s.Server {
+		auto = a.grpcTLS.givenCert
+	}
 	var listeners []grpcapi.Listener
 	for _, l := range a.sockets.grpc {
 		listeners = append(listeners, grpcapi.Listener{Listener: l})
 	}
 	for _, l := range a.sockets.grpcTLS {
 		listeners = append(listeners, grpcapi.Listener{
-			Listener: l, TLS: a.grpcTLS.peerTLS(s.TLS.GRPC, a.grpcTLS.serverTLS(s.TLS.GRPC, auto.get, "h2"), auto.get), Admit: admitPeers,
+			Listener: l, TLS: a.grpcTLS.peerTLS(a.grpcTLS.serverTLS(auto, "h2"), auto), Admit: admitPeers,
 		})
 	}
 	a.xds = ads.New(a.proxies, ads.Config{Authorize: a.authorize, Recheck: tokenTTL(s), Logger: a.log.Named("xds")})
@@ -473,6 +492,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	run("cache", a.cache.Run)
 	run("leaf certificates", a.leaves.Run)
+	if a.given != nil {
+		run("the agent's certificate", func(ctx context.Context) error { return a.given.Run(ctx, a.caller, a.leaves.Roots) })
+	}
 	if len(a.sockets.grpcTLS) > 0 {
 		run("own certificate", a.ownLeaves.Run)
 	}
@@ -528,7 +550,7 @@ func (a *Agent) serveHTTP(run func(string, func(context.Context) error), s *conf
 		run("HTTP", func(ctx context.Context) error { return a.http.Serve(ctx, httpapi.LimitConns(l, &a.conns, true)) })
 	}
 	for _, l := range a.sockets.https {
-		secure := tls.NewListener(httpapi.LimitConns(l, &a.conns, false), a.httpTLS.serverTLS(s.TLS.HTTPS, nil, "h2", "http/1.1"))
+		secure := tls.NewListener(httpapi.LimitConns(l, &a.conns, false), a.httpTLS.serverTLS(nil, "h2", "http/1.1"))
 		run("HTTPS", func(ctx context.Context) error { return a.http.Serve(ctx, secure) })
 	}
 }

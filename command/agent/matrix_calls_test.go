@@ -29,6 +29,7 @@ import (
 	"github.com/sarnmesh/sarn/connect/console"
 	"github.com/sarnmesh/sarn/connect/explain"
 	"github.com/sarnmesh/sarn/connect/intention"
+	"github.com/sarnmesh/sarn/connect/intro"
 	"github.com/sarnmesh/sarn/connect/svid"
 	"github.com/sarnmesh/sarn/internal/rpc"
 	"github.com/sarnmesh/sarn/server/statusrpc"
@@ -356,6 +357,10 @@ func serverCalls(t *testing.T, g *guardedAgent) []callCase {
 		plain(ca.SignCall, aclWrite, ca.SignRequest{CSR: requestFor(t, connect.ServerID(roots.TrustDomain, "dc1"))}, shows("CERTIFICATE")),
 		// Who knows the secret of the servers may make it, whatever the token.
 		plain(ca.SignServerCall, nil, ca.SignRequest{CSR: requestFor(t, connect.ServerID(roots.TrustDomain, "dc1")), Secret: g.server.Secret()}, everybody),
+		// So for what a server says of an agent that it has looked at.
+		plain(intro.AdmitCall, nil, intro.AdmitRequest{Secret: g.server.Secret(), WantToken: true, Applicant: intro.Applicant{
+			Datacenter: "dc1", Node: "zqx-node", CSR: requestFor(t, connect.AgentID(roots.TrustDomain, "dc1", "zqx-node")),
+		}}, everybody),
 		plain(ca.SignIntermediateCall, opWrite, ca.SignIntermediateRequest{CSR: requestFor(t, connect.CAID(roots.TrustDomain)), ForDatacenter: "dc2"}),
 		plain(ca.ConfirmCall, nodeWrite, ca.ConfirmRequest{Node: "zqx-node"}),
 		plain(ca.ConfirmDatacenterCall, opWrite, ca.ConfirmDatacenterRequest{FromDatacenter: "dc2", Phase: ca.PhaseNone}),

@@ -6,7 +6,6 @@ import (
 	"strings"
 
 	"github.com/sarnmesh/sarn/catalog/peering"
-	"github.com/sarnmesh/sarn/command/agent/config"
 	peers "github.com/sarnmesh/sarn/server/peering"
 )
 
@@ -19,12 +18,13 @@ func calledByPeers(name string) bool {
 // peerTLS is base for everybody but other clusters. These know the servers by another name, whose certificate is one of
 // the mesh's authority whatever is configured, and have no certificate that this cluster could verify: what they call
 // asks for a secret of its own. See admitPeers.
-func (m *material) peerTLS(s config.TLSStanza, base *tls.Config, auto func(*tls.ClientHelloInfo) (*tls.Certificate, error)) *tls.Config {
+func (m *material) peerTLS(base *tls.Config, auto func(*tls.ClientHelloInfo) (*tls.Certificate, error)) *tls.Config {
 	out := base.Clone()
 	out.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 		if !calledByPeers(hello.ServerName) {
 			return base.GetConfigForClient(hello)
 		}
+		s := m.now.Load().stanza
 		return &tls.Config{MinVersion: s.MinTLS(), CipherSuites: s.CipherSuiteIDs(), NextProtos: base.NextProtos, GetCertificate: auto}, nil
 	}
 	return out

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 
@@ -231,9 +232,14 @@ acl { enabled = true
 	if err := s.CheckStart(); err != nil {
 		t.Fatal(err)
 	}
-	var err error
-	c.Agent, err = newAgent(src, s, hclog.NewInterceptLogger(&hclog.LoggerOptions{Name: "agent", Level: hclog.Trace, Output: c.log}))
+	log := hclog.NewInterceptLogger(&hclog.LoggerOptions{Name: "agent", Level: hclog.Trace, Output: c.log})
+	soon, stop := context.WithTimeout(t.Context(), 30*time.Second)
+	defer stop()
+	src, s, given, err := introduce(soon, src, s, log)
 	if err != nil {
+		t.Fatal(err)
+	}
+	if c.Agent, err = newMember(src, s, log, given); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())

@@ -11,25 +11,37 @@ import (
 	"sync/atomic"
 
 	"github.com/sarnmesh/sarn/client/leaf"
+	"github.com/sarnmesh/sarn/client/newcomer"
 	"github.com/sarnmesh/sarn/command/agent/config"
+	"github.com/sarnmesh/sarn/connect"
+	"github.com/sarnmesh/sarn/connect/ca"
 	"github.com/sarnmesh/sarn/internal/rpcwire"
+	"github.com/sarnmesh/sarn/server"
 )
 
-// A material is the certificate and the authorities of one TLS stanza, read again on reload.
+// A material is what one kind of connection is secured with. It is looked at again for each connection.
 type material struct {
-	cert  atomic.Pointer[tls.Certificate] // nil when none is configured
-	roots atomic.Pointer[x509.CertPool]   // nil when none is configured
+	now  atomic.Pointer[keys]
+	auto func() *newcomer.Admission // what the servers gave this agent; nil when that is not asked for
 }
 
-// load reads the files of a stanza.
-func (m *material) load(s config.TLSStanza) error {
-	var cert *tls.Certificate
+// keys are one TLS stanza and what was in its files.
+type keys struct {
+	stanza config.TLSStanza
+	cert   *tls.Certificate // nil when none is configured
+	roots  *x509.CertPool   // nil when none is configured
+	pem    []string         // the same authorities
+}
+
+// readKeys reads the files of a stanza.
+func readKeys(s config.TLSStanza) (*keys, error) {
+	k := &keys{stanza: s}
 	if s.CertFile != "" || s.KeyFile != "" {
 		pair, err := tls.LoadX509KeyPair(s.CertFile, s.KeyFile)
 		if err != nil {
-			return fmt.Errorf("load certificate %s: %w", s.CertFile, err)
+			return nil, fmt.Errorf("load certificate %s: %w", s.CertFile, err)
 		}
-		cert = &pair
+		k.cert = &pair
 	}
 	var files []string
 	if s.CAFile != "" {
@@ -38,7 +50,7 @@ func (m *material) load(s config.TLSStanza) error {
 	if s.CAPath != "" {
 		entries, err := os.ReadDir(s.CAPath)
 		if err != nil {
-			return fmt.Errorf("read ca_path: %w", err)
+			return nil, fmt.Errorf("read ca_path: %w", err)
 		}
 		for _, e := range entries {
 			if !e.IsDir() {
@@ -46,44 +58,92 @@ func (m *material) load(s config.TLSStanza) error {
 			}
 		}
 	}
-	var roots *x509.CertPool
 	for _, file := range files {
 		data, err := os.ReadFile(file)
 		if err != nil {
-			return fmt.Errorf("read authority: %w", err)
+			return nil, fmt.Errorf("read authority: %w", err)
 		}
-		if roots == nil {
-			roots = x509.NewCertPool()
+		if k.roots == nil {
+			k.roots = x509.NewCertPool()
 		}
-		if !roots.AppendCertsFromPEM(data) && s.CAPath == "" {
-			return fmt.Errorf("read authority: %s holds no certificate", file)
+		if k.roots.AppendCertsFromPEM(data) {
+			k.pem = append(k.pem, string(data))
+		} else if s.CAPath == "" {
+			return nil, fmt.Errorf("read authority: %s holds no certificate", file)
 		}
 	}
-	m.cert.Store(cert)
-	m.roots.Store(roots)
+	return k, nil
+}
+
+// loadTLS reads all files, and changes nothing when there is anything wrong with one.
+func (a *Agent) loadTLS(s *config.Settings) error {
+	var errs []error
+	var all []*keys
+	for _, stanza := range []config.TLSStanza{s.TLS.InternalRPC, s.TLS.HTTPS, s.TLS.GRPC} {
+		k, err := readKeys(stanza)
+		all, errs = append(all, k), append(errs, err)
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	for i, m := range []*material{&a.rpcTLS, &a.httpTLS, &a.grpcTLS} {
+		m.now.Store(all[i])
+	}
 	return nil
 }
 
-// serverTLS is the configuration of a listener; the certificate and authorities are looked up at each handshake. auto
-// gives the certificate where none is configured; it may be nil.
-func (m *material) serverTLS(s config.TLSStanza, auto func(*tls.ClientHelloInfo) (*tls.Certificate, error), protocols ...string) *tls.Config {
-	base := &tls.Config{
-		MinVersion: s.MinTLS(), CipherSuites: s.CipherSuiteIDs(), NextProtos: protocols,
-		GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
-			if cert := m.cert.Load(); cert != nil {
-				return cert, nil
-			}
-			if auto != nil {
-				return auto(hello)
-			}
-			return nil, errors.New("no certificate is configured")
-		},
+// admission is what the servers gave this agent, nil if nothing.
+func (m *material) admission() *newcomer.Admission {
+	if m.auto == nil {
+		return nil
 	}
+	return m.auto()
+}
+
+// cert is the certificate to show, nil for none.
+func (m *material) cert() *tls.Certificate {
+	if k := m.now.Load(); k.cert != nil {
+		return k.cert
+	}
+	if given := m.admission(); given != nil {
+		return given.Certificate()
+	}
+	return nil
+}
+
+// roots are the authorities to verify others with, nil for none. What is configured comes before what servers say.
+func (m *material) roots() *x509.CertPool {
+	if k := m.now.Load(); k.roots != nil {
+		return k.roots
+	}
+	if given := m.admission(); given != nil {
+		return given.Roots()
+	}
+	return nil
+}
+
+// serverTLS is the configuration of a listener; everything is looked up at each handshake. auto gives the certificate
+// where none is configured; it may be nil.
+func (m *material) serverTLS(auto func(*tls.ClientHelloInfo) (*tls.Certificate, error), protocols ...string) *tls.Config {
+	base := &tls.Config{NextProtos: protocols, MinVersion: tls.VersionTLS12}
 	base.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) {
-		c := base.Clone()
-		c.GetConfigForClient = nil
-		if s.VerifyIncoming {
-			c.ClientAuth, c.ClientCAs = tls.RequireAndVerifyClientCert, m.roots.Load()
+		k := m.now.Load()
+		c := &tls.Config{
+			MinVersion: k.stanza.MinTLS(), CipherSuites: k.stanza.CipherSuiteIDs(), NextProtos: protocols,
+			GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+				if k.cert != nil {
+					return k.cert, nil
+				}
+				if auto != nil {
+					return auto(hello)
+				}
+				return nil, errors.New("no certificate is configured")
+			},
+		}
+		if k.stanza.VerifyIncoming {
+			// A session that is resumed would not be verified by what holds now.
+			c.SessionTicketsDisabled = true
+			c.ClientAuth, c.ClientCAs = tls.RequireAndVerifyClientCert, m.roots()
 			if c.ClientCAs == nil {
 				return nil, errors.New("verify_incoming is on, and no authority is configured")
 			}
@@ -91,6 +151,14 @@ func (m *material) serverTLS(s config.TLSStanza, auto func(*tls.ClientHelloInfo)
 		return c, nil
 	}
 	return base
+}
+
+// givenCert is the certificate of an agent that the servers gave it, for tls.grpc.use_auto_cert.
+func (m *material) givenCert(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+	if given := m.admission(); given != nil {
+		return given.Certificate(), nil
+	}
+	return nil, errors.New("the servers gave this agent no certificate")
 }
 
 // An autoCert is the certificate of a server for those who configure none: a leaf of the mesh's own authority.
@@ -121,10 +189,60 @@ func (c *autoCert) get(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 }
 
 // security is the TLS of the server port.
-func (m *material) security(s *config.Settings) *rpcwire.Security {
-	t := s.TLS.InternalRPC
-	return &rpcwire.Security{
-		Certificate: m.cert.Load, Roots: m.roots.Load, MinVersion: t.MinTLS(), CipherSuites: t.CipherSuiteIDs(),
-		VerifyIncoming: t.VerifyIncoming, VerifyOutgoing: t.VerifyOutgoing, VerifyServerHostname: t.VerifyServerHostname, Domain: s.DNS.Domain,
+func (a *Agent) security(s *config.Settings) *rpcwire.Security {
+	domain, datacenter := s.DNS.Domain, s.Node.Datacenter
+	introduces := s.Server && (s.AutoEncrypt.AllowTLS || s.AutoConfig.Authorization)
+	agents := &agentRoots{}
+	return &rpcwire.Security{Live: func() *rpcwire.Security {
+		t := a.rpcTLS.now.Load().stanza
+		sec := &rpcwire.Security{
+			Certificate: a.rpcTLS.cert, Roots: a.rpcTLS.roots, MinVersion: t.MinTLS(), CipherSuites: t.CipherSuiteIDs(),
+			VerifyIncoming: t.VerifyIncoming, VerifyOutgoing: t.VerifyOutgoing, VerifyServerHostname: t.VerifyServerHostname,
+			Domain: domain, Introduce: introduces,
+		}
+		if given := a.rpcTLS.admission(); given != nil {
+			sec.VerifyOutgoing = true
+			sec.VerifyServerHostname = t.VerifyServerHostname || given.VerifyServerHostname
+		}
+		if introduces {
+			sec.Agents = func() []*x509.Certificate { return agents.list(a.server) }
+			sec.IsAgent = func(c *x509.Certificate) bool { return isAgent(c, datacenter) }
+		}
+		return sec
+	}}
+}
+
+// isAgent reports whether a certificate of the mesh's authority is that of an agent of the datacenter.
+func isAgent(c *x509.Certificate, datacenter string) bool {
+	if len(c.URIs) != 1 {
+		return false
 	}
+	id, err := connect.ParseID(c.URIs[0].String())
+	return err == nil && id.Kind() == connect.Agent && id.Datacenter() == datacenter
+}
+
+// agentRoots are the roots of the mesh's authority, which signs the certificates of agents.
+type agentRoots struct {
+	mu    sync.Mutex
+	index uint64
+	certs []*x509.Certificate
+}
+
+func (r *agentRoots) list(s *server.Server) []*x509.Certificate {
+	if s == nil {
+		return nil
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	index, roots := s.Store().View().CARoots()
+	if index == r.index && r.certs != nil {
+		return r.certs
+	}
+	r.index, r.certs = index, nil
+	for _, root := range roots {
+		if c, err := ca.ParseCertificate(root.RootCert); err == nil {
+			r.certs = append(r.certs, c)
+		}
+	}
+	return r.certs
 }

@@ -114,6 +114,14 @@ func writeKeyring(path string, keys [][]byte) error {
 // Encrypted reports whether the pool has a key.
 func (p *Pool) Encrypted() bool { return p.keyring != nil }
 
+// PrimaryKey returns the key that messages are encrypted with, base64; empty without encryption. It is a secret.
+func (p *Pool) PrimaryKey() string {
+	if p.keyring == nil {
+		return ""
+	}
+	return base64.StdEncoding.EncodeToString(p.keyring.GetPrimaryKey())
+}
+
 // A KeyOp is something to do with the keys of the whole pool.
 type KeyOp int
 

@@ -23,6 +23,8 @@ type Sources struct {
 	Paths     []string // files and folders, in order: -config-file and -config-dir
 	Format    string   // "hcl" or "json" to read every file as that; empty goes by extension
 	Fragments []string // -hcl
+	// Given is what servers told the agent (auto_config), as JSON; every other source wins over it.
+	Given string
 
 	set []setting // values from flags
 
@@ -130,6 +132,9 @@ func (b *builder) collect() *node {
 		} else {
 			scalars.put(s.key, s.value)
 		}
+	}
+	if b.src.Given != "" {
+		tree = merge(root, tree, b.source("auto_config", "json", []byte(b.src.Given)))
 	}
 	tree = merge(root, tree, b.modern(lists))
 	for _, path := range b.src.Paths {
