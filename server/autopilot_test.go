@@ -13,6 +13,7 @@ import (
 	"github.com/sarnmesh/sarn/catalog/read"
 	"github.com/sarnmesh/sarn/internal/testkit"
 	"github.com/sarnmesh/sarn/server"
+	"github.com/sarnmesh/sarn/server/consensus"
 )
 
 // autopilot returns what the leader's autopilot tells; its zero value while there is none.
@@ -116,8 +117,9 @@ func TestReadReplicasNeverVote(t *testing.T) {
 		}
 		voter.stop()
 		voter.conf.ReadReplica = true
+		lead := c.leader()
 		voter.start()
-		voter.join(c.leader())
+		voter.join(lead)
 		c.within(2*time.Minute, "two voters", func() bool { v, all := c.leader().members(); return v == 2 && all == 4 })
 		replica.crash()
 		c.within(2*time.Minute, "the dead replica removed", func() bool { _, all := c.leader().members(); return all == 3 })
@@ -218,8 +220,9 @@ func TestOneServerOfEachZoneVotes(t *testing.T) {
 			}
 			return extra == 1 && len(st.Voters) == 3 && st.FailureTolerance == 1
 		})
+		lead = c.leader()
 		standby.start()
-		standby.join(c.leader())
+		standby.join(lead)
 		standby.tag(c, "zone", zone(standby))
 		c.within(3*time.Minute, "one of each zone again", func() bool {
 			st := c.autopilot()
@@ -299,5 +302,44 @@ func TestUpgradeInPlaceTakesNoVotes(t *testing.T) {
 		if u := c.autopilot().Upgrade; u == nil || u.Status != operator.UpgradeDisabled {
 			t.Errorf("upgrade %+v", u)
 		}
+	})
+}
+
+func TestAServerRecoversWithoutTheOthers(t *testing.T) {
+	testkit.Bubble(t, func(t *testing.T) {
+		c := newCluster(t, 46, 3, server.Config{RaftSnapshotEntries: 20, RaftSnapshotEvery: time.Second, RaftTrailingLogs: 10})
+		for i := range 60 {
+			if err := c.leader().put(t.Context(), fmt.Sprintf("k%d", i), "v"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		left := c.follower()
+		c.within(10*time.Second, "copied", func() bool { v, _ := left.get(t.Context(), "k59", read.Stale); return v == "v" })
+		for _, o := range c.nodes {
+			o.stop() // for good, but for one
+		}
+		left.recovery = []consensus.Server{{ID: left.id, Address: left.host.Addr().String() + ":8300", Voter: true}}
+		left.start()
+		c.within(30*time.Second, "it leads alone", func() bool { s, _ := left.Leadership(); return s.Leading })
+		if left.recovery != nil {
+			t.Error("recovery is asked for again")
+		}
+		for _, key := range []string{"k0", "k59"} {
+			if v, err := left.get(t.Context(), key, read.Consistent); v != "v" || err != nil {
+				t.Errorf("%s: %q, %v", key, v, err)
+			}
+		}
+		if err := left.put(t.Context(), "after", "1"); err != nil {
+			t.Error(err)
+		}
+		// Once more with what it has now, and a new server joins.
+		left.stop()
+		left.start()
+		c.within(30*time.Second, "it leads again", func() bool { s, _ := left.Leadership(); return s.Leading })
+		fresh := c.add(server.Config{})
+		fresh.start()
+		fresh.join(left)
+		c.within(2*time.Minute, "two voters", func() bool { v, all := left.members(); return v == 2 && all == 2 })
+		c.within(10*time.Second, "copied", func() bool { v, _ := fresh.get(t.Context(), "after", read.Stale); return v == "1" })
 	})
 }

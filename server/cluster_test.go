@@ -21,12 +21,13 @@ import (
 
 // A node is one server's machine: its place in the network, its disk, and its process while that runs.
 type node struct {
-	t    *testing.T
-	name string
-	id   string
-	host *testkit.Host
-	disk *testkit.Disk
-	conf server.Config // what is the same each time it starts
+	t        *testing.T
+	name     string
+	id       string
+	host     *testkit.Host
+	disk     *testkit.Disk
+	conf     server.Config      // what is the same each time it starts
+	recovery []consensus.Server // who the members are when it starts next; nil for who they were
 
 	*server.Server // nil while it is down
 	cancel         context.CancelFunc
@@ -117,7 +118,11 @@ func (o *node) start() {
 	}
 	handle := o.disk.Open()
 	conf.Storage = func() (*consensus.Storage, error) {
-		return &consensus.Storage{Logs: handle, Stable: handle, Snapshots: handle, InMemory: true}, nil
+		return &consensus.Storage{
+			Logs: handle, Stable: handle, Snapshots: handle, InMemory: true,
+			Recovery:  func() ([]consensus.Server, error) { return o.recovery, nil },
+			Recovered: func() error { o.recovery = nil; return nil },
+		}, nil
 	}
 	conf.Logger = logger(o.name)
 	s, err := server.New(conf)

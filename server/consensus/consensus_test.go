@@ -3,6 +3,7 @@ package consensus_test
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -88,4 +89,60 @@ func TestNewChecksItsConfiguration(t *testing.T) {
 	if _, err := consensus.New(consensus.Config{}); err == nil {
 		t.Error("an empty configuration was taken")
 	}
+}
+
+func TestPeersForRecoveryAreReadOnce(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "raft")
+	s := open(t, dir)
+	defer s.Close()
+	if servers, err := s.Recovery(); servers != nil || err != nil {
+		t.Errorf("without a file: %v, %v", servers, err)
+	}
+	if info, err := os.ReadFile(filepath.Join(dir, "peers.info")); err != nil || !strings.Contains(string(info), "peers.json") {
+		t.Errorf("peers.info: %q, %v", info, err)
+	}
+	peers := filepath.Join(dir, "peers.json")
+	write := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(peers, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(`[{"id":"a","address":"10.0.0.1:8300"},{"id":"b","address":"10.0.0.2:8300","non_voter":true}]`)
+	servers, err := s.Recovery()
+	want := []consensus.Server{{ID: "a", Address: "10.0.0.1:8300", Voter: true}, {ID: "b", Address: "10.0.0.2:8300"}}
+	if err != nil || !slices.Equal(servers, want) {
+		t.Errorf("%v, %v; want %v", servers, err, want)
+	}
+	for text, want := range map[string]string{
+		`[`:  "unexpected end",
+		`[]`: "no server of the list votes",
+		`[{"id":"a","address":"x","non_voter":true}]`: "no server of the list votes",
+		`[{"id":"a"}]`: "server 1 has no id or no address",
+		`[{"id":"a","address":"x"},{"id":"a","address":"y"}]`: `the id "a" is there twice`,
+		`[{"id":"a","address":"x"},{"id":"b","address":"x"}]`: `the address "x" is there twice`,
+		`["10.0.0.1:8300"]`: "cannot unmarshal",
+		strings.Repeat(" ", 2<<20) + `[{"id":"a","address":"x"}]`: "longer than",
+	} {
+		write(text)
+		if _, err := s.Recovery(); err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), peers) {
+			t.Errorf("%.60s: %v, want %q and the file's name", text, err, want)
+		}
+	}
+	if err := s.Recovered(); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(peers); !os.IsNotExist(err) {
+		t.Errorf("the file is still there: %v", err)
+	}
+}
+
+func FuzzParsePeers(f *testing.F) {
+	f.Add([]byte(`[{"id":"a","address":"10.0.0.1:8300","non_voter":false}]`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		servers, err := consensus.ParsePeers(data)
+		if err == nil && !slices.ContainsFunc(servers, func(s consensus.Server) bool { return s.Voter && s.ID != "" && s.Address != "" }) {
+			t.Errorf("%q gives %v", data, servers)
+		}
+	})
 }

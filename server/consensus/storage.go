@@ -22,6 +22,11 @@ type Storage struct {
 	Snapshots raft.SnapshotStore
 	InMemory  bool         // the log is as fast as a cache of it
 	Close     func() error // may be nil
+
+	// Recovery returns who the members are from now on, whatever the log says, after most of them were lost; nil for what
+	// the log says. Recovered is called when that is done. Both may be nil.
+	Recovery  func() ([]Server, error)
+	Recovered func() error
 }
 
 func (s *Storage) close() error {
@@ -73,7 +78,14 @@ func Disk(cfg DiskConfig) (*Storage, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("snapshots in %s: %w", cfg.Dir, err), closeLog())
 	}
-	return &Storage{Logs: log, Stable: log, Snapshots: snaps, Close: closeLog}, nil
+	if err := os.WriteFile(filepath.Join(cfg.Dir, infoFile), []byte(info), 0o600); err != nil {
+		return nil, errors.Join(err, closeLog())
+	}
+	return &Storage{
+		Logs: log, Stable: log, Snapshots: snaps, Close: closeLog,
+		Recovery:  func() ([]Server, error) { return readPeers(cfg.Dir) },
+		Recovered: func() error { return os.Remove(filepath.Join(cfg.Dir, peersFile)) },
+	}, nil
 }
 
 // errInUse reports a data directory that another process has open.
