@@ -288,6 +288,7 @@ var meanings = map[string]string{
 	"unix_sockets.group":                         "Group, name or number, of the sockets the agent listens on.",
 	"unix_sockets.mode":                          "Their mode, octal.",
 	"unix_sockets.user":                          "Their owner, name or number.",
+	"version":                                    "What test kits write; an agent tells its own version.",
 	"watches":                                    "[Programs to run and URLs to call](../watches.md) on changes.",
 }
 
@@ -307,7 +308,7 @@ var absent = []struct{ says, keys string }{
 		raft_logstore.backend raft_logstore.disable_log_cache raft_logstore.verification.* raft_logstore.boltdb.*
 		telemetry.statsite_address telemetry.statsd_address telemetry.dogstatsd_* telemetry.retry_failed_connection
 		telemetry.disable_per_tenancy_usage_metrics telemetry.enable_host_metrics telemetry.circonus_* log_rotate_*
-		syslog_facility xds.update_max_per_second ports.proxy_* disable_update_check disable_anonymous_signature`},
+		syslog_facility xds.update_max_per_second ports.proxy_* disable_update_check disable_anonymous_signature version`},
 }
 
 // restart lists keys whose tags promise a reload that the agent does not do.

@@ -30,6 +30,7 @@ type Settings struct {
 
 	EnableDebug               bool          `key:"enable_debug" reload:"yes"` // serve /debug/pprof without a token
 	DisableUpdateCheck        bool          `key:"disable_update_check"`
+	StatedVersion             string        `key:"version"` // given by test kits; the agent tells its own
 	DisableAnonymousSignature bool          `key:"disable_anonymous_signature"`
 	DisableRemoteExec         bool          `key:"disable_remote_exec"` // refuse the exec command
 	DisableCoordinates        bool          `key:"disable_coordinates"`
