@@ -32,12 +32,14 @@ func setup(f *flag.FlagSet) func(*verb.Call) error {
 			return nil
 		case "json":
 			type rpc struct{ Default, Min, Max int }
+			// Programs decide by Version what they may ask for, as they do by what an agent says of itself.
 			out, err := json.MarshalIndent(struct {
 				Version, Revision, Prerelease, BuildDate string
 				RPC                                      rpc
+				Sarn                                     string
 			}{
-				version.Number(), version.Commit, version.Prerelease(), version.BuildDate,
-				rpc{protocolDefault, protocolMin, protocolMax},
+				version.Compat, version.Commit, "", version.BuildDate,
+				rpc{protocolDefault, protocolMin, protocolMax}, version.Version,
 			}, "", "   ")
 			if err != nil {
 				return err
