@@ -114,6 +114,9 @@ func (d Duration) MarshalJSON() ([]byte, error) { return json.Marshal(d.String()
 
 // UnmarshalJSON reads either form.
 func (d *Duration) UnmarshalJSON(data []byte) error {
+	if string(data) == "null" {
+		return nil // what clients send for a setting they leave out
+	}
 	var text string
 	if json.Unmarshal(data, &text) != nil {
 		return json.Unmarshal(data, (*int64)(d))

@@ -475,7 +475,19 @@ func appendUpstream(dst []byte, u *catalog.Upstream, agent bool) []byte {
 }
 
 // appendCheck appends a health check (section 3.4).
-func appendCheck(dst []byte, c *catalog.Check) []byte {
+func appendCheck(dst []byte, c *catalog.Check) []byte { return appendTaggedCheck(dst, c, appendStrings) }
+
+// appendTxnCheck appends one as transactions answer it: the check of a node has null for tags.
+func appendTxnCheck(dst []byte, c *catalog.Check) []byte {
+	return appendTaggedCheck(dst, c, func(dst []byte, tags []string) []byte {
+		if tags == nil {
+			return append(dst, "null"...)
+		}
+		return appendStrings(dst, tags)
+	})
+}
+
+func appendTaggedCheck(dst []byte, c *catalog.Check, appendTags func([]byte, []string) []byte) []byte {
 	o := object{b: append(dst, '{')}
 	o.str("Node", c.Node)
 	o.str("CheckID", c.CheckID)
@@ -485,7 +497,8 @@ func appendCheck(dst []byte, c *catalog.Check) []byte {
 	o.str("Output", c.Output)
 	o.str("ServiceID", c.ServiceID)
 	o.str("ServiceName", c.ServiceName)
-	o.strings("ServiceTags", c.ServiceTags)
+	o.name("ServiceTags")
+	o.b = appendTags(o.b, c.ServiceTags)
 	o.str("Type", c.Type)
 	o.str("Interval", c.Interval)
 	o.str("Timeout", c.Timeout)

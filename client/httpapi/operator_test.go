@@ -102,6 +102,7 @@ func TestOperator(t *testing.T) {
 		{"PUT", "/v1/operator/autopilot/configuration", `{"LastContactThreshold":"zz"}`, 400, `Error parsing autopilot config: …`},
 		{"PUT", "/v1/operator/autopilot/configuration?cas=x", `{}`, 400, `Error parsing cas value: …`},
 		{"PUT", "/v1/operator/autopilot/configuration?cas=3", `{}`, 200, `false`},
+		{"PUT", "/v1/operator/autopilot/configuration?cas=3", `{"LastContactThreshold":null}`, 200, `false`},
 		{"PUT", "/v1/operator/autopilot/configuration", `{"LastContactThreshold":5,"minquorum":3,"CreateIndex":7,"ModifyIndex":8}`, 200, `true`},
 		{"GET", "/v1/operator/autopilot/health", "", 200, `{"Healthy":true,"FailureTolerance":0,"Servers":[{"ID":"i","Name":"n","Address":"a","SerfStatus":"alive","Version":"1","Leader":true,` +
 			`"LastContact":"0s","LastTerm":2,"LastIndex":3,"Healthy":true,"Voter":true,"StableSince":"2026-01-02T02:04:05Z"}]}`},

@@ -264,7 +264,7 @@ func appendTxnResult(dst []byte, r kv.TxnResult) []byte {
 	case r.Service != nil:
 		dst = appendService(append(dst, `{"Service":`...), r.Service)
 	case r.Check != nil:
-		dst = appendCheck(append(dst, `{"Check":`...), r.Check)
+		dst = appendTxnCheck(append(dst, `{"Check":`...), r.Check)
 	default:
 		dst = append(dst, '{')
 	}
