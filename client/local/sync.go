@@ -5,10 +5,14 @@ import (
 	"container/heap"
 	"context"
 	"errors"
+	"fmt"
+	"hash/fnv"
+	"io"
 	"maps"
 	"math"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -30,11 +34,14 @@ const (
 	fullSyncStagger  = 3 * time.Second // after a trigger
 	fullSyncMaxStale = 2 * time.Second
 	pushesAtOnce     = 16
+	nodeUnits        = 16 // over which the checks of the node are spread
+	checksAtOnce     = 64 // in one call
 	// hopeless is after how many failures, with no success, a sync gives up for now.
 	hopeless = 32
 )
 
-// A unit is what is pushed to the catalog in one piece and in order: a service with its checks, or a check of the node.
+// A unit is what is pushed to the catalog in order: a service with its checks, or some of the checks of the node. Those
+// that change while a push is under way share the next.
 // It exists while something of it is pending or it is being pushed.
 type unit struct {
 	key  string
@@ -86,14 +93,17 @@ func signal(ch chan struct{}) {
 	}
 }
 
-// serviceUnit and checkUnit return keys of units. A check of a service belongs to the service's unit.
+// serviceUnit and checkUnit return keys of units. A check of a service belongs to the service's unit, one of the node to
+// a unit that its ID chooses.
 func serviceUnit(id string) string { return "s" + id }
 
 func checkUnit(id, serviceID string) string {
 	if serviceID != "" {
 		return serviceUnit(serviceID)
 	}
-	return "c" + id
+	h := fnv.New32a()
+	io.WriteString(h, id)
+	return "c" + strconv.Itoa(int(h.Sum32()%nodeUnits))
 }
 
 // The functions up to scale are called with the mutex held.
@@ -533,9 +543,9 @@ func (s *State) plan(u *unit) []*op {
 			ops = append(ops, o)
 		}
 	}
+	together := map[string]*op{} // the last call for checks, by token
 	for _, cid := range slices.Sorted(maps.Keys(left)) {
 		p, c := left[cid], s.checks[cid]
-		one := map[string]*pending{cid: p}
 		switch {
 		case p.gone && (c == nil || checkUnit(cid, c.Record.ServiceID) != u.key):
 			if c != nil {
@@ -543,15 +553,26 @@ func (s *State) plan(u *unit) []*op {
 				delete(u.checks, cid)
 				continue
 			}
-			ops = append(ops, &op{kind: "deregistered check", id: cid, checks: one,
+			ops = append(ops, &op{kind: "deregistered check", id: cid, checks: map[string]*pending{cid: p},
 				deregister: &catalog.DeregisterRequest{Target: target, Node: s.node.Node, CheckID: cid}})
 		case c == nil:
 			delete(u.checks, cid)
 		default:
+			token := s.token(c.Token, c.Source)
+			o := together[token]
+			if o == nil || len(o.checks) == checksAtOnce {
+				o = &op{kind: "check", id: cid, checks: map[string]*pending{}, register: s.nodeRequest(token)}
+				together[token] = o
+				ops = append(ops, o)
+			}
 			rec := *c.Record
-			o := &op{kind: "check", id: cid, checks: one, register: s.nodeRequest(s.token(c.Token, c.Source))}
-			o.register.Check = &rec
-			ops = append(ops, o)
+			o.register.Checks = append(o.register.Checks, &rec)
+			o.checks[cid] = p
+		}
+	}
+	for _, o := range ops {
+		if n := len(o.checks); n > 1 && o.kind == "check" {
+			o.id = fmt.Sprintf("%s and %d more", o.id, n-1)
 		}
 	}
 	return ops
