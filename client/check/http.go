@@ -17,7 +17,8 @@ import (
 const (
 	maxBodyRead  = 1 << 20 // bytes of an answer that are read at most
 	maxRedirects = 10
-	maxStatus    = 200 // bytes of a status line that are shown
+	maxStatus    = 200  // bytes of a status line that are shown
+	copyBuffer   = 2048 // bytes; most answers are short
 )
 
 // An httpProbe judges the status of an answer. It asks the target itself, never by way of a proxy that the environment
@@ -58,6 +59,8 @@ func (p httpProbe) Probe(ctx context.Context) Result {
 			DialContext:            t.dial,
 			TLSClientConfig:        p.tlsConfig("", "http/1.1"),
 			MaxResponseHeaderBytes: maxHeader,
+			ReadBufferSize:         copyBuffer,
+			WriteBufferSize:        copyBuffer,
 		},
 	}
 	resp, err := client.Do(req)
@@ -66,7 +69,7 @@ func (p httpProbe) Probe(ctx context.Context) Result {
 	}
 	defer resp.Body.Close()
 	body := newTail(p.limit)
-	if _, err := io.Copy(body, io.LimitReader(resp.Body, maxBodyRead)); err != nil {
+	if _, err := io.CopyBuffer(body, io.LimitReader(resp.Body, maxBodyRead), make([]byte, copyBuffer)); err != nil {
 		fmt.Fprintf(body, "\nreading the answer: %v", err)
 	}
 	status := resp.Status[:min(len(resp.Status), maxStatus)]
