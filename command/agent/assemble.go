@@ -331,7 +331,7 @@ func (a *Agent) newParts(s *config.Settings) (err error) {
 	checks := check.Config{Dial: dialer.DialContext, DialDocker: dialDocker, OSService: osservice.Manager(dialer.DialContext), OutputMaxSize: s.Check.OutputMaxSize}
 	if s.Check.AgentTLS {
 		checks.TLS = func() *tls.Config {
-			c := &tls.Config{RootCAs: a.rpcTLS.roots()}
+			c := &tls.Config{RootCAs: a.rpcTLS.roots(), ServerName: s.TLS.ServerName}
 			if cert := a.rpcTLS.cert(); cert != nil {
 				c.Certificates = []tls.Certificate{*cert}
 			}

@@ -302,7 +302,7 @@ var absent = []struct{ says, keys string }{
 	{"No effect yet: the console does not link to metrics.", `ui_config.metrics_provider_files ui_config.metrics_provider_options_json
 		ui_config.dashboard_url_templates`},
 	{"No effect yet.", `protocol disable_kv_key_validation auto_reload_config use_streaming_backend
-		rpc.enable_streaming disable_host_node_id advertise_reconnect_timeout tls.*.use_auto_cert server_name auto_encrypt.dns_san
+		rpc.enable_streaming disable_host_node_id advertise_reconnect_timeout tls.*.use_auto_cert auto_encrypt.dns_san
 		auto_encrypt.ip_san auto_config.* dns_config.use_cache dns_config.cache_max_age limits.https_handshake_timeout
 		performance.grpc_keepalive_timeout raft_protocol
 		raft_logstore.backend raft_logstore.disable_log_cache raft_logstore.verification.* raft_logstore.boltdb.*
