@@ -60,6 +60,10 @@ func (s *Store) WatchView() *View {
 // ctx ends, and returns its error. The view must be a WatchView.
 func (v *View) Wait(ctx context.Context) error { return v.tx.Wait(ctx) }
 
+// Waiter returns what is told when something read through v so far changes, or the whole state is replaced. It does not
+// keep the snapshot. The view must be a WatchView.
+func (v *View) Waiter() *mvcc.Waiter { return v.tx.Waiter() }
+
 // Replaced reports whether a restore has put other data in the place of what v reads; a blocked read then answers with
 // what it has (spec/state.md section 1.3).
 func (v *View) Replaced() bool {

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -21,16 +22,24 @@ import (
 	"github.com/sarnmesh/sarn/catalog/read"
 )
 
-// A Source answers what the server needs to know of the catalog.
+// A Source answers what the server needs to know of the catalog. With instances and nodes comes what tells whether they
+// are still the same; nil when only asking again tells.
 type Source interface {
-	Instances(ctx context.Context, req *catalog.InstancesRequest) (*catalog.InstancesReply, error)
-	Node(ctx context.Context, req *catalog.NodeServicesRequest) (*catalog.NodeServicesReply, error)
+	Instances(ctx context.Context, req *catalog.InstancesRequest) (*catalog.InstancesReply, Standing, error)
+	Node(ctx context.Context, req *catalog.NodeServicesRequest) (*catalog.NodeServicesReply, Standing, error)
 	// Address finds who has an IP address: a node, else a service. Both may be absent.
 	Address(ctx context.Context, req *catalog.AddressRequest) (*catalog.AddressReply, error)
 	// Query executes a prepared query. It fills in what the request does not say of its origin.
 	Query(ctx context.Context, req *query.ExecuteRequest) (*query.ExecuteReply, error)
 	// Virtual returns the virtual IP of a service; peer is empty for local ones. The zero address means none.
-	Virtual(ctx context.Context, target read.Target, service, peer string) (netip.Addr, error)
+	Virtual(ctx context.Context, o read.Options, service, peer string) (netip.Addr, error)
+}
+
+// A Standing tells whether a Source would still answer the same. Both methods wait for nobody and may be called at any
+// time.
+type Standing interface {
+	Current() bool
+	Close() // nobody will ask again
 }
 
 // Settings are what may change while the server runs. Zero values are the strictest; Defaults gives the usual ones.
@@ -53,6 +62,8 @@ type Settings struct {
 	RandomRecursor     bool     // ask them in a random order
 	RecursorTimeout    time.Duration
 	TranslateWAN       bool
+	UseCache           bool          // any answer known here serves, whatever AllowStale says
+	CacheMaxAge        time.Duration // of such answers; 0 means any age
 }
 
 // Defaults returns the settings of an agent that configures none.
@@ -68,6 +79,7 @@ type Config struct {
 	Domain     string // default "consul."
 	AltDomain  string // empty for none
 	Datacenter string
+	Node       string // this agent's, a label of metrics
 	Source     Source
 	// Token returns the secret questions are asked with; nil means the anonymous token.
 	Token func() string
@@ -83,6 +95,10 @@ type Server struct {
 	zones    []string // lower case, ending in a dot
 	settings atomic.Pointer[Settings]
 	log      hclog.Logger
+
+	kept                *keeper
+	lookups, recursions chan struct{} // a token for each under way over UDP
+	counts              counts
 }
 
 // New returns a server. Nothing happens until Run or Answer.
@@ -96,7 +112,10 @@ func New(cfg Config) *Server {
 	if cfg.Exchange == nil {
 		cfg.Exchange = exchange
 	}
-	s := &Server{cfg: cfg, log: cfg.Logger, zones: []string{strings.ToLower(dns.Fqdn(cfg.Domain))}}
+	s := &Server{
+		cfg: cfg, log: cfg.Logger, zones: []string{strings.ToLower(dns.Fqdn(cfg.Domain))},
+		kept: newKeeper(), lookups: make(chan struct{}, maxLookups), recursions: make(chan struct{}, maxRecursions),
+	}
 	if cfg.AltDomain != "" {
 		s.zones = append(s.zones, strings.ToLower(dns.Fqdn(cfg.AltDomain)))
 	}
@@ -105,7 +124,10 @@ func New(cfg Config) *Server {
 }
 
 // Update replaces the settings; questions being answered keep the old ones.
-func (s *Server) Update(settings Settings) { s.settings.Store(&settings) }
+func (s *Server) Update(settings Settings) {
+	s.settings.Store(&settings)
+	s.kept.clear()
+}
 
 func exchange(ctx context.Context, network, addr string, m *dns.Msg) (*dns.Msg, error) {
 	c := &dns.Client{Net: network, UDPSize: dns.MaxMsgSize}
@@ -116,30 +138,37 @@ func exchange(ctx context.Context, network, addr string, m *dns.Msg) (*dns.Msg, 
 	return resp, err
 }
 
-// How long a TCP client may take to send its next question, and how many it may ask on one connection.
+// How long a TCP client may take to send its next question and to take an answer, how many it may ask on one connection,
+// and how many connections there may be, in all and of one client.
 const (
 	tcpIdle       = 8 * time.Second
+	tcpWrite      = 2 * time.Second
 	tcpMaxQueries = 128
+	tcpMaxConns   = 2048
+	tcpMaxPerIP   = 256
 )
 
 // Run serves questions from the listeners until ctx ends, then closes them and returns nil. Either may be empty.
 func (s *Server) Run(ctx context.Context, packets []net.PacketConn, streams []net.Listener) error {
-	var servers []*dns.Server
-	handler := dns.HandlerFunc(func(w dns.ResponseWriter, req *dns.Msg) { s.serve(ctx, w, req) })
+	group, inner := errgroup.WithContext(ctx)
+	var under sync.WaitGroup // answers that take longer
 	for _, p := range packets {
-		servers = append(servers, &dns.Server{PacketConn: p, Handler: handler, UDPSize: dns.MaxMsgSize})
-	}
-	for _, l := range streams {
-		servers = append(servers, &dns.Server{
-			Listener: l, Handler: handler, MaxTCPQueries: tcpMaxQueries, ReadTimeout: tcpIdle,
-			IdleTimeout: func() time.Duration { return tcpIdle },
+		group.Go(func() error { return s.servePackets(inner, p, under.Go) })
+		group.Go(func() error {
+			<-inner.Done()
+			p.Close()
+			return nil
 		})
 	}
-	group, inner := errgroup.WithContext(ctx)
-	for _, srv := range servers {
-		started := make(chan struct{})
+	handler := dns.HandlerFunc(func(w dns.ResponseWriter, req *dns.Msg) { s.serve(inner, w, req) })
+	conns := connLimit{total: tcpMaxConns, perIP: tcpMaxPerIP}
+	for _, l := range streams {
+		srv := &dns.Server{
+			Listener: &limitedListener{l, &conns}, Handler: handler, MaxTCPQueries: tcpMaxQueries, ReadTimeout: tcpIdle, WriteTimeout: tcpWrite,
+			IdleTimeout: func() time.Duration { return tcpIdle },
+		}
+		started, done := make(chan struct{}), make(chan struct{})
 		srv.NotifyStartedFunc = func() { close(started) }
-		done := make(chan struct{})
 		group.Go(func() error {
 			defer close(done)
 			if err := srv.ActivateAndServe(); err != nil && inner.Err() == nil {
@@ -157,14 +186,18 @@ func (s *Server) Run(ctx context.Context, packets []net.PacketConn, streams []ne
 			return nil
 		})
 	}
-	return group.Wait()
+	group.Go(func() error { return s.report(inner) })
+	err := group.Wait()
+	under.Wait()
+	s.kept.clear()
+	return err
 }
 
+// serve answers a question that came over TCP.
 func (s *Server) serve(ctx context.Context, w dns.ResponseWriter, req *dns.Msg) {
 	began := time.Now()
-	tcp := w.RemoteAddr().Network() == "tcp"
 	from, _ := netip.ParseAddrPort(w.RemoteAddr().String())
-	resp := s.AnswerTo(ctx, from.Addr(), req, tcp)
+	resp := s.AnswerTo(ctx, from.Addr(), req, true)
 	if resp == nil {
 		return
 	}
@@ -172,9 +205,21 @@ func (s *Server) serve(ctx context.Context, w dns.ResponseWriter, req *dns.Msg) 
 		s.log.Debug("answer not sent", "client", w.RemoteAddr(), "error", err)
 		return
 	}
+	s.logAnswer(req, from, began)
+}
+
+// logAnswer says what was asked.
+func (s *Server) logAnswer(req *dns.Msg, from netip.AddrPort, began time.Time) {
 	if s.log.IsDebug() && len(req.Question) == 1 {
 		q := req.Question[0]
-		s.log.Debug("question answered", "name", q.Name, "type", dns.Type(q.Qtype), "class", dns.Class(q.Qclass), "latency", time.Since(began), "client", w.RemoteAddr())
+		s.log.Debug("question answered", "name", q.Name, "type", dns.Type(q.Qtype), "class", dns.Class(q.Qclass), "latency", time.Since(began), "client", from)
+	}
+}
+
+// logPacked is logAnswer for a packed question.
+func (s *Server) logPacked(msg []byte, from netip.AddrPort, began time.Time) {
+	if req := new(dns.Msg); req.Unpack(msg) == nil {
+		s.logAnswer(req, from, began)
 	}
 }
 
@@ -186,8 +231,15 @@ func (s *Server) Answer(ctx context.Context, req *dns.Msg, tcp bool) *dns.Msg {
 // AnswerTo returns the answer to req, fit for the transport it came over. It returns nil for what deserves none: a
 // message that is itself an answer. The client's address matters to prepared queries alone.
 func (s *Server) AnswerTo(ctx context.Context, client netip.Addr, req *dns.Msg, tcp bool) *dns.Msg {
+	resp, _ := s.answer(ctx, client, req, tcp, nil)
+	return resp
+}
+
+// answer is AnswerTo, and returns the answer to be kept as well if there is one. Question is the one that req asks, as it
+// was packed; nil keeps nothing.
+func (s *Server) answer(ctx context.Context, client netip.Addr, req *dns.Msg, tcp bool, question []byte) (*dns.Msg, *kept) {
 	if req.Response {
-		return nil
+		return nil, nil
 	}
 	st := s.settings.Load()
 	resp := new(dns.Msg)
@@ -196,36 +248,54 @@ func (s *Server) AnswerTo(ctx context.Context, client netip.Addr, req *dns.Msg, 
 		if req.Opcode == dns.OpcodeQuery {
 			resp.Rcode = dns.RcodeFormatError
 		}
-		return resp
+		return resp, nil
 	}
 	resp.SetReply(req)
 	resp.RecursionAvailable = len(st.Recursors) > 0
 	q := req.Question[0]
 	zone, ours := s.zone(q.Name)
-	scoped := false
+	l := &lookup{Server: s, st: st, ctx: ctx, question: q, zone: zone, resp: resp, token: s.token()}
+	var k *kept
+	began := time.Now()
 	switch {
 	case ours:
 		resp.Authoritative = true
-		l := &lookup{Server: s, st: st, ctx: ctx, question: q, zone: zone, client: client, resp: resp}
+		l.client = client
 		if subnet := clientSubnet(req); subnet != nil {
 			l.client, _ = netip.AddrFromSlice(subnet.Address)
 		}
 		l.zoneQuestion()
-		scoped = l.scoped
+		if question != nil {
+			k = l.keep(question)
+		}
+		if k == nil {
+			l.close()
+		}
+		s.counts.zone(q.Qtype, time.Since(began))
 	case isReverse(q.Name):
 		resp.Authoritative = true
-		l := &lookup{Server: s, st: st, ctx: ctx, question: q, zone: s.zones[0], resp: resp}
-		if !l.reverse() && len(st.Recursors) > 0 {
-			return s.recurse(ctx, st, req, tcp)
+		l.zone = s.zones[0]
+		known := l.reverse()
+		s.counts.arpa.add(time.Since(began))
+		if !known && len(st.Recursors) > 0 {
+			return s.recurse(ctx, st, req, tcp), nil
 		}
 	case len(st.Recursors) > 0:
-		return s.recurse(ctx, st, req, tcp)
+		return s.recurse(ctx, st, req, tcp), nil
 	default:
 		resp.Rcode = dns.RcodeRefused
-		return resp
+		return resp, nil
 	}
-	s.fit(st, req, resp, tcp, scoped)
-	return resp
+	s.fit(st, req, resp, tcp, l.scoped)
+	return resp, k
+}
+
+// token returns the secret that questions are asked with.
+func (s *Server) token() string {
+	if s.cfg.Token == nil {
+		return ""
+	}
+	return s.cfg.Token()
 }
 
 // clientSubnet returns the option that tells on whose behalf a question is asked, nil if there is none.

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -29,27 +30,46 @@ type fakeSource struct {
 	queries  map[string]*query.ExecuteReply
 	executed *query.ExecuteRequest // the last one
 	err      error
+
+	lookups, version atomic.Int64
+	open             atomic.Int64 // standings
 }
 
-func (f *fakeSource) Instances(_ context.Context, req *catalog.InstancesRequest) (*catalog.InstancesReply, error) {
+func (f *fakeSource) Instances(_ context.Context, req *catalog.InstancesRequest) (*catalog.InstancesReply, sarndns.Standing, error) {
 	if f.err != nil {
-		return nil, f.err
+		return nil, nil, f.err
 	}
 	if dc := req.Datacenter; dc != "" && dc != "dc1" && dc != "dc2" {
-		return nil, wireerr.ErrNoDatacenter
+		return nil, nil, wireerr.ErrNoDatacenter
 	}
+	f.lookups.Add(1)
 	reply := &catalog.InstancesReply{}
 	for _, in := range f.services[req.Service] {
 		if len(req.Tags) == 0 || slices.ContainsFunc(in.Service.Tags, func(t string) bool { return strings.EqualFold(t, req.Tags[0]) }) {
 			reply.Instances = append(reply.Instances, in)
 		}
 	}
-	return reply, nil
+	return reply, f.standing(), nil
 }
 
-func (f *fakeSource) Node(_ context.Context, req *catalog.NodeServicesRequest) (*catalog.NodeServicesReply, error) {
-	return &catalog.NodeServicesReply{Node: f.nodes[req.Node]}, f.err
+func (f *fakeSource) Node(_ context.Context, req *catalog.NodeServicesRequest) (*catalog.NodeServicesReply, sarndns.Standing, error) {
+	f.lookups.Add(1)
+	return &catalog.NodeServicesReply{Node: f.nodes[req.Node]}, f.standing(), f.err
 }
+
+// standing returns one that is current until the version of the source changes.
+func (f *fakeSource) standing() sarndns.Standing {
+	f.open.Add(1)
+	return &fakeStanding{f, f.version.Load()}
+}
+
+type fakeStanding struct {
+	f       *fakeSource
+	version int64
+}
+
+func (s *fakeStanding) Current() bool { return s.f.version.Load() == s.version }
+func (s *fakeStanding) Close()        { s.f.open.Add(-1) }
 
 func (f *fakeSource) Address(_ context.Context, req *catalog.AddressRequest) (*catalog.AddressReply, error) {
 	for _, n := range f.nodes {
@@ -60,7 +80,7 @@ func (f *fakeSource) Address(_ context.Context, req *catalog.AddressRequest) (*c
 	return &catalog.AddressReply{}, f.err
 }
 
-func (f *fakeSource) Virtual(_ context.Context, _ read.Target, service, _ string) (netip.Addr, error) {
+func (f *fakeSource) Virtual(_ context.Context, _ read.Options, service, _ string) (netip.Addr, error) {
 	ip, _ := netip.ParseAddr(f.virtual[service])
 	return ip, f.err
 }

@@ -35,9 +35,40 @@ type lookup struct {
 	question dns.Question
 	zone     string // the end of the question's name, in its own case
 	depth    int
+	token    string
 	client   netip.Addr // on whose behalf the question is asked; the zero address when that is not known
 	resp     *dns.Msg
 	scoped   bool // the answer may be another for another client
+
+	// What it takes to keep the answer.
+	standings []Standing
+	passing   bool     // it is not to be kept
+	mixed     bool     // the order of the answer is random
+	full      []dns.RR // address records before their limit
+	glue      []extent // of each SRV answer, which part of the additional section belongs to its target
+}
+
+// An extent is a part of a section; those of the same target have the same.
+type extent struct{ from, to int }
+
+// rest notes what the answer rests on.
+func (l *lookup) rest(s Standing, m *read.Meta) {
+	if m != nil && m.LastContact > staleAfter && (l.st.AllowStale || l.st.UseCache) {
+		l.counts.stale.Add(1)
+	}
+	if s == nil {
+		l.passing = true
+	} else {
+		l.standings = append(l.standings, s)
+	}
+}
+
+// close gives up what the answer rests on.
+func (l *lookup) close() {
+	for _, s := range l.standings {
+		s.Close()
+	}
+	l.standings = nil
 }
 
 func (l *lookup) header(name string, rrtype uint16, ttl time.Duration) dns.RR_Header {
@@ -96,6 +127,7 @@ func (l *lookup) missing() {
 
 // failed answers for an error of the catalog.
 func (l *lookup) failed(err error) {
+	l.passing = true
 	if errors.Is(err, wireerr.ErrNoDatacenter) || wireerr.Status(err) == http.StatusNotFound || strings.Contains(err.Error(), wireerr.ErrPermissionDenied.Error()) {
 		l.missing()
 		return
@@ -107,11 +139,11 @@ func (l *lookup) failed(err error) {
 
 // options are those of every read; dc is empty for the agent's own datacenter.
 func (l *lookup) options(dc string) read.Options {
-	o := read.Options{Target: read.Target{Datacenter: dc}}
-	if l.cfg.Token != nil {
-		o.Token = l.cfg.Token()
-	}
-	if l.st.AllowStale {
+	o := read.Options{Target: read.Target{Datacenter: dc, Token: l.token}}
+	switch {
+	case l.st.UseCache:
+		o.Mode, o.MaxStale = read.Stale, l.st.CacheMaxAge
+	case l.st.AllowStale:
 		o.Mode, o.MaxStale = read.Stale, l.st.MaxStale
 	}
 	return o
@@ -128,11 +160,13 @@ func (l *lookup) soa() dns.RR {
 
 // nameServers returns up to three NS records for servers of the agent's datacenter, and their addresses.
 func (l *lookup) nameServers() (ns, extra []dns.RR) {
-	reply, err := l.cfg.Source.Instances(l.ctx, &catalog.InstancesRequest{Options: l.options(""), Service: catalog.ServerServiceName})
+	l.passing = true // in another order every time
+	reply, standing, err := l.cfg.Source.Instances(l.ctx, &catalog.InstancesRequest{Options: l.options(""), Service: catalog.ServerServiceName})
 	if err != nil {
 		l.log.Warn("name servers not found", "error", err)
 		return nil, nil
 	}
+	l.rest(standing, &reply.Meta)
 	apex := strings.ToLower(l.zone)
 	for _, i := range rand.Perm(len(reply.Instances)) {
 		in := reply.Instances[i]
@@ -259,11 +293,12 @@ func (l *lookup) serviceTTL(service string) time.Duration {
 // service answers a question about instances.
 func (l *lookup) service(s subject, req *catalog.InstancesRequest) {
 	req.Options = l.options(s.dc)
-	reply, err := l.cfg.Source.Instances(l.ctx, req)
+	reply, standing, err := l.cfg.Source.Instances(l.ctx, req)
 	if err != nil {
 		l.failed(err)
 		return
 	}
+	l.rest(standing, &reply.Meta)
 	instances := make([]*catalog.Instance, 0, len(reply.Instances))
 	for _, in := range reply.Instances {
 		if h := health(in); h == catalog.Passing || h == catalog.Warning && !l.st.OnlyPassing {
@@ -274,6 +309,7 @@ func (l *lookup) service(s subject, req *catalog.InstancesRequest) {
 		l.missing()
 		return
 	}
+	l.mixed = true
 	rand.Shuffle(len(instances), func(i, j int) { instances[i], instances[j] = instances[j], instances[i] })
 	l.instances(s, instances, l.serviceTTL(req.Service))
 }
@@ -284,12 +320,13 @@ func (l *lookup) query(s subject) {
 	if l.client.IsValid() {
 		req.Origin.IP = l.client.Unmap().WithZone("").String()
 	}
-	l.scoped = true
+	l.scoped, l.passing = true, true
 	reply, err := l.cfg.Source.Query(l.ctx, req)
 	if err != nil {
 		l.failed(err)
 		return
 	}
+	l.rest(nil, &reply.Meta)
 	if len(reply.Instances) == 0 {
 		l.missing()
 		return
@@ -331,12 +368,14 @@ func (l *lookup) addresses(s subject, instances []*catalog.Instance, ttl time.Du
 		case !ok && name == "":
 			name = addr
 		case !ok || seen[ip] || !fits(l.question.Qtype, ip):
-		case l.st.ARecordLimit > 0 && len(l.resp.Answer) >= l.st.ARecordLimit:
-			return
 		default:
 			seen[ip] = true
 			l.resp.Answer = append(l.resp.Answer, l.address(l.question.Name, ip, ttl))
 		}
+	}
+	l.full = l.resp.Answer
+	if limit := l.st.ARecordLimit; limit > 0 && len(l.resp.Answer) > limit {
+		l.resp.Answer = l.resp.Answer[:limit]
 	}
 	if len(l.resp.Answer) == 0 && name != "" {
 		l.resp.Answer = append(l.resp.Answer, l.alias(l.question.Name, name, ttl)...)
@@ -354,15 +393,17 @@ func (l *lookup) alias(owner, name string, ttl time.Duration) []dns.RR {
 
 // chase resolves a name that stands for an address.
 func (l *lookup) chase(name string) []dns.RR {
+	l.passing = true
 	if zone, ours := l.Server.zone(name); ours {
 		if l.depth >= maxDepth {
 			return nil
 		}
 		inner := &lookup{
-			Server: l.Server, st: l.st, ctx: l.ctx, zone: zone, depth: l.depth + 1, client: l.client, resp: new(dns.Msg),
+			Server: l.Server, st: l.st, ctx: l.ctx, zone: zone, token: l.token, depth: l.depth + 1, client: l.client, resp: new(dns.Msg),
 			question: dns.Question{Name: name, Qtype: dns.TypeANY, Qclass: dns.ClassINET},
 		}
 		inner.zoneQuestion()
+		inner.close()
 		l.scoped = l.scoped || inner.scoped
 		return slices.DeleteFunc(inner.resp.Answer, func(rr dns.RR) bool { return rr.Header().Rrtype == dns.TypeTXT })
 	}
@@ -396,7 +437,7 @@ func (l *lookup) srv(s subject, instances []*catalog.Instance, ttl time.Duration
 	}
 	wan := l.foreign(s.dc)
 	seen := make(map[place]bool, len(instances))
-	glued := make(map[string]bool, len(instances))
+	glued := make(map[string]extent, len(instances))
 	for _, in := range instances {
 		addr, port, own := instanceAddress(in, dns.TypeSRV, wan)
 		key := place{in.Node.Node, in.Service.Address, port}
@@ -412,6 +453,7 @@ func (l *lookup) srv(s subject, instances []*catalog.Instance, ttl time.Duration
 		}
 		nodeName := in.Node.Node + ".node." + l.place(in.Node) + l.zone
 		target, glue := dns.Fqdn(addr), []dns.RR(nil)
+		_, known := glued[target]
 		if ip, ok := parseIP(addr); ok {
 			target = nodeName
 			switch {
@@ -420,8 +462,9 @@ func (l *lookup) srv(s subject, instances []*catalog.Instance, ttl time.Duration
 			case own || wan:
 				target = encodeAddr(ip) + ".addr." + l.place(in.Node) + l.zone
 			}
+			_, known = glued[target]
 			glue = []dns.RR{l.address(target, ip, ttl)}
-		} else if !glued[target] {
+		} else if !known {
 			glue = l.chase(target)
 			for _, rr := range glue {
 				rr.Header().Ttl = uint32(ttl / time.Second)
@@ -430,13 +473,15 @@ func (l *lookup) srv(s subject, instances []*catalog.Instance, ttl time.Duration
 		l.resp.Answer = append(l.resp.Answer, &dns.SRV{
 			Hdr: l.header(l.question.Name, dns.TypeSRV, ttl), Priority: priority, Weight: uint16(weight), Port: uint16(port), Target: target,
 		})
-		if !glued[target] {
-			glued[target] = true
+		if !known {
+			from := len(l.resp.Extra)
 			l.resp.Extra = append(l.resp.Extra, glue...)
 			if l.st.NodeMetaTXT {
 				l.resp.Extra = append(l.resp.Extra, l.meta(nodeName, in.Node, ttl)...)
 			}
+			glued[target] = extent{from, len(l.resp.Extra)}
 		}
+		l.glue = append(l.glue, glued[target])
 	}
 }
 
@@ -472,11 +517,12 @@ func (l *lookup) node(s subject) {
 	default:
 		return
 	}
-	reply, err := l.cfg.Source.Node(l.ctx, &catalog.NodeServicesRequest{Options: l.options(s.dc), Node: strings.Join(s.parts, ".")})
+	reply, standing, err := l.cfg.Source.Node(l.ctx, &catalog.NodeServicesRequest{Options: l.options(s.dc), Node: strings.Join(s.parts, ".")})
 	if err != nil {
 		l.failed(err)
 		return
 	}
+	l.rest(standing, &reply.Meta)
 	if reply.Node == nil || !strings.EqualFold(reply.Node.Node, strings.Join(s.parts, ".")) {
 		l.missing()
 		return
@@ -504,8 +550,8 @@ func (l *lookup) virtual(s subject) {
 		l.missing()
 		return
 	}
-	o := l.options("")
-	ip, err := l.cfg.Source.Virtual(l.ctx, o.Target, s.parts[0], s.peer)
+	l.passing = true
+	ip, err := l.cfg.Source.Virtual(l.ctx, l.options(""), s.parts[0], s.peer)
 	if err != nil {
 		l.failed(err)
 		return

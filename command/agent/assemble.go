@@ -399,11 +399,13 @@ func (a *Agent) newParts(s *config.Settings) (err error) {
 		KeepAlive: s.Performance.GRPCKeepaliveInterval, Logger: a.log.Named("grpc"),
 	})
 	source := &dnsSource{caller: a.caller, origin: query.Origin{Node: s.Node.Name, Datacenter: s.Node.Datacenter}}
-	if !s.Server {
-		source.views = a.cache
+	if f, ok := a.caller.(follower); ok {
+		source.follow = f.Follow
+	} else {
+		source.views = newDNSViews(a.cache)
 	}
 	a.dns = dns.New(dns.Config{
-		Domain: s.DNS.Domain, AltDomain: s.DNS.AltDomain, Datacenter: s.Node.Datacenter, Source: source, Token: a.tokens.dns,
+		Domain: s.DNS.Domain, AltDomain: s.DNS.AltDomain, Datacenter: s.Node.Datacenter, Node: s.Node.Name, Source: source, Token: a.tokens.dns,
 		Logger: a.log.Named("dns"), Settings: dnsSettings(s),
 	})
 	return a.newHTTP(s)

@@ -169,6 +169,18 @@ func (w *Waiter) Wait(ctx context.Context) error {
 	return nil
 }
 
+// Changed reports whether there is a change. Unlike the other methods, any number of goroutines may call it.
+func (w *Waiter) Changed() bool {
+	for _, ch := range w.watched {
+		select {
+		case <-ch:
+			return true
+		default:
+		}
+	}
+	return false
+}
+
 // Close ends the watches.
 func (w *Waiter) Close() {
 	if w.spots != nil {

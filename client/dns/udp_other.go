@@ -1,0 +1,7 @@
+//go:build !linux
+
+package dns
+
+import "net"
+
+func newBatch(conn net.PacketConn) batch { return &plainBatch{conn: conn} }
