@@ -366,3 +366,42 @@ func TestThreat16AmbiguousRequestsAreRefused(t *testing.T) {
 		})
 	}
 }
+
+// What a request says and an answer repeats in its header stays one value there (spec/threats.md, class 12).
+func TestThreat12RepeatedTextStartsNoHeader(t *testing.T) {
+	s, _ := newAgent(t, Config{AllowUnprintable: true, UIEnabled: true})
+	for _, target := range []string{
+		"/v1/agent/health/service/id/x%0d%0aX-Injected:%201", "/v1/agent/health/service/name/x%0aX-Injected:%201", "/v1/agent/health/service/id/x%00%7f%ff",
+		"//x%0d%0aX-Injected:%201/..", "/v1/catalog//x%0d%0aX-Injected:%201", "/ui/../x%0d%0aX-Injected:%201", "//evil.example/..//", "/%2f%2fevil.example//",
+	} {
+		for _, version := range []string{"HTTP/1.1", "HTTP/1.0"} { // the second is read by net/http
+			synctest.Test(t, func(t *testing.T) {
+				l := newMemListener()
+				ctx, cancel := context.WithCancel(t.Context())
+				served := make(chan error, 1)
+				go func() { served <- s.Serve(ctx, l) }()
+				c := l.dial()
+				go io.WriteString(c, "GET "+target+" "+version+"\r\nHost: x\r\nConnection: close\r\n\r\n")
+				answer, err := io.ReadAll(c)
+				if err != nil {
+					t.Error(err)
+				}
+				head, _, _ := strings.Cut(string(answer), "\r\n\r\n")
+				for line := range strings.SplitSeq(head, "\n") {
+					name, value, _ := strings.Cut(strings.TrimSuffix(line, "\r"), ":")
+					if strings.EqualFold(name, "X-Injected") || !strings.HasSuffix(line, "\r") && line != head[strings.LastIndexByte(head, '\n')+1:] {
+						t.Errorf("%s: %q", target, head)
+					}
+					if name == "Location" && (!strings.HasPrefix(value, " /") || strings.HasPrefix(value, " //")) {
+						t.Errorf("%s leads to%s", target, value)
+					}
+				}
+				c.Close()
+				cancel()
+				if err := <-served; err != nil {
+					t.Error(err)
+				}
+			})
+		}
+	}
+}
