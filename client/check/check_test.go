@@ -7,9 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -493,21 +495,10 @@ func TestScript(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			reported := make(chan string, 10)
-			s, err := check.New(check.Config{Sink: sinkFunc(func(id, status, output string) { reported <- id + " " + status + " " + output }),
-				Jitter: func(time.Duration) time.Duration { return 0 }})
-			if err != nil {
-				t.Fatal(err)
-			}
-			done := make(chan error, 1)
-			ctx, cancel := context.WithCancel(t.Context())
-			go func() { done <- s.Run(ctx) }()
-			add(t, s, "a", definition.Check{ScriptArgs: []string{"sh", "-c", tt.script}, Interval: time.Hour, Timeout: tt.timeout, OutputMaxSize: tt.limit})
-			if got := <-reported; got != tt.want {
+			got := "a " + once(t, check.Config{}, definition.Check{ScriptArgs: []string{"sh", "-c", tt.script}, Interval: time.Hour, Timeout: tt.timeout, OutputMaxSize: tt.limit})
+			if got != tt.want {
 				t.Errorf("got %q, want %q", got, tt.want)
 			}
-			cancel()
-			<-done
 		})
 	}
 }
@@ -516,45 +507,194 @@ type sinkFunc func(id, status, output string)
 
 func (f sinkFunc) UpdateCheck(id, status, output string) { f(id, status, output) }
 
+// engine is a stand-in for the Docker engine on a unix socket. start answers the request that runs the program, ended is
+// what the engine says about it afterwards.
+func engine(t *testing.T, start http.HandlerFunc, ended string) func(context.Context) (net.Conn, error) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "docker.sock")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST /containers/web/exec", func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		if want := `{"AttachStderr":true,"AttachStdout":true,"Cmd":["check","-v"]}`; string(body) != want || r.Header.Get("Content-Type") != "application/json" {
+			t.Errorf("asked for %s, want %s", body, want)
+		}
+		w.WriteHeader(201)
+		io.WriteString(w, `{"Id":"e1"}`)
+	})
+	mux.HandleFunc("POST /exec/e1/start", start)
+	mux.HandleFunc("GET /exec/e1/json", func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, ended) })
+	mux.HandleFunc("POST /containers/elsewhere/exec", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/containers/web/exec", 307) })
+	mux.HandleFunc("POST /containers/stopped/exec", func(w http.ResponseWriter, r *http.Request) {
+		w.WriteHeader(409)
+		io.WriteString(w, `{"message":"container stopped is not running"}`)
+	})
+	srv := &http.Server{Handler: mux}
+	go srv.Serve(l)
+	t.Cleanup(func() { srv.Close() })
+	return func(ctx context.Context) (net.Conn, error) { return (&net.Dialer{}).DialContext(ctx, "unix", path) }
+}
+
+// frames writes output as the engine does, a part to a stream each.
+func frames(w io.Writer, parts ...string) {
+	for i, part := range parts {
+		head := [8]byte{byte(i%2 + 1)}
+		binary.BigEndian.PutUint32(head[4:], uint32(len(part)))
+		w.Write(append(head[:], part...))
+	}
+}
+
 func TestDocker(t *testing.T) {
-	for code, want := range map[int]string{0: "a passing out", 1: "a warning out", 126: "a critical out"} {
-		synctest.Test(t, func(t *testing.T) {
-			l := bufconn.Listen(1024)
-			mux := http.NewServeMux()
-			mux.HandleFunc("POST /containers/web/exec", func(w http.ResponseWriter, r *http.Request) {
-				body, _ := io.ReadAll(r.Body)
-				if !strings.Contains(string(body), `"Cmd":["true"]`) {
-					t.Errorf("body %s", body)
+	says := func(parts ...string) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) { frames(w, parts...) }
+	}
+	for _, tt := range []struct {
+		name, container string
+		start           http.HandlerFunc
+		ended, want     string
+		timeout         time.Duration
+	}{
+		{name: "passing", start: says("o", "ut"), ended: `{"ExitCode":0}`, want: "passing out"},
+		{name: "warning", start: says("o", "ut"), ended: `{"ExitCode":1}`, want: "warning out"},
+		{name: "critical", start: says("o", "ut"), ended: `{"ExitCode":126}`, want: "critical out"},
+		{name: "silent", start: says(), ended: `{"ExitCode":0}`, want: "passing "},
+		{name: "the end of the output is kept", start: says(strings.Repeat("x", 5000), "end"), ended: `{"ExitCode":0}`,
+			want: "passing Captured 10 of 5003 bytes\n...\nxxxxxxxend"},
+		{name: "not ended", start: says("o"), ended: `{"Running":true,"ExitCode":null}`, want: "critical docker: the engine stopped sending output before the program had ended"},
+		{name: "nonsense", start: says("o"), ended: `]`, want: "critical docker: read the answer to /exec/e1/json: invalid character ']' looking for beginning of value"},
+		{name: "a frame cut short", start: func(w http.ResponseWriter, r *http.Request) { w.Write([]byte{1, 0, 0, 0, 0, 0, 1, 0, 'x'}) },
+			want: "critical docker: read output: EOF"},
+		{name: "endless", timeout: 200 * time.Millisecond, want: "critical Timed out (200ms) running check\n\nCaptured 10 of ",
+			start: func(w http.ResponseWriter, r *http.Request) {
+				for r.Context().Err() == nil {
+					frames(w, strings.Repeat("x", 5000))
 				}
-				w.WriteHeader(201)
-				io.WriteString(w, `{"Id":"e1"}`)
-			})
-			mux.HandleFunc("POST /exec/e1/start", func(w http.ResponseWriter, r *http.Request) {
-				for i, part := range []string{"o", "ut"} {
-					head := [8]byte{byte(i + 1)}
-					binary.BigEndian.PutUint32(head[4:], uint32(len(part)))
-					w.Write(append(head[:], part...))
-				}
-			})
-			mux.HandleFunc("GET /exec/e1/json", func(w http.ResponseWriter, r *http.Request) { fmt.Fprintf(w, `{"ExitCode":%d}`, code) })
-			srv := &http.Server{Handler: mux}
-			go srv.Serve(l)
-			defer srv.Close()
-			s, log := newScheduler(t, check.Config{DialDocker: l.DialContext})
-			add(t, s, "a", definition.Check{DockerContainerID: "web", ScriptArgs: []string{"true"}, Interval: time.Minute})
-			time.Sleep(30 * time.Second)
-			synctest.Wait()
-			if got := log.last(t); got != want {
-				t.Errorf("code %d: %q, want %q", code, got, want)
+			}},
+		{name: "unknown", container: "gone", want: "critical docker: POST /containers/gone/exec: 404 Not Found: 404 page not found"},
+		{name: "stopped", container: "stopped", want: `critical docker: POST /containers/stopped/exec: 409 Conflict: {"message":"container stopped is not running"}`},
+		{name: "redirected", container: "elsewhere", want: "critical docker: POST /containers/elsewhere/exec: 307 Temporary Redirect: "},
+		{name: "a name that is a path", container: "../../info?", want: "critical docker: POST /containers/..%2F..%2Finfo%3F/exec: 404"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			if tt.start == nil {
+				tt.start = says()
 			}
-			add(t, s, "b", definition.Check{DockerContainerID: "gone", ScriptArgs: []string{"true"}, Interval: time.Minute})
-			time.Sleep(10 * time.Second)
-			synctest.Wait()
-			if got := log.last(t); !strings.HasPrefix(got, "b critical docker: POST /containers/gone/exec: 404 Not Found") {
-				t.Errorf("unknown container: %q", got)
+			dial := engine(t, tt.start, tt.ended)
+			container := tt.container
+			if container == "" {
+				container = "web"
+			}
+			got := once(t, check.Config{DialDocker: dial}, definition.Check{DockerContainerID: container, ScriptArgs: []string{"check", "-v"},
+				Interval: time.Hour, Timeout: tt.timeout, OutputMaxSize: 10})
+			if !strings.HasPrefix(got, tt.want) || tt.timeout == 0 && !strings.HasSuffix(got, tt.want) && !strings.Contains(tt.want, ": 404") && tt.container != "elsewhere" {
+				t.Errorf("%q, want %q", got, tt.want)
 			}
 		})
 	}
+}
+
+func TestDockerWithoutAnEngine(t *testing.T) {
+	def := definition.Check{DockerContainerID: "web", ScriptArgs: []string{"x"}, Interval: time.Hour}
+	if got, want := once(t, check.Config{}, def), "critical docker checks are not available"; got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+	dial := func(context.Context) (net.Conn, error) { return nil, errors.New("nobody listens") }
+	if got := once(t, check.Config{DialDocker: dial}, def); !strings.HasSuffix(got, "nobody listens") || !strings.HasPrefix(got, "critical docker: ") {
+		t.Errorf("%q", got)
+	}
+}
+
+// once runs a check in real time and returns its first result.
+func once(t *testing.T, cfg check.Config, def definition.Check) string {
+	t.Helper()
+	reported := make(chan string, 1)
+	cfg.Sink = sinkFunc(func(_, status, output string) { reported <- status + " " + output })
+	cfg.Jitter = func(time.Duration) time.Duration { return 0 }
+	s, err := check.New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- s.Run(ctx) }()
+	add(t, s, "a", def)
+	got := <-reported
+	cancel()
+	if err := <-done; err != nil {
+		t.Errorf("Run: %v", err)
+	}
+	return got
+}
+
+func TestProgramsTakeNoPlacesOfNetworkChecks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, l := newScheduler(t, check.Config{MaxRunning: 1, MaxScripts: 2, Dial: refuse, DialDocker: func(ctx context.Context) (net.Conn, error) {
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}})
+		for i := range 5 {
+			add(t, s, fmt.Sprint("docker", i), definition.Check{DockerContainerID: "x", ScriptArgs: []string{"x"}, Interval: time.Second})
+		}
+		add(t, s, "tcp", definition.Check{TCP: "x:1", Interval: time.Minute})
+		time.Sleep(12 * time.Minute)
+		synctest.Wait()
+		tcp, docker := 0, map[string]int{}
+		for _, line := range l.take() {
+			if _, rest, _ := strings.Cut(line, " "); rest == "tcp critical refused" {
+				tcp++
+			} else if strings.HasSuffix(rest, " critical Timed out (5m0s) running check\n\n") {
+				docker[line[:strings.Index(line, " ")]]++
+			}
+		}
+		if want := map[string]int{"5m0s": 2, "10m0s": 2}; tcp != 13 || !maps.Equal(docker, want) {
+			t.Errorf("%d runs of the network check, docker checks ended %v; want 13 and %v", tcp, docker, want)
+		}
+	})
+}
+
+func TestOSService(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		state check.ServiceState
+		err   error
+		want  string
+	}{
+		{"running", check.ServiceState{Name: "active", Running: true}, nil, `passing Service "nginx" is healthy`},
+		{"on its way", check.ServiceState{Name: "activating"}, nil, `warning Service "nginx" is activating`},
+		{"stopped", check.ServiceState{Name: "failed", Stopped: true}, nil, `critical Service "nginx" is failed`},
+		{"unknown", check.ServiceState{}, errors.New("no bus"), `critical Service "nginx": no bus`},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ask := func(_ context.Context, name string) (check.ServiceState, error) {
+					if name != "nginx" {
+						t.Errorf("asked for %s", name)
+					}
+					return tt.state, tt.err
+				}
+				if got := once(t, check.Config{OSService: ask}, definition.Check{OSService: "nginx", Interval: time.Hour}); got != tt.want {
+					t.Errorf("%q, want %q", got, tt.want)
+				}
+			})
+		})
+	}
+	synctest.Test(t, func(t *testing.T) {
+		for timeout, want := range map[time.Duration]time.Duration{0: 30 * time.Second, 5 * time.Second: 5 * time.Second} {
+			start := time.Now()
+			silent := func(ctx context.Context, _ string) (check.ServiceState, error) {
+				<-ctx.Done()
+				return check.ServiceState{}, ctx.Err()
+			}
+			got := once(t, check.Config{OSService: silent}, definition.Check{OSService: "nginx", Interval: time.Hour, Timeout: timeout})
+			if got != `critical Service "nginx": context deadline exceeded` || time.Since(start) != want {
+				t.Errorf("%q after %s, want %s", got, time.Since(start), want)
+			}
+		}
+	})
 }
 
 // checks is what alias checks of the agent see.
