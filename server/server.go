@@ -514,6 +514,7 @@ func (s *Server) waitFor(ctx context.Context, most time.Duration, done func() bo
 
 // A Reload changes settings of a running server; a zero field leaves its setting as it is.
 type Reload struct {
+	ClientTimeout       time.Duration
 	MaxConnsPerIP       int
 	RaftMultiplier      int
 	RaftSnapshotEntries uint64
@@ -527,6 +528,7 @@ func (s *Server) Reload(r Reload) error {
 	if r.MaxConnsPerIP != 0 {
 		s.port.SetMaxConnsPerClient(r.MaxConnsPerIP)
 	}
+	s.dispatcher.SetClientTimeout(r.ClientTimeout)
 	if r.Limits != nil {
 		s.dispatcher.SetLimits(*r.Limits)
 	}

@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/fxamacker/cbor/v2"
@@ -72,6 +73,8 @@ type Cache struct {
 	start  time.Time     // times of use are kept relative to it
 	wake   chan struct{} // holds one token while pending is not empty
 
+	rate atomic.Pointer[rate]
+
 	mu      sync.Mutex
 	entries map[string]*entry // views by key
 	kept    map[string]*keptEntry
@@ -79,12 +82,30 @@ type Cache struct {
 	stopped bool
 }
 
+// A rate bounds the fetches of each view.
+type rate struct {
+	perSecond float64
+	burst     int
+}
+
+// SetRate changes how often each view may fetch, as FetchRate and FetchBurst say it, from its next fetch on.
+func (c *Cache) SetRate(perSecond float64, burst int) {
+	if burst <= 0 {
+		burst = 2
+	}
+	if old := c.rate.Load(); old.perSecond != perSecond || old.burst != burst {
+		c.rate.Store(&rate{perSecond, burst})
+	}
+}
+
 // New returns a cache that fetches through caller. Views start with Run; until then Get waits.
 func New(caller rpc.Caller, cfg Config) *Cache {
-	return &Cache{
+	c := &Cache{
 		caller: caller, cfg: cfg.withDefaults(), start: time.Now(), wake: make(chan struct{}, 1),
 		entries: map[string]*entry{}, kept: map[string]*keptEntry{},
 	}
+	c.rate.Store(&rate{c.cfg.FetchRate, c.cfg.FetchBurst})
+	return c
 }
 
 // Run keeps the views fresh until ctx ends, then returns nil. Every goroutine of the cache has ended by then; calls

@@ -103,9 +103,13 @@ func (e *entry) run(ctx context.Context) {
 		e.fail(errEvicted)
 		return
 	}
-	bucket := newBucket(e.c.cfg.FetchRate, e.c.cfg.FetchBurst)
+	bound := e.c.rate.Load()
+	bucket := newBucket(bound.perSecond, bound.burst)
 	failures, fruitless := 0, 0
 	for {
+		if now := e.c.rate.Load(); now != bound {
+			bound, bucket = now, newBucket(now.perSecond, now.burst)
+		}
 		if !pause(ctx, bucket.take(time.Now()), nil) {
 			break
 		}

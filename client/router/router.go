@@ -49,6 +49,7 @@ type Router struct {
 	mu      sync.Mutex
 	servers []gossip.Server // the first is asked
 	changed chan struct{}   // closed and replaced when servers appear
+	timeout time.Duration
 	rate    float64
 	burst   float64
 	tokens  float64
@@ -85,6 +86,7 @@ func New(cfg Config) *Router {
 		return cfg.Security.Secure(ctx, conn, rpcwire.ProtoRPC, cfg.Datacenter)
 	})
 	r.SetRate(cfg.Rate, cfg.Burst)
+	r.SetTimeout(cfg.ClientTimeout)
 	return r
 }
 
@@ -113,6 +115,15 @@ func (r *Router) SetRate(rate float64, burst int) {
 	defer r.mu.Unlock()
 	r.rate, r.burst = rate, float64(max(burst, 1))
 	r.tokens, r.filled = r.burst, time.Now()
+}
+
+// SetTimeout changes how long calls to come may take that do not block.
+func (r *Router) SetTimeout(d time.Duration) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if d > 0 {
+		r.timeout = d
+	}
 }
 
 // admit takes a token from the bucket.
@@ -197,7 +208,9 @@ func (r *Router) Call(ctx context.Context, d rpc.Descriptor, req, resp any) (err
 	if err := r.admit(); err != nil {
 		return err
 	}
-	timeout, hold := r.cfg.ClientTimeout, r.cfg.HoldTimeout
+	r.mu.Lock()
+	timeout, hold := r.timeout, r.cfg.HoldTimeout
+	r.mu.Unlock()
 	if o, ok := req.(interface{ ReadOptions() *read.Options }); ok && o.ReadOptions().MinIndex > 0 {
 		wait := o.ReadOptions().MaxWait
 		if wait <= 0 {

@@ -10,7 +10,6 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -89,16 +88,22 @@ func (c *command) Run(args []string) int {
 	if _, err := savedNodeID(s); err != nil {
 		return c.fail(err)
 	}
-	out, err := logOutput(s)
+	out, closeLog, err := logOutput(s)
 	if err != nil {
 		return c.fail(err)
 	}
-	if f, ok := out.(*os.File); ok && f != os.Stdout {
-		defer f.Close()
-	}
+	defer closeLog()
 	log := hclog.NewInterceptLogger(&hclog.LoggerOptions{
 		Name: "agent", Level: level, Output: out, JSONFormat: s.Log.JSON, TimeFormat: "2006-01-02T15:04:05.000Z", TimeFn: func() time.Time { return time.Now().UTC() },
 	})
+	if s.Log.Syslog {
+		w, err := openSyslog(s.Log.SyslogFacility)
+		if err != nil {
+			return c.fail(err)
+		}
+		defer w.Close()
+		log.RegisterSink(newSyslogSink(w, log.GetLevel))
+	}
 	for _, w := range warnings {
 		log.Warn(w)
 	}
@@ -153,20 +158,16 @@ func (c *command) fail(err error) int {
 	return 1
 }
 
-// logOutput is where log lines go.
-func logOutput(s *config.Settings) (io.Writer, error) {
+// logOutput is where log lines go, and what ends that.
+func logOutput(s *config.Settings) (io.Writer, func() error, error) {
 	if s.Log.File == "" {
-		return os.Stdout, nil
+		return os.Stdout, func() error { return nil }, nil
 	}
-	path := s.Log.File
-	if strings.HasSuffix(path, string(filepath.Separator)) {
-		path = filepath.Join(path, "sarn.log")
-	}
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o640)
+	f, err := openLogFile(s.Log)
 	if err != nil {
-		return nil, fmt.Errorf("log_file: %w", err)
+		return nil, nil, fmt.Errorf("log_file: %w", err)
 	}
-	return io.MultiWriter(os.Stdout, f), nil
+	return io.MultiWriter(os.Stdout, f), f.Close, nil
 }
 
 // supervise runs the agent until it ends, and returns the exit code (spec/config.md section 10).

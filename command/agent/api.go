@@ -172,7 +172,10 @@ func (a *Agent) SetToken(kind httpapi.AgentToken, secret string) error {
 
 // Reload implements httpapi.Agent: it reads the configuration again and applies what can change while the agent runs.
 // When there is anything wrong with it, nothing changes.
-func (a *Agent) Reload(ctx context.Context) error {
+func (a *Agent) Reload(ctx context.Context) error { return a.reload(ctx, false) }
+
+// reload reads the configuration again; byItself tells that nobody asked for it but changed files.
+func (a *Agent) reload(ctx context.Context, byItself bool) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	s, warnings, err := config.Load(a.sources)
@@ -189,6 +192,9 @@ func (a *Agent) Reload(ctx context.Context) error {
 	}
 	if err := checkWatches(s.Watches); err != nil {
 		return err
+	}
+	if byItself && keepTLS(s, a.settings) {
+		a.log.Warn("changed TLS settings take effect when somebody asks for a reload; certificates are read again now")
 	}
 	if err := a.loadTLS(s); err != nil {
 		return err
@@ -212,11 +218,13 @@ func (a *Agent) Reload(ctx context.Context) error {
 	}
 	a.dns.Update(dnsSettings(s))
 	a.conns.SetMax(s.Limits.HTTPMaxConnsPerClient)
+	a.cache.SetRate(s.Cache.EntryFetchRate, s.Cache.EntryFetchMaxBurst)
+	a.metrics.filter(s)
 	if a.server != nil {
 		limits := requestLimits(s)
 		err = a.server.Reload(server.Reload{
 			Limits:        &limits,
-			MaxConnsPerIP: s.Limits.RPCMaxConnsPerClient, RaftMultiplier: s.Performance.RaftMultiplier,
+			ClientTimeout: s.Limits.RPCClientTimeout, MaxConnsPerIP: s.Limits.RPCMaxConnsPerClient, RaftMultiplier: s.Performance.RaftMultiplier,
 			RaftSnapshotEntries: uint64(s.Raft.SnapshotThreshold), RaftSnapshotEvery: s.Raft.SnapshotInterval,
 			RaftTrailingLogs: uint64(s.Raft.TrailingLogs),
 		})
@@ -225,10 +233,15 @@ func (a *Agent) Reload(ctx context.Context) error {
 		}
 	} else {
 		a.router.SetRate(s.Limits.RPCRate, s.Limits.RPCMaxBurst)
+		a.router.SetTimeout(s.Limits.RPCClientTimeout)
 	}
 	// What needs a restart stays as it is.
 	s.Addresses, s.Ports, s.Node.Name, s.Node.ID, s.Node.Datacenter = a.settings.Addresses, a.settings.Ports, a.settings.Node.Name, a.settings.Node.ID, a.settings.Node.Datacenter
 	a.settings = s
+	select {
+	case a.seeds <- struct{}{}:
+	default:
+	}
 	a.log.Info("configuration reloaded")
 	return nil
 }

@@ -88,6 +88,8 @@ type Agent struct {
 	mu       sync.Mutex
 	settings *config.Settings // in force; replaced by Reload
 
+	seeds chan struct{} // tells of a reload to who writes config_entries.bootstrap; holds one
+
 	stop chan stopReason // receives why the agent is to end
 }
 
@@ -103,12 +105,6 @@ const (
 // than was asked for, most of all about security.
 func unsupported(s *config.Settings) error {
 	var errs []error
-	refuse := func(on bool, what string) {
-		if on {
-			errs = append(errs, fmt.Errorf("%s is not supported by this version", what))
-		}
-	}
-	refuse(s.Log.Syslog, "enable_syslog = true")
 	if s.Server && s.Connect.Enabled {
 		if err := connectrpc.CheckSettings(s.Connect.CAProvider, s.Connect.CAConfig); err != nil {
 			errs = append(errs, fmt.Errorf("connect.ca_provider: %w", err))
@@ -116,25 +112,13 @@ func unsupported(s *config.Settings) error {
 	}
 	for _, addr := range append(slices.Clone(s.Join.LAN), s.Join.WAN...) {
 		for word := range strings.FieldsSeq(addr) { // others may be secrets
-			refuse(strings.HasPrefix(word, "provider="), "retry_join with "+word)
+			if strings.HasPrefix(word, "provider=") {
+				errs = append(errs, fmt.Errorf("retry_join with %s is not supported by this version: name the servers by address, "+
+					"or by a DNS name that has the addresses of all of them", word))
+			}
 		}
 	}
 	return errors.Join(errs...)
-}
-
-// withoutEffect lists settings that this version reads and does nothing about, and that do no harm left alone.
-func withoutEffect(s *config.Settings) (keys []string) {
-	for _, k := range []struct {
-		key string
-		set bool
-	}{
-		{"auto_reload_config", s.AutoReload}, {"log_rotate_bytes", s.Log.RotateBytes > 0},
-	} {
-		if k.set {
-			keys = append(keys, k.key)
-		}
-	}
-	return keys
 }
 
 // newAgent opens the sockets and puts the parts together. Nothing runs before Run.
@@ -147,14 +131,11 @@ func newMember(src config.Sources, s *config.Settings, log hclog.InterceptLogger
 	if err := unsupported(s); err != nil {
 		return nil, err
 	}
-	for _, key := range withoutEffect(s) {
-		log.Warn("a setting has no effect in this version", "key", key)
-	}
 	id, err := nodeID(s)
 	if err != nil {
 		return nil, err
 	}
-	a := &Agent{sources: src, log: log, settings: s, node: node(s, id), stop: make(chan stopReason, 1), given: given}
+	a := &Agent{sources: src, log: log, settings: s, node: node(s, id), stop: make(chan stopReason, 1), seeds: make(chan struct{}, 1), given: given}
 	if a.tokens, err = newTokens(s, log.Named("tokens")); err != nil {
 		return nil, err
 	}
@@ -419,7 +400,7 @@ func (a *Agent) newHTTP(s *config.Settings) (err error) {
 		ResponseHeaders: s.HTTP.ResponseHeaders, BlockEndpoints: s.HTTP.BlockEndpoints, AllowWriteFrom: s.HTTP.AllowWriteFrom,
 		AllowUnprintable: s.HTTP.DisableUnprintableFilter, TranslateWANAddrs: s.TranslateWANAddrs,
 		DiscoveryMaxStale: s.Query.DiscoveryMaxStale, DisableCoordinates: s.DisableCoordinates, UIEnabled: s.UI.Enabled || s.UI.Dir != "", UI: consoleOf(s),
-		UIPath: s.UI.ContentPath, UIMetrics: uiMetrics(s), Domain: s.DNS.Domain, MaxHeaderBytes: s.HTTP.MaxHeaderBytes, KVMaxValueSize: int64(s.Limits.KVMaxValueSize),
+		UIPath: s.UI.ContentPath, UIMetrics: uiMetrics(s), Domain: s.DNS.Domain, MaxHeaderBytes: s.HTTP.MaxHeaderBytes, HandshakeTimeout: s.Limits.HTTPSHandshakeTimeout, KVMaxValueSize: int64(s.Limits.KVMaxValueSize),
 		TxnMaxRequestLength: int64(s.Limits.TxnMaxReqLen), Events: &a.events,
 		Agent: httpapi.AgentConfig{
 			Local: a.local, Agent: a, Metrics: a.metrics.inmem, MetricsInterval: metricsInterval, Prometheus: a.metrics.prometheus, Logs: a.log,
@@ -530,6 +511,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	a.serveHTTP(run, s)
 	run("watches", a.watches.run)
+	if s.AutoReload {
+		run("files of the configuration", a.watchFiles)
+	}
 	run("telemetry", a.metrics.run)
 	if a.jobs != nil {
 		run("remote execution", a.jobs.Run)
@@ -540,7 +524,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	if s.Connect.Sidecars || s.Connect.NodeProxy {
 		run("sidecars", a.superviseSidecars)
 	}
-	if len(s.ConfigEntries) > 0 && a.server != nil {
+	if a.server != nil {
 		run("config entries", a.seedEntries)
 	}
 	return g.Wait()
@@ -552,7 +536,8 @@ func (a *Agent) serveHTTP(run func(string, func(context.Context) error), s *conf
 		run("HTTP", func(ctx context.Context) error { return a.http.Serve(ctx, httpapi.LimitConns(l, &a.conns, true)) })
 	}
 	for _, l := range a.sockets.https {
-		secure := tls.NewListener(httpapi.LimitConns(l, &a.conns, false), a.httpTLS.serverTLS(nil, "h2", "http/1.1"))
+		l = handshakes{httpapi.LimitConns(l, &a.conns, false), s.Limits.HTTPSHandshakeTimeout}
+		secure := tls.NewListener(l, finishes(a.httpTLS.serverTLS(nil, "h2", "http/1.1")))
 		run("HTTPS", func(ctx context.Context) error { return a.http.Serve(ctx, secure) })
 	}
 }

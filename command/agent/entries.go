@@ -7,7 +7,7 @@ import (
 )
 
 // seedEntries writes the configuration entries of config_entries.bootstrap that are absent, each time this server
-// becomes the leader.
+// becomes the leader, and when others are configured.
 func (a *Agent) seedEntries(ctx context.Context) error {
 	for {
 		status, changed := a.server.Leadership()
@@ -16,6 +16,7 @@ func (a *Agent) seedEntries(ctx context.Context) error {
 		}
 		select {
 		case <-changed:
+		case <-a.seeds: // others are configured
 		case <-ctx.Done():
 			return nil
 		}

@@ -19,6 +19,7 @@ import (
 // telemetry keeps the process's metrics.
 type telemetry struct {
 	inmem      *metrics.InmemSink
+	global     *metrics.Metrics
 	prometheus http.Handler // nil when that form is off
 }
 
@@ -53,10 +54,14 @@ func newTelemetry(s *config.Settings) (*telemetry, error) {
 		sinks = append(sinks, sink)
 		t.prometheus = promhttp.HandlerFor(registry, promhttp.HandlerOpts{})
 	}
-	if _, err := metrics.NewGlobal(conf, sinks); err != nil {
-		return nil, err
-	}
-	return t, nil
+	var err error
+	t.global, err = metrics.NewGlobal(conf, sinks)
+	return t, err
+}
+
+// filter says anew which metrics are kept.
+func (t *telemetry) filter(s *config.Settings) {
+	t.global.UpdateFilter(s.Telemetry.Allowed, s.Telemetry.Blocked)
 }
 
 // run tells the version again and again, so that it does not expire, until ctx ends.

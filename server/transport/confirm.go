@@ -95,7 +95,7 @@ func (d *Dispatcher) ask() {
 			return
 		}
 		x.mu.Unlock()
-		ctx, cancel := context.WithTimeout(d.refused, d.cfg.ClientTimeout)
+		ctx, cancel := context.WithTimeout(d.refused, d.clientTimeout())
 		stop := d.cancelWhenLeaderChanges(ctx, cancel)
 		var reply indexReply
 		q.err = d.cfg.Remote.Call(ctx, q.address, indexMethod, &indexRequest{}, &reply)

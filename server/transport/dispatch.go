@@ -15,6 +15,7 @@ import (
 	"github.com/sarnmesh/sarn/acl"
 	"github.com/sarnmesh/sarn/catalog/read"
 	"github.com/sarnmesh/sarn/catalog/state"
+	"github.com/sarnmesh/sarn/internal/mvcc"
 	"github.com/sarnmesh/sarn/internal/rpc"
 	"github.com/sarnmesh/sarn/internal/rpcwire"
 	"github.com/sarnmesh/sarn/internal/wireerr"
@@ -80,6 +81,7 @@ type Dispatcher struct {
 
 	limiter limiter
 	counts  counts
+	timeout atomic.Int64 // of SetClientTimeout; 0 before
 
 	refused context.Context // ends with Refuse
 	refuse  context.CancelFunc
@@ -156,6 +158,20 @@ func (d *Dispatcher) route(name string) (*route, error) {
 		return nil, fmt.Errorf("unknown call %q", name)
 	}
 	return rt, nil
+}
+
+// SetClientTimeout changes how long calls to come may take at another server; zero changes nothing.
+func (d *Dispatcher) SetClientTimeout(t time.Duration) {
+	if t > 0 {
+		d.timeout.Store(int64(t))
+	}
+}
+
+func (d *Dispatcher) clientTimeout() time.Duration {
+	if t := d.timeout.Load(); t > 0 {
+		return time.Duration(t)
+	}
+	return d.cfg.ClientTimeout
 }
 
 // Internal returns a caller for this server's own work: it has every right and is answered from here alone, so that a
@@ -274,7 +290,7 @@ func (d *Dispatcher) elsewhere(r request) (string, error) {
 
 // away has a call answered in another datacenter.
 func (d *Dispatcher) away(ctx context.Context, r request, datacenter string) (any, error) {
-	timeout, req := d.cfg.ClientTimeout, r.req
+	timeout, req := d.clientTimeout(), r.req
 	if until := d.limit(r); r.rt.Kind == rpc.KindRead && !until.IsZero() {
 		req = r.rt.copyRequest(r.req)
 		own := req.(interface{ ReadOptions() *read.Options }).ReadOptions()
@@ -384,7 +400,6 @@ var (
 	errNotCaughtUp   = errors.New("elected, but not caught up")
 	errLeaderAddress = errors.New("Raft leader not found in server lookup mapping")
 	errLedNoMore     = errors.New("no longer the leader")
-	errRights        = errors.New("the token has other rights now")
 	errBehind        = errors.New("the state is older than what was shown before")
 )
 
@@ -434,7 +449,7 @@ const forwardedPrefix = "Forwarded."
 
 // forward has the leader at the address answer.
 func (d *Dispatcher) forward(ctx context.Context, r request, address string, until time.Time) (any, error) {
-	timeout := d.cfg.ClientTimeout
+	timeout := d.clientTimeout()
 	req := r.req
 	if o := r.options(); o != nil && (!until.IsZero() || o.Mode == read.Stale) {
 		req = r.rt.copyRequest(r.req)
@@ -541,12 +556,6 @@ func (d *Dispatcher) read(ctx context.Context, r request, until time.Time, stale
 		return d.readOnce(ctx, r, c, o, d.cfg.Store.View(), lead)
 	}
 
-	wait, cancel := context.WithDeadline(ctx, until)
-	defer cancel()
-	if lead != nil {
-		defer context.AfterFunc(lead, cancel)()
-	}
-	defer context.AfterFunc(d.refused, cancel)()
 	d.counts.blocking.Add(1)
 	defer d.counts.blocking.Add(-1)
 	minIndex, missing := o.MinIndex, false
@@ -571,13 +580,15 @@ func (d *Dispatcher) read(ctx context.Context, r request, until time.Time, stale
 		if meta.Index > minIndex || v.Replaced() {
 			return reply, nil
 		}
-		werr := d.await(wait, r, c, v)
+		replaced := v.Replaces()
+		changed := d.await(ctx, r, c, v.Waiter(d.refused.Done(), ended(lead)), until)
+		v = nil // what was read is not kept from being freed while this waits
 		switch {
 		case ctx.Err() != nil:
 			return nil, ctx.Err()
 		case lead != nil && lead.Err() != nil:
 			return nil, errLedNoMore
-		case werr != nil || v.Replaced(): // the limit, or another state
+		case !changed || d.refused.Err() != nil || isClosed(replaced): // the limit, or another state
 			now, err := d.call(ctx, r)
 			if err != nil {
 				return nil, err
@@ -594,23 +605,40 @@ func (d *Dispatcher) read(ctx context.Context, r request, until time.Time, stale
 // recheckEvery is how often a blocked read looks whether its token may still do what it did.
 const recheckEvery = 30 * time.Second
 
-// await waits for a change of what a view has shown. It returns an error when ctx ends, and when the token of the request
-// may no longer do what it did.
-func (d *Dispatcher) await(ctx context.Context, r request, c *Call, v *state.View) error {
+// await waits until the given time for a change, and closes w. It reports false when there was none, or when the token of
+// the request may no longer do what it did.
+func (d *Dispatcher) await(ctx context.Context, r request, c *Call, w *mvcc.Waiter, until time.Time) bool {
+	defer w.Close()
+	timer := time.NewTimer(min(recheckEvery, time.Until(until)))
+	defer timer.Stop()
 	for {
-		slice, cancel := context.WithTimeout(ctx, recheckEvery)
-		err := v.Wait(slice)
-		cancel()
-		if err == nil || ctx.Err() != nil {
-			return err
+		if w.Until(ctx.Done(), timer.C) {
+			return true
 		}
-		now, err := d.call(ctx, r)
-		switch {
-		case err != nil:
-			return err
-		case now.Authorizer != c.Authorizer:
-			return errRights
+		if ctx.Err() != nil || !time.Now().Before(until) {
+			return false
 		}
+		if now, err := d.call(ctx, r); err != nil || now.Authorizer != c.Authorizer {
+			return false
+		}
+		timer.Reset(min(recheckEvery, time.Until(until)))
+	}
+}
+
+// ended returns the channel that is closed at the end of ctx, nil for no context.
+func ended(ctx context.Context) <-chan struct{} {
+	if ctx == nil {
+		return nil
+	}
+	return ctx.Done()
+}
+
+func isClosed(ch <-chan struct{}) bool {
+	select {
+	case <-ch:
+		return true
+	default:
+		return false
 	}
 }
 

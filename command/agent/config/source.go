@@ -55,6 +55,8 @@ func Load(src Sources) (*Settings, []string, error) {
 	b.tree = b.collect()
 	if len(b.problems) == 0 {
 		b.build()
+	} else if b.readable() {
+		b.buildRest()
 	}
 	if len(b.problems) > 0 {
 		return nil, b.warnings, b.err()
@@ -102,6 +104,36 @@ func (b *builder) warn(format string, args ...any) {
 	if w := fmt.Sprintf(format, args...); !slices.Contains(b.warnings, w) {
 		b.warnings = append(b.warnings, w)
 	}
+}
+
+// readable reports whether all that is wrong so far are single keys, so that the others can be looked at too. Which role
+// the agent has decides about too many of them.
+func (b *builder) readable() bool {
+	for _, p := range b.problems {
+		f, ok := p.(*FileError)
+		if !ok {
+			return false
+		}
+		for _, err := range f.Errs {
+			if k, ok := err.(*KeyError); !ok || k.Key == "server" {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// buildRest looks for what else is wrong, in what is written: what is missing may be so because its key was misspelt.
+func (b *builder) buildRest() {
+	before := b.problems
+	b.problems = nil
+	b.build()
+	for _, p := range b.problems {
+		if k, ok := p.(*KeyError); ok && k.Pos.File != "" {
+			before = append(before, p)
+		}
+	}
+	b.problems = before
 }
 
 // fail reports a problem with the value of a key, at the place the key was set.
@@ -166,7 +198,6 @@ func (b *builder) source(file, format string, data []byte) *node {
 	n = c.check(root, n, "")
 	if len(c.errs) > 0 {
 		b.problems = append(b.problems, &FileError{File: file, Errs: c.errs})
-		return nil
 	}
 	return b.modern(n)
 }

@@ -10,14 +10,9 @@ import (
 // tlsVersions are the names of TLS versions in configurations.
 var tlsVersions = []string{"TLS_AUTO", "TLSv1_0", "TLSv1_1", "TLSv1_2", "TLSv1_3"}
 
-// MinTLS is the least version of TLS of a stanza, as crypto/tls numbers it.
+// MinTLS is the least version of TLS of a stanza, as crypto/tls numbers it: never one before 1.2.
 func (t TLSStanza) MinTLS() uint16 {
-	switch t.MinVersion {
-	case "TLSv1_0":
-		return tls.VersionTLS10
-	case "TLSv1_1":
-		return tls.VersionTLS11
-	case "TLSv1_3":
+	if t.MinVersion == "TLSv1_3" {
 		return tls.VersionTLS13
 	}
 	return tls.VersionTLS12
@@ -96,6 +91,9 @@ func (b *builder) checkTLS() {
 		if key := from("tls_min_version"); key != "" && !slices.Contains(tlsVersions, st.MinVersion) {
 			b.fail(key, "%s: invalid TLS version: no matching TLS version found for %s, please specify one of [%s]",
 				key, st.MinVersion, strings.Join(tlsVersions, ", "))
+		}
+		if key := from("tls_min_version"); key != "" && (st.MinVersion == "TLSv1_0" || st.MinVersion == "TLSv1_1") {
+			b.warn("%s: %s is not spoken, TLSv1_2 is the least", key, st.MinVersion)
 		}
 		if key := from("tls_cipher_suites"); key != "" && st.CipherSuites != "" {
 			if st.MinVersion == "TLSv1_3" {
