@@ -41,6 +41,14 @@ func Verbs() []verb.Verb {
 			Help: "Prints the metadata of a snapshot and how much of what it holds. FILE is a saved archive or the state.bin of a " +
 				"server's own snapshot.",
 		},
+		{
+			Path: "snapshot verify", Args: "FILE", Synopsis: "Check that a snapshot is whole", Setup: verify,
+			Help: "Reads a snapshot to its end, checks it and every record of it, and changes nothing. FILE is as for inspect.",
+		},
+		{
+			Path: "snapshot decode", Args: "FILE", Synopsis: "Print the records of a snapshot", Setup: decode,
+			Help: "Prints every record of a snapshot as a line of JSON. Secrets are among them. FILE is as for inspect.",
+		},
 	}
 }
 
@@ -220,63 +228,58 @@ func inspect(f *flag.FlagSet) func(*verb.Call) error {
 	}
 }
 
-// examine reads an archive, or the state of a server's own snapshot with its metadata beside it, and counts its records.
-func examine(file string, details bool, depth int, filter string) (*report, error) {
+// walk reads an archive, or the state of a server's own snapshot with its metadata beside it. The whole archive is verified
+// before begin is told of the metadata, and each of the records, whose data it may not keep.
+func walk(file string, begin func(meta) error, each func(table string, data []byte) error) error {
 	in, err := os.Open(file)
 	if err != nil {
-		return nil, verb.Errorf("Error opening snapshot file: %w", err)
+		return verb.Errorf("Error opening snapshot file: %w", err)
 	}
 	defer in.Close()
-	found := &report{}
-	var counter recordCounter
+	var about meta
+	records := in
 	if filepath.Base(file) == "state.bin" {
 		data, err := os.ReadFile(filepath.Join(filepath.Dir(file), "meta.json"))
 		if err != nil {
-			return nil, verb.Errorf("Error reading snapshot: %w", err)
+			return verb.Errorf("Error reading snapshot: %w", err)
 		}
-		if err := json.Unmarshal(data, &found.Meta); err != nil {
-			return nil, verb.Errorf("Error reading snapshot: meta.json: %w", err)
-		}
-		if err := counter.read(in, details, depth, filter); err != nil {
-			return nil, verb.Errorf("Error reading snapshot: %w", err)
+		if err := json.Unmarshal(data, &about); err != nil {
+			return verb.Errorf("Error reading snapshot: meta.json: %w", err)
 		}
 	} else {
-		m, err := counter.archive(in, details, depth, filter)
+		tmp, err := os.CreateTemp("", "sarn-snapshot-")
 		if err != nil {
-			return nil, verb.Errorf("Error reading snapshot: %w", err)
+			return verb.Errorf("Error reading snapshot: %w", err)
 		}
-		found.Meta = meta{m.ID, m.Size, m.Index, m.Term, m.Version}
+		defer os.Remove(tmp.Name())
+		defer tmp.Close()
+		m, err := snapshot.Read(in, tmp)
+		if err != nil {
+			return verb.Errorf("Error reading snapshot: %w", err)
+		}
+		if _, err := tmp.Seek(0, io.SeekStart); err != nil {
+			return verb.Errorf("Error reading snapshot: %w", err)
+		}
+		about, records = meta{m.ID, m.Size, m.Index, m.Term, m.Version}, tmp
 	}
-	found.Stats, found.TotalSize = sorted(counter.types)
-	found.StatsKV, found.TotalSizeKV = sorted(counter.keys)
-	return found, nil
+	if err := begin(about); err != nil {
+		return err
+	}
+	if err := state.Records(records, each); err != nil {
+		return verb.Errorf("Error reading snapshot: %w", err)
+	}
+	return nil
 }
 
-// A recordCounter adds up the records of a snapshot.
-type recordCounter struct{ types, keys map[string]*figure }
-
-// archive counts the records of an archive. The whole archive is read and verified before the result counts.
-func (n *recordCounter) archive(r io.Reader, details bool, depth int, filter string) (*raft.SnapshotMeta, error) {
-	tmp, err := os.CreateTemp("", "sarn-snapshot-")
-	if err != nil {
-		return nil, err
-	}
-	defer os.Remove(tmp.Name())
-	defer tmp.Close()
-	m, err := snapshot.Read(r, tmp)
-	if err != nil {
-		return nil, err
-	}
-	if _, err := tmp.Seek(0, io.SeekStart); err != nil {
-		return nil, err
-	}
-	return m, n.read(tmp, details, depth, filter)
-}
-
-func (n *recordCounter) read(r io.Reader, details bool, depth int, filter string) error {
-	n.types, n.keys = map[string]*figure{}, map[string]*figure{}
-	return state.Records(r, func(table string, data []byte) error {
-		add(n.types, cmp.Or(typeNames[table], table), len(data))
+// examine counts the records of a snapshot.
+func examine(file string, details bool, depth int, filter string) (*report, error) {
+	found := &report{}
+	types, keys := map[string]*figure{}, map[string]*figure{}
+	err := walk(file, func(m meta) error {
+		found.Meta = m
+		return nil
+	}, func(table string, data []byte) error {
+		add(types, cmp.Or(typeNames[table], table), len(data))
 		if !details || table != "kv" {
 			return nil
 		}
@@ -286,10 +289,71 @@ func (n *recordCounter) read(r io.Reader, details bool, depth int, filter string
 		}
 		if strings.HasPrefix(e.Key, filter) {
 			parts := strings.Split(e.Key, "/")
-			add(n.keys, strings.Join(parts[:min(max(depth, 1), len(parts))], "/"), len(data))
+			add(keys, strings.Join(parts[:min(max(depth, 1), len(parts))], "/"), len(data))
 		}
 		return nil
 	})
+	if err != nil {
+		return nil, err
+	}
+	found.Stats, found.TotalSize = sorted(types)
+	found.StatsKV, found.TotalSizeKV = sorted(keys)
+	return found, nil
+}
+
+func verify(*flag.FlagSet) func(*verb.Call) error {
+	return func(c *verb.Call) error {
+		file, err := oneFile(c)
+		if err != nil {
+			return err
+		}
+		var about meta
+		records := 0
+		err = walk(file, func(m meta) error {
+			about = m
+			return nil
+		}, func(string, []byte) error {
+			records++
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		c.Printf("Verified snapshot to index %d: %d records\n", about.Index, records)
+		return nil
+	}
+}
+
+// A line is what decode prints of a record.
+type line struct {
+	Data any
+	Type string
+}
+
+func decode(*flag.FlagSet) func(*verb.Call) error {
+	return func(c *verb.Call) error {
+		file, err := oneFile(c)
+		if err != nil {
+			return err
+		}
+		print := func(l line) error {
+			text, err := json.Marshal(l)
+			if err != nil {
+				return verb.Errorf("Error encoding record: %w", err)
+			}
+			c.Println(string(text))
+			return nil
+		}
+		return walk(file, func(m meta) error {
+			return print(line{struct{ LastIndex uint64 }{m.Index}, "SnapshotHeader"})
+		}, func(table string, data []byte) error {
+			var record any
+			if err := rpc.Unmarshal(bytes.Clone(data), &record); err != nil {
+				return fmt.Errorf("record of %s: %w", table, err)
+			}
+			return print(line{record, cmp.Or(typeNames[table], table)})
+		})
+	}
 }
 
 func add(to map[string]*figure, name string, size int) {
