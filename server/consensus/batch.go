@@ -3,6 +3,7 @@ package consensus
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/fxamacker/cbor/v2"
 	"github.com/hashicorp/raft"
@@ -15,9 +16,14 @@ import (
 const (
 	maxBatch      = 512
 	maxBatchBytes = 1 << 20
-	// inFlight is how many batches are under way at once: while one is written by the followers, the leader writes the
+	// maxFlights is how many batches are under way at once: while one is written by the followers, the leader writes the
 	// next.
-	inFlight = 3
+	maxFlights = 3
+	// few commands under way do not make others wait.
+	few = 4
+	// patience is how long commands wait for those under way. Where disks and networks are slower than that, overlapping
+	// batches is worth more than large ones.
+	patience = 10 * time.Millisecond
 	// backlog is how many commands wait before their callers do.
 	backlog = 4096
 )
@@ -29,8 +35,9 @@ type write struct {
 	done    chan fsm.Result // of capacity one
 }
 
-// A batcher puts commands that arrive together into one log entry. A command that finds nothing under way goes at
-// once; those that arrive while entries are under way go together when one of them is done.
+// A batcher puts commands that arrive together into one log entry. A command that finds few under way goes at once. Those
+// that find more wait until they are done, for a short while, and then go together: many share what an entry costs, here
+// and on the disks.
 type batcher struct{ queue chan *write }
 
 func newBatcher() *batcher { return &batcher{make(chan *write, backlog)} }
@@ -43,61 +50,105 @@ type flight struct {
 
 // run proposes batches until ctx ends. What is queued then fails.
 func (b *batcher) run(ctx context.Context, ra *raft.Raft) {
-	slots := make(chan struct{}, inFlight)
-	flights := make(chan flight, inFlight)
-	landed := make(chan struct{})
+	flights := make(chan flight, maxFlights)
+	landed := make(chan int, maxFlights) // how many commands an entry had
 	go func() {
 		defer close(landed)
 		for f := range flights { // in the order of the log
 			f.land()
-			<-slots
+			landed <- len(f.writes)
 		}
 	}()
+	var waiting waiting
 	defer func() {
 		close(flights)
-		<-landed
+		for range landed {
+		}
 		for {
 			select {
 			case w := <-b.queue:
-				w.done <- fsm.Result{Err: ErrStopped}
+				waiting.add(w)
 			default:
+				for _, w := range waiting.writes {
+					w.done <- fsm.Result{Err: ErrStopped}
+				}
 				return
 			}
 		}
 	}()
-	var carried *write // did not fit the batch before
-	for {
-		first := carried
-		carried = nil
-		if first == nil {
-			select {
-			case <-ctx.Done():
-				return
-			case first = <-b.queue:
-			}
+	entries, commands := 0, 0 // under way
+	late := time.NewTimer(patience)
+	defer late.Stop()
+	for ctx.Err() == nil {
+		waiting.addAll(b.queue)
+		if waiting.mayGo(entries, commands) {
+			late.Reset(patience)
+			writes := waiting.take()
+			entries, commands = entries+1, commands+len(writes)
+			flights <- flight{propose(ra, writes), writes}
+			continue
+		}
+		queue := b.queue
+		if waiting.full() {
+			queue = nil
 		}
 		select {
 		case <-ctx.Done():
-			first.done <- fsm.Result{Err: ErrStopped}
-			return
-		case slots <- struct{}{}:
+		case w := <-queue:
+			waiting.add(w)
+		case n := <-landed:
+			entries, commands = entries-1, commands-n
+		case <-late.C:
+			waiting.late = true
 		}
-		writes, size := []*write{first}, first.size
-	fill:
-		for len(writes) < maxBatch {
-			select {
-			case w := <-b.queue:
-				if size+w.size > maxBatchBytes {
-					carried = w
-					break fill
-				}
-				writes, size = append(writes, w), size+w.size
-			default:
-				break fill
-			}
-		}
-		flights <- flight{propose(ra, writes), writes}
 	}
+}
+
+// waiting are writes that are not under way.
+type waiting struct {
+	writes []*write
+	size   int
+	late   bool // those under way have taken long
+}
+
+func (q *waiting) add(w *write) { q.writes, q.size = append(q.writes, w), q.size+w.size }
+
+// addAll adds those that are queued, up to a full batch.
+func (q *waiting) addAll(queue <-chan *write) {
+	for !q.full() {
+		select {
+		case w := <-queue:
+			q.add(w)
+		default:
+			return
+		}
+	}
+}
+
+// full reports whether there are enough for a batch.
+func (q *waiting) full() bool { return len(q.writes) >= maxBatch || q.size >= maxBatchBytes }
+
+// mayGo reports whether it is time for another entry while so many entries and commands are under way.
+func (q *waiting) mayGo(entries, commands int) bool {
+	if len(q.writes) == 0 || entries == maxFlights {
+		return false
+	}
+	return commands < few || q.late || q.full()
+}
+
+// take returns the next batch.
+func (q *waiting) take() []*write {
+	n, size := 0, 0
+	for n < min(len(q.writes), maxBatch) && (n == 0 || size+q.writes[n].size <= maxBatchBytes) {
+		size += q.writes[n].size
+		n++
+	}
+	batch := q.writes[:n:n]
+	if q.writes, q.size = q.writes[n:], q.size-size; len(q.writes) == 0 {
+		q.writes = nil
+	}
+	q.late = false
+	return batch
 }
 
 // propose hands a batch to Raft.

@@ -189,12 +189,7 @@ func (r *Raft) Run(ctx context.Context) (err error) {
 	conf.NotifyCh = notify
 	logs := storage.Logs
 	if !storage.InMemory {
-		if logs, err = raft.NewLogCache(512, storage.Logs); err != nil {
-			return err
-		}
-	}
-	if err := r.recover(conf, storage, trans); err != nil {
-		return fmt.Errorf("recover the members of raft: %w", err)
+		logs = newCache(storage.Logs)
 	}
 	ra, err := raft.NewRaft(conf, r.cfg.FSM, logs, storage.Stable, storage.Snapshots, trans)
 	if err != nil {
