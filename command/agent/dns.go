@@ -119,12 +119,12 @@ func ask[K comparable, Req, Resp any](ctx context.Context, d *dnsSource, m rpc.M
 		return resp, nil, err
 	case !found(resp) && meta.LastContact > 0 && meta.KnownLeader:
 		// The state of a server that does not lead is a little behind: what has just been registered may not be there.
-		if sure, ok := confirm(ctx, d, m, req, key); ok && found(sure) {
+		if sure, ok := confirm(ctx, d, m, req, key, found); ok {
 			closeStanding(standing)
 			return sure, nil, nil
 		}
 		if standing != nil {
-			standing = &brief{standing, time.Now().Add(doubtAfter)}
+			standing = &brief{standing, time.Now().Add(sureFor)}
 		}
 		return resp, standing, nil
 	case d.views != nil && found(resp):
@@ -177,11 +177,13 @@ type brief struct {
 func (b *brief) Current() bool { return time.Now().Before(b.until) && b.Standing.Current() }
 
 // How the leader is asked about what is not there by another server's state: one question at a time for the same thing,
-// again only after a while, and not without bound, so that questions with made-up names do not become a burden for it.
+// and not without bound, so that questions with made-up names do not become a burden for it. What it has serves until the
+// state here has followed; that it has nothing serves for a moment only.
 const (
 	doubtAfter   = 100 * time.Millisecond
 	doubtTimeout = time.Second
-	doubtsAtOnce = 50 // in a tenth of a second
+	doubtsAtOnce = 50 // in the time of doubtAfter
+	sureFor      = 10 * time.Millisecond
 )
 
 // doubts bound the questions to the leader.
@@ -191,29 +193,61 @@ type doubts struct {
 	mu    sync.Mutex
 	since time.Time
 	asked int
+	found map[string]any // replies of the leader since then, and those of the time before
+	older map[string]any
 }
 
-func (d *doubts) admit(now time.Time) bool {
+// admit returns what the leader has said already, or reports whether it may be asked.
+func (d *doubts) admit(key string, now time.Time) (known any, ok bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if now.Sub(d.since) >= doubtAfter {
+	if past := now.Sub(d.since); past >= doubtAfter {
+		d.older, d.found = d.found, nil
+		if past >= 2*doubtAfter {
+			d.older = nil
+		}
 		d.since, d.asked = now, 0
 	}
+	for _, m := range []map[string]any{d.found, d.older} {
+		if known, ok = m[key]; ok {
+			return known, true
+		}
+	}
 	d.asked++
-	return d.asked <= doubtsAtOnce
+	return nil, d.asked <= doubtsAtOnce
 }
 
-// confirm asks the leader; it reports false when that was not to be, or did not succeed.
-func confirm[K comparable, Req, Resp any](ctx context.Context, d *dnsSource, m rpc.Method[Req, Resp], req *Req, key K) (*Resp, bool) {
-	resp, err, _ := d.doubts.joined.Do(m.Name+fmt.Sprintf("%#v", key), func() (any, error) {
-		if !d.doubts.admit(time.Now()) {
+// keep notes what the leader has.
+func (d *doubts) keep(key string, reply any) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.found == nil {
+		d.found = map[string]any{}
+	}
+	d.found[key] = reply
+}
+
+// confirm asks the leader; it reports false when that was not to be, did not succeed, or found nothing either.
+func confirm[K comparable, Req, Resp any](ctx context.Context, d *dnsSource, m rpc.Method[Req, Resp], req *Req, key K, found func(*Resp) bool) (*Resp, bool) {
+	name := m.Name + fmt.Sprintf("%#v", key)
+	resp, err, _ := d.doubts.joined.Do(name, func() (any, error) {
+		if known, ok := d.doubts.admit(name, time.Now()); known != nil {
+			return known, nil
+		} else if !ok {
 			return nil, errDoubts
 		}
 		ctx, cancel := context.WithTimeout(ctx, doubtTimeout)
 		defer cancel()
-		return atLeader(ctx, d, m, req)
+		resp, err := atLeader(ctx, d, m, req)
+		if err != nil {
+			return nil, err
+		}
+		if found(resp) {
+			d.doubts.keep(name, resp)
+		}
+		return resp, nil
 	})
-	if err != nil {
+	if err != nil || !found(resp.(*Resp)) {
 		return nil, false
 	}
 	return resp.(*Resp), true
@@ -267,7 +301,7 @@ func confirmed[Req, Resp any](ctx context.Context, d *dnsSource, m rpc.Method[Re
 	case o.MaxStale > 0 && meta.LastContact > o.MaxStale:
 		return atLeader(ctx, d, m, req)
 	case !found(resp) && meta.LastContact > 0 && meta.KnownLeader:
-		if sure, ok := confirm(ctx, d, m, req, key); ok {
+		if sure, ok := confirm(ctx, d, m, req, key, found); ok {
 			return sure, nil
 		}
 	}
@@ -279,9 +313,10 @@ func (d *dnsSource) Query(ctx context.Context, req *query.ExecuteRequest) (*quer
 	own := *req
 	own.Origin.Node, own.Origin.Datacenter = d.origin.Node, d.origin.Datacenter
 	key := nodeKey{own.Target, own.Origin.IP + " " + own.Query}
-	resp, err := confirmed(ctx, d, query.ExecuteCall, &own, key, func(r *query.ExecuteReply) bool { return len(r.Instances) > 0 })
+	found := func(r *query.ExecuteReply) bool { return len(r.Instances) > 0 }
+	resp, err := confirmed(ctx, d, query.ExecuteCall, &own, key, found)
 	if err != nil && own.Mode == read.Stale && wireerr.Status(err) == http.StatusNotFound {
-		if sure, ok := confirm(ctx, d, query.ExecuteCall, &own, key); ok {
+		if sure, ok := confirm(ctx, d, query.ExecuteCall, &own, key, found); ok {
 			return sure, nil
 		}
 	}
