@@ -60,9 +60,17 @@ func (s *Store) WatchView() *View {
 // ctx ends, and returns its error. The view must be a WatchView.
 func (v *View) Wait(ctx context.Context) error { return v.tx.Wait(ctx) }
 
-// Waiter returns what is told when something read through v so far changes, or the whole state is replaced. It does not
-// keep the snapshot. The view must be a WatchView.
-func (v *View) Waiter() *mvcc.Waiter { return v.tx.Waiter() }
+// Waiter returns what is told when something read through v so far changes, the whole state is replaced, or one of the
+// other channels is closed. It does not keep the snapshot. The view must be a WatchView.
+func (v *View) Waiter(others ...<-chan struct{}) *mvcc.Waiter {
+	for _, ch := range others {
+		v.tx.Watch(ch)
+	}
+	return v.tx.Waiter()
+}
+
+// Replaces returns the channel that is closed when Replaced begins to report true.
+func (v *View) Replaces() <-chan struct{} { return v.replaced }
 
 // Replaced reports whether a restore has put other data in the place of what v reads; a blocked read then answers with
 // what it has (spec/state.md section 1.3).

@@ -2,11 +2,11 @@ package mvcc
 
 import (
 	"context"
-	"fmt"
 	"reflect"
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // Who waits is found by the keys that a transaction has changed, never by the shape of the trees: so a write wakes those
@@ -109,6 +109,9 @@ func (t *Txn) Waiter() *Waiter {
 	if len(t.places) == 0 {
 		return w
 	}
+	if len(t.places) > manyWaits {
+		t.widen()
+	}
 	w.spots = make([]*spot, 0, len(t.places))
 	t.db.watches.enter(w, t.places)
 	// What has changed before that is seen in the trees, what changes after it tells the spots.
@@ -126,6 +129,18 @@ func (t *Txn) Waiter() *Waiter {
 	return w
 }
 
+// manyWaits is the number of places from which on a transaction waits for whole indexes.
+const manyWaits = 1 << 15
+
+// widen puts the whole indexes in the place of their parts.
+func (t *Txn) widen() {
+	narrow := t.places
+	t.places, t.seen = nil, nil
+	for _, p := range narrow {
+		t.watch(p.slot, nil, false)
+	}
+}
+
 var closed = func() chan struct{} {
 	ch := make(chan struct{})
 	close(ch)
@@ -135,38 +150,48 @@ var closed = func() chan struct{} {
 // Wait blocks until there is a change and returns nil, or until ctx ends and returns its error. A change that came first
 // wins. It may be called again.
 func (w *Waiter) Wait(ctx context.Context) error {
-	for _, ch := range w.watched {
-		select {
-		case <-ch:
-			return nil
-		default:
-		}
+	if w.Until(ctx.Done(), nil) {
+		return nil
+	}
+	return ctx.Err()
+}
+
+// Until is Wait for those who have no context of their own for each wait: it reports whether there was a change before done
+// was closed or late has sent.
+func (w *Waiter) Until(done <-chan struct{}, late <-chan time.Time) bool {
+	if w.Changed() {
+		return true
 	}
 	// A nil channel never fires.
-	var few [4]<-chan struct{}
+	var few [6]<-chan struct{}
 	if copy(few[:], w.watched) == len(w.watched) {
 		select {
-		case <-ctx.Done():
-			return ctx.Err()
+		case <-done:
+			return false
+		case <-late:
+			return false
 		case <-few[0]:
 		case <-few[1]:
 		case <-few[2]:
 		case <-few[3]:
+		case <-few[4]:
+		case <-few[5]:
 		}
-		return nil
+		return true
 	}
-	cases := make([]reflect.SelectCase, 0, len(w.watched)+1)
-	cases = append(cases, reflect.SelectCase{Dir: reflect.SelectRecv, Chan: reflect.ValueOf(ctx.Done())})
-	for _, ch := range w.watched {
+	return untilMany(w.watched, done, late)
+}
+
+// untilMany is Until for more than a select statement has cases.
+func untilMany(watched []<-chan struct{}, done <-chan struct{}, late <-chan time.Time) bool {
+	cases := make([]reflect.SelectCase, 0, len(watched)+2)
+	cases = append(cases, reflect.SelectCase{Dir: reflect.SelectRecv, Chan: reflect.ValueOf(done)},
+		reflect.SelectCase{Dir: reflect.SelectRecv, Chan: reflect.ValueOf(late)})
+	for _, ch := range watched {
 		cases = append(cases, reflect.SelectCase{Dir: reflect.SelectRecv, Chan: reflect.ValueOf(ch)})
 	}
-	if len(cases) > 1<<16 { // more than the runtime can wait for at once
-		return fmt.Errorf("mvcc: a read watches %d places", len(w.watched))
-	}
-	if i, _, _ := reflect.Select(cases); i == 0 {
-		return ctx.Err()
-	}
-	return nil
+	i, _, _ := reflect.Select(cases)
+	return i > 1
 }
 
 // Changed reports whether there is a change. Unlike the other methods, any number of goroutines may call it.

@@ -581,8 +581,7 @@ func (d *Dispatcher) read(ctx context.Context, r request, until time.Time, stale
 			return reply, nil
 		}
 		replaced := v.Replaces()
-		changed := d.await(ctx, r, c, v.Waiter(d.refused.Done(), ended(lead)), until)
-		v = nil // what was read is not kept from being freed while this waits
+		changed := d.await(ctx, r, c, v.Waiter(d.refused.Done(), doneOf(lead)), until)
 		switch {
 		case ctx.Err() != nil:
 			return nil, ctx.Err()
@@ -625,8 +624,8 @@ func (d *Dispatcher) await(ctx context.Context, r request, c *Call, w *mvcc.Wait
 	}
 }
 
-// ended returns the channel that is closed at the end of ctx, nil for no context.
-func ended(ctx context.Context) <-chan struct{} {
+// doneOf returns the channel that is closed at the end of ctx, nil for no context.
+func doneOf(ctx context.Context) <-chan struct{} {
 	if ctx == nil {
 		return nil
 	}

@@ -59,3 +59,6 @@ func (d *Dispatcher) Report() {
 	}
 	metrics.SetGauge(metricBlocking, float32(d.counts.blocking.Load()))
 }
+
+// Blocked returns how many reads wait for a change at present.
+func (d *Dispatcher) Blocked() int { return int(d.counts.blocking.Load()) }
