@@ -23,13 +23,15 @@ const (
 	watchDelay = 20 * time.Millisecond
 )
 
+var reads = sync.Pool{New: func() any { return new([readSize]byte) }}
+
 // A conn is one connection.
 type conn struct {
 	f      *front
 	raw    net.Conn
 	remote string
 
-	buf        []byte // read but not used: buf[start:end]
+	buf        []byte // read but not used: buf[start:end]; nil while a request is watched
 	start, end int
 
 	fresh   bool // no request has begun
@@ -45,7 +47,7 @@ type conn struct {
 }
 
 func newConn(f *front, raw net.Conn) *conn {
-	c := &conn{f: f, raw: raw, remote: raw.RemoteAddr().String(), buf: make([]byte, readSize), fresh: true, reused: http.Header{}}
+	c := &conn{f: f, raw: raw, remote: raw.RemoteAddr().String(), buf: reads.Get().(*[readSize]byte)[:], fresh: true, reused: http.Header{}}
 	c.answer.c = c
 	c.answer.header = http.Header{}
 	return c
@@ -391,9 +393,14 @@ func (x *lifetime) watch() {
 	x.watching = ended
 	x.mu.Unlock()
 	defer close(ended)
-	n, err := c.raw.Read(c.buf[:1])
+	// A request that waits needs no buffer, and nobody looks at it before the watch has ended.
+	reads.Put((*[readSize]byte)(c.buf))
+	c.buf = nil
+	var first [1]byte
+	n, err := c.raw.Read(first[:])
+	c.buf = reads.Get().(*[readSize]byte)[:]
 	if n == 1 { // the next request begins: it waits for its turn
-		c.start, c.end = 0, 1
+		c.start, c.end, c.buf[0] = 0, 1, first[0]
 		return
 	}
 	x.mu.Lock()
