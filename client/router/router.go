@@ -50,10 +50,8 @@ type Router struct {
 	servers []gossip.Server // the first is asked
 	changed chan struct{}   // closed and replaced when servers appear
 	timeout time.Duration
-	rate    float64
-	burst   float64
-	tokens  float64
-	filled  time.Time
+
+	rate Rate
 }
 
 var _ rpc.Streamer = (*Router)(nil)
@@ -110,12 +108,7 @@ func (r *Router) Run(ctx context.Context) error {
 }
 
 // SetRate changes the bound on calls.
-func (r *Router) SetRate(rate float64, burst int) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.rate, r.burst = rate, float64(max(burst, 1))
-	r.tokens, r.filled = r.burst, time.Now()
-}
+func (r *Router) SetRate(rate float64, burst int) { r.rate.Set(rate, burst) }
 
 // SetTimeout changes how long calls to come may take that do not block.
 func (r *Router) SetTimeout(d time.Duration) {
@@ -124,24 +117,6 @@ func (r *Router) SetTimeout(d time.Duration) {
 	if d > 0 {
 		r.timeout = d
 	}
-}
-
-// admit takes a token from the bucket.
-func (r *Router) admit() error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.rate <= 0 {
-		return nil
-	}
-	now := time.Now()
-	r.tokens = min(r.burst, r.tokens+now.Sub(r.filled).Seconds()*r.rate)
-	r.filled = now
-	if r.tokens < 1 {
-		metrics.IncrCounter(metricExceeded, 1)
-		return wireerr.ErrClientRateLimit
-	}
-	r.tokens--
-	return nil
 }
 
 // Observe learns of servers that come and go.
@@ -205,7 +180,7 @@ func (r *Router) Call(ctx context.Context, d rpc.Descriptor, req, resp any) (err
 			metrics.IncrCounter(metricFailed, 1)
 		}
 	}()
-	if err := r.admit(); err != nil {
+	if err := r.rate.admit(); err != nil {
 		return err
 	}
 	r.mu.Lock()
@@ -228,7 +203,7 @@ func (r *Router) Call(ctx context.Context, d rpc.Descriptor, req, resp any) (err
 
 // Stream performs a call with byte streams at one of the servers.
 func (r *Router) Stream(ctx context.Context, d rpc.Descriptor, req any, in io.Reader, resp any) (out io.ReadCloser, err error) {
-	if err := r.admit(); err != nil {
+	if err := r.rate.admit(); err != nil {
 		return nil, err
 	}
 	kind := d.Kind

@@ -3,8 +3,10 @@ package router_test
 import (
 	"context"
 	"errors"
+	"io"
 	"net"
 	"net/netip"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -98,6 +100,54 @@ func TestRate(t *testing.T) {
 		r.SetRate(0, 0)
 		if got := refused(100); got != 0 {
 			t.Errorf("%d refused without a limit", got)
+		}
+	})
+}
+
+// counted answers every call.
+type counted struct{ calls, streams int }
+
+func (c *counted) Call(context.Context, rpc.Descriptor, any, any) error {
+	c.calls++
+	return nil
+}
+
+func (c *counted) Stream(context.Context, rpc.Descriptor, any, io.Reader, any) (io.ReadCloser, error) {
+	c.streams++
+	return io.NopCloser(strings.NewReader("")), nil
+}
+
+func TestCallsOfAServersAPIAreLimited(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var rate router.Rate
+		server := &counted{}
+		c := router.Limited(server, &rate)
+		ask := func(n int) (refused int) {
+			for i := range n {
+				var err error
+				if i%2 == 0 {
+					_, err = call.Call(t.Context(), c, &struct{}{})
+				} else {
+					_, err = c.Stream(t.Context(), call.Descriptor, &struct{}{}, nil, &struct{}{})
+				}
+				if errors.Is(err, wireerr.ErrClientRateLimit) {
+					refused++
+				} else if err != nil {
+					t.Fatal(err)
+				}
+			}
+			return refused
+		}
+		if got := ask(50); got != 0 || server.calls != 25 || server.streams != 25 {
+			t.Errorf("%d refused without a limit, %+v", got, server)
+		}
+		rate.Set(10, 4)
+		if got := ask(10); got != 6 {
+			t.Errorf("%d of 10 refused, want 6: a burst of 4", got)
+		}
+		time.Sleep(time.Second)
+		if got := ask(10); got != 6 {
+			t.Errorf("%d of 10 refused after a second, want 6", got)
 		}
 	})
 }

@@ -79,6 +79,7 @@ type Agent struct {
 	jobs      *job.Runner // nil when remote execution is off
 	watches   *watches
 	conns     httpapi.ConnLimit
+	rate      router.Rate // of calls that a server's own API makes
 	metrics   *telemetry
 	given     *newcomer.Keeper // keeps the certificate that the servers gave; nil without
 	rpcTLS    material
@@ -394,13 +395,18 @@ func (a *Agent) newParts(s *config.Settings) (err error) {
 
 func (a *Agent) newHTTP(s *config.Settings) (err error) {
 	a.conns.SetMax(s.Limits.HTTPMaxConnsPerClient)
+	caller := a.caller
+	if a.server != nil {
+		a.rate.Set(s.Limits.RPCRate, s.Limits.RPCMaxBurst)
+		caller = router.Limited(caller, &a.rate)
+	}
 	conf := httpapi.Config{
-		Caller: a.caller, Logger: a.log.Named("http"), Datacenter: s.Node.Datacenter, NodeName: s.Node.Name, Server: s.Server, Dev: s.Dev,
+		Caller: caller, Logger: a.log.Named("http"), Datacenter: s.Node.Datacenter, NodeName: s.Node.Name, Server: s.Server, Dev: s.Dev,
 		DefaultToken: a.tokens.Default, DefaultPolicy: s.ACL.DefaultPolicy, ACLEnabled: s.ACL.Enabled, Authorize: a.authorize,
 		ResponseHeaders: s.HTTP.ResponseHeaders, BlockEndpoints: s.HTTP.BlockEndpoints, AllowWriteFrom: s.HTTP.AllowWriteFrom,
 		AllowUnprintable: s.HTTP.DisableUnprintableFilter, TranslateWANAddrs: s.TranslateWANAddrs,
 		DiscoveryMaxStale: s.Query.DiscoveryMaxStale, DisableCoordinates: s.DisableCoordinates, UIEnabled: s.UI.Enabled || s.UI.Dir != "", UI: consoleOf(s),
-		UIPath: s.UI.ContentPath, UIMetrics: uiMetrics(s), Domain: s.DNS.Domain, MaxHeaderBytes: s.HTTP.MaxHeaderBytes, HandshakeTimeout: s.Limits.HTTPSHandshakeTimeout, KVMaxValueSize: int64(s.Limits.KVMaxValueSize),
+		UIPath: s.UI.ContentPath, UIMetrics: uiMetrics(s), Domain: s.DNS.Domain, MaxHeaderBytes: s.HTTP.MaxHeaderBytes, KVMaxValueSize: int64(s.Limits.KVMaxValueSize),
 		TxnMaxRequestLength: int64(s.Limits.TxnMaxReqLen), Events: &a.events,
 		Agent: httpapi.AgentConfig{
 			Local: a.local, Agent: a, Metrics: a.metrics.inmem, MetricsInterval: metricsInterval, Prometheus: a.metrics.prometheus, Logs: a.log,
