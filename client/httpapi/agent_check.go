@@ -77,7 +77,7 @@ func (s *Server) agentRegisterCheck(w http.ResponseWriter, r *http.Request) (any
 	if err := s.checkTenancy(w, r); err != nil {
 		return refused(err)
 	}
-	body, err := s.readBody(r, s.cfg.MaxBodySize)
+	body, err := s.readJSON(r, s.cfg.MaxBodySize)
 	if err != nil {
 		return refused(err)
 	}

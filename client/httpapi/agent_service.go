@@ -210,7 +210,7 @@ func (s *Server) agentRegisterService(w http.ResponseWriter, r *http.Request) (a
 	if err := s.checkTenancy(w, r); err != nil {
 		return refused(err)
 	}
-	body, err := s.readBody(r, s.cfg.MaxBodySize)
+	body, err := s.readJSON(r, s.cfg.MaxBodySize)
 	if err != nil {
 		return refused(err)
 	}

@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"io"
@@ -38,7 +39,7 @@ func unreadable(what string, err error) error {
 
 // decodeRaw is decode for endpoints with their own text: it returns the decoder's error as it is.
 func (s *Server) decodeRaw(r *http.Request, v any, strict bool) error {
-	body, err := s.readBody(r, s.cfg.MaxBodySize)
+	body, err := s.readJSON(r, s.cfg.MaxBodySize)
 	if err != nil {
 		return err
 	}
@@ -53,6 +54,30 @@ func decodeJSON(data []byte, v any, strict bool) error {
 		d.DisallowUnknownFields()
 	}
 	return d.Decode(v)
+}
+
+// readJSON is readBody for what will be decoded. Decoded, a few bytes such as "[]," take hundreds: so there may be only so
+// many values, and what many take is reserved until putBuffer, as large bodies are.
+func (s *Server) readJSON(r *http.Request, limit int64) (*buffer, error) {
+	body, err := s.readBody(r, limit)
+	if err != nil || len(body.b) < freeValues {
+		return body, err
+	}
+	values := 0
+	for _, mark := range []string{",", "[", "{"} { // those within texts too
+		values += bytes.Count(body.b, []byte(mark))
+	}
+	switch {
+	case values > maxValues:
+		err = errValues
+	case values > freeValues && !body.reserve(&s.largeBodies, body.reserved+int64(values)*valueSize, largeBodies):
+		err = errBusy
+	}
+	if err != nil {
+		putBuffer(body)
+		return nil, err
+	}
+	return body, nil
 }
 
 // readBody reads a whole body of at most limit bytes into a buffer that the caller gives back with putBuffer.
@@ -100,11 +125,16 @@ const (
 	freeBody = 1 << 20
 	// largeBodies is how much room larger ones, being read and decoded, have together.
 	largeBodies = 256 << 20
+
+	maxValues  = 256 << 10 // in a body of JSON
+	freeValues = 2 << 10   // that take what they need
+	valueSize  = 512       // what one takes, about, while it is decoded
 )
 
 var (
-	errSlow = wireerr.Errorf(http.StatusRequestTimeout, "request body was not sent in time")
-	errBusy = wireerr.Errorf(http.StatusServiceUnavailable, "too many large requests at once, try again later")
+	errSlow   = wireerr.Errorf(http.StatusRequestTimeout, "request body was not sent in time")
+	errValues = wireerr.Errorf(http.StatusRequestEntityTooLarge, "Request body has too many values, max: %d.", maxValues)
+	errBusy   = wireerr.Errorf(http.StatusServiceUnavailable, "too many large requests at once, try again later")
 )
 
 func tooLarge(limit int64) error {

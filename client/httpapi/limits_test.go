@@ -173,6 +173,42 @@ func TestThreat11LargeBodiesShareTheirRoom(t *testing.T) {
 	}
 }
 
+// A body of tiny values takes many times its size once decoded: there may be only so many, and of bodies that are all
+// tiny values only so many at a time.
+func TestThreat11ManyValuesShareTheirRoom(t *testing.T) {
+	s := whole(t, 8<<20)
+	many := func(n int) string {
+		return `{"Name":"a","Proxy":{"Config":{"a":[` + strings.Repeat("[],", n) + `0]}}}`
+	}
+	refused := 0
+	for _, rt := range known(s) {
+		if rt[0] == http.MethodGet {
+			continue
+		}
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		w := do(s, rt[0], rt[1]+"?by=source", many(1<<20))
+		if w.Body.String() == errValues.Error() {
+			refused++
+		}
+		if runtime.ReadMemStats(&after); after.TotalAlloc-before.TotalAlloc > 64<<20 {
+			t.Errorf("%s %s: %d %.100s took %d MiB", rt[0], rt[1], w.Code, w.Body, (after.TotalAlloc-before.TotalAlloc)>>20)
+		}
+	}
+	if refused < 30 {
+		t.Errorf("%d routes count values", refused)
+	}
+	s.largeBodies.Store(largeBodies - 1<<20)
+	for n, want := range map[int]int{100: 200, 1000: 200, 5000: 503} {
+		if w := do(s, "PUT", "/v1/agent/service/register", many(n)); w.Code != want {
+			t.Errorf("%d values while there is little room: %d %s", n, w.Code, w.Body)
+		}
+	}
+	if used := s.largeBodies.Load(); used != largeBodies-1<<20 {
+		t.Errorf("%d bytes are still in use", used-largeBodies+1<<20)
+	}
+}
+
 // stuck is a body that waits before its end.
 type stuck struct {
 	left    int

@@ -73,7 +73,7 @@ func (s *Server) queryItem(w http.ResponseWriter, r *http.Request) (any, error) 
 func (s *Server) applyQuery(w http.ResponseWriter, r *http.Request, op prepared.Op, id string) (*prepared.ApplyReply, error) {
 	req := &prepared.ApplyRequest{Target: s.target(w, r), Op: op}
 	if op != prepared.Delete {
-		body, err := s.readBody(r, maxQueryBody)
+		body, err := s.readJSON(r, maxQueryBody)
 		if err != nil {
 			return nil, err
 		}

@@ -64,7 +64,7 @@ func (s *Server) sessionCreate(w http.ResponseWriter, r *http.Request) (any, err
 	}
 	usual := []string{catalog.SerfCheckID}
 	body := sessionBody{Node: s.cfg.NodeName, LockDelay: defaultLockDelay, Behavior: kv.Release, NodeChecks: usual, Checks: usual}
-	buf, err := s.readBody(r, s.cfg.MaxBodySize)
+	buf, err := s.readJSON(r, s.cfg.MaxBodySize)
 	if err != nil {
 		return nil, err
 	}

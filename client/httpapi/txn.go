@@ -183,9 +183,9 @@ func (s *Server) readTxn(r *http.Request) (ops []kv.TxnOp, writes bool, err erro
 		return nil, false, wireerr.Errorf(http.StatusRequestEntityTooLarge,
 			"Request body(%d bytes) too large, max size: %d bytes. %s", r.ContentLength, limit, see)
 	}
-	buf, err := s.readBody(r, limit)
+	buf, err := s.readJSON(r, limit)
 	if err != nil {
-		if wireerr.Status(err) == http.StatusRequestEntityTooLarge {
+		if wireerr.Status(err) == http.StatusRequestEntityTooLarge && err != errValues {
 			err = wireerr.Errorf(http.StatusRequestEntityTooLarge, "Request body too large, max size: %d bytes. %s", limit, see)
 		}
 		return nil, false, err
