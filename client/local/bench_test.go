@@ -48,3 +48,26 @@ func BenchmarkUpdateCheck(b *testing.B) {
 		s.UpdateCheck("5000", "passing", []string{"one", "two"}[i%2])
 	}
 }
+
+// BenchmarkUpdateTTL has programs report about 10,000 TTL checks in turn, on an agent that keeps them on disk.
+func BenchmarkUpdateTTL(b *testing.B) {
+	cfg := config(nil)
+	cfg.DataDir = b.TempDir()
+	s, err := local.New(cfg)
+	if err != nil {
+		b.Fatal(err)
+	}
+	var defs []*definition.Check
+	for i := range 10_000 {
+		defs = append(defs, &definition.Check{ID: fmt.Sprint(i), Name: "c", TTL: time.Hour})
+	}
+	if err := s.Load(b.Context(), nil, defs); err != nil {
+		b.Fatal(err)
+	}
+	b.ReportAllocs()
+	for i := 0; b.Loop(); i++ {
+		if err := s.UpdateTTL(b.Context(), fmt.Sprint(i%10_000), "passing", "fine"); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

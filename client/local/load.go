@@ -283,7 +283,7 @@ func (s *State) restoreTTLs() {
 		s.log.Error("reading the state of TTL checks", "error", err)
 	}
 	for _, id := range stale {
-		if err := s.disk.update(statesFolder, id, false, func() (any, bool) { return nil, false }); err != nil {
+		if err := s.disk.update(statesFolder, id, over, func() (any, bool) { return nil, false }); err != nil {
 			s.log.Error("removing the state of a TTL check", "check", id, "error", err)
 		}
 	}

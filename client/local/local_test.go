@@ -406,6 +406,7 @@ func TestPersistenceAcrossRestart(t *testing.T) {
 		}
 		registerCheck(t, s, `{"ID":"short","Name":"short","TTL":"2s"}`)
 		registerCheck(t, s, `{"ID":"tcp","Name":"tcp","TCP":"x:1","Interval":"1h","Status":"passing"}`)
+		s.UpdateTTL(t.Context(), "ttl", "passing", strings.Repeat("much ", 600)) // more than is written over it
 		s.UpdateTTL(t.Context(), "ttl", "warning", "busy")
 		s.UpdateTTL(t.Context(), "short", "passing", "quick")
 		s.SetNodeMaintenance(t.Context(), true, "kernel", "")
