@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// TestConnectionsOfOneClientAreLimited uses loopback: the limit is about TCP addresses.
-func TestConnectionsOfOneClientAreLimited(t *testing.T) {
+// TestThreat11ConnectionsOfOneClientAreLimited uses loopback: the limit is about TCP addresses.
+func TestThreat11ConnectionsOfOneClientAreLimited(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
