@@ -322,7 +322,7 @@ func configuration(root string) (string, error) {
 		fmt.Fprintf(&b, "\n## %s\n\n| key | value | default | reload | meaning |\n| --- | --- | --- | --- | --- |\n", title)
 		for _, k := range sections[section] {
 			reload := ""
-			if k.reload && k.missing() == "" && !k.in(restart) {
+			if k.reload && k.missing() == "" {
 				reload = "yes"
 			}
 			text := k.meaning()

@@ -52,7 +52,6 @@ func TestEveryKeyHasAMeaning(t *testing.T) {
 	}
 	named("meanings", slices.Sorted(maps.Keys(meanings)))
 	named("computed", slices.Sorted(maps.Keys(computed)))
-	named("restart", strings.Fields(restart))
 	named("worked", strings.Fields(worked))
 	for _, group := range absent {
 		named("absent", strings.Fields(group.keys))
