@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"strconv"
 	"time"
 )
 
@@ -260,9 +261,21 @@ func (d *Duration) UnmarshalJSON(data []byte) error {
 		}
 		*d = Duration(p)
 	case float64:
-		*d = Duration(v)
+		n, err := Nanoseconds(v)
+		if err != nil {
+			return err
+		}
+		*d = n
 	}
 	return nil
+}
+
+// Nanoseconds returns the duration of so many, without their fraction. More than there are in 292 years is an error.
+func Nanoseconds(n float64) (Duration, error) {
+	if n >= -1<<63 && n < 1<<63 {
+		return Duration(n), nil
+	}
+	return 0, fmt.Errorf("time: invalid duration %q", strconv.FormatFloat(n, 'g', -1, 64))
 }
 
 // String returns the text form.

@@ -290,8 +290,10 @@ func period[T any](p func(*T) *time.Duration) setter[T] {
 		case json.Number:
 			if d.form == fromConfig {
 				d.mistyped(path, "string", v)
-			} else if f, err := v.Float64(); err == nil {
-				*p(t) = time.Duration(f)
+			} else if dur, err := nanoseconds(v); err == nil {
+				*p(t) = dur
+			} else {
+				d.errs = append(d.errs, err)
 			}
 		default:
 			if d.form == fromConfig {
@@ -299,6 +301,15 @@ func period[T any](p func(*T) *time.Duration) setter[T] {
 			}
 		}
 	}
+}
+
+func nanoseconds(n json.Number) (time.Duration, error) {
+	f, err := n.Float64()
+	if err != nil {
+		return 0, fmt.Errorf("time: invalid duration %q", n.String())
+	}
+	dur, err := catalog.Nanoseconds(f)
+	return time.Duration(dur), err
 }
 
 // list returns the elements of v. Files may leave out the brackets around a single element.

@@ -69,6 +69,8 @@ func TestDecodeServiceErrors(t *testing.T) {
 		`{"Tags":"x"}`:                         `json: cannot unmarshal string into field Tags of type []string`,
 		`{"Meta":{"a":1}}`:                     `json: cannot unmarshal number 1 into field Meta.a of type string`,
 		`{"Check":{"TTL":"bad"}}`:              `time: invalid duration "bad"`,
+		`{"Check":{"TTL":1e19}}`:               `time: invalid duration "1e+19"`,
+		`{"Check":{"Interval":-1e400}}`:        `time: invalid duration "-1e400"`,
 		`{"Proxy":{"transparent_proxy":{"dialed_directly":true}}}`: `json: unknown field "dialed_directly"`,
 		`{"Namespace":"x"}`: `json: unknown field "Namespace"`,
 	} {
