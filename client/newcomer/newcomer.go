@@ -142,6 +142,8 @@ const (
 	attempt  = 30 * time.Second // to be admitted by one server
 	minRetry = time.Second
 	maxRetry = 30 * time.Second
+	// renewRetry is the longest time between attempts while there is a certificate that is still good.
+	renewRetry = 5 * time.Minute
 )
 
 // AdmitUntil asks the servers, over and over, until one has admitted the agent or ctx ends.
@@ -298,8 +300,13 @@ func (k *Keeper) Run(ctx context.Context, caller rpc.Caller, roots func() (*ca.R
 		}
 		if err := k.renew(ctx, caller, a); err != nil && ctx.Err() == nil {
 			k.log.Error("the certificate of this agent was not renewed", "error", err)
+			most := maxRetry
+			if a != nil && time.Now().Before(a.ValidBefore) {
+				most = renewRetry
+			}
+			retry = min(retry, most)
 			pause.For(ctx, time.Duration((0.5+k.cfg.Chance())*float64(retry)))
-			retry = min(2*retry, maxRetry)
+			retry *= 2
 			continue
 		}
 		retry = minRetry
