@@ -39,6 +39,7 @@ type server struct {
 	asked    int
 	inFlight int
 	requests []request
+	patient  []bool // whether the call may be held until a server can be reached
 	times    []time.Time
 }
 
@@ -64,6 +65,7 @@ func (s *server) Call(ctx context.Context, d rpc.Descriptor, req, resp any) erro
 	s.asked++
 	s.inFlight++
 	s.requests = append(s.requests, r)
+	s.patient = append(s.patient, !rpc.IsImpatient(ctx))
 	s.times = append(s.times, time.Now())
 	defer func() {
 		s.inFlight--
@@ -217,6 +219,21 @@ func TestBlockingGet(t *testing.T) {
 		v, info = mustGet(t, c, &request{Options: read.Options{MinIndex: 3}})
 		if v != "b" || info.Hit {
 			t.Errorf("Get for a passed index = %q, %+v; want b, not a hit", v, info)
+		}
+	})
+}
+
+// The age of an answer is known only if the standing query fails when contact is lost, not when it would have ended.
+func TestStandingQueriesLearnAtOnceThatContactIsLost(t *testing.T) {
+	run(t, cache.Config{}, func(t *testing.T, c *cache.Cache, s *server) {
+		if _, _, err := cache.Get(t.Context(), c, call, &request{Name: "x"}); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if len(s.patient) != 2 || !s.patient[0] || s.patient[1] {
+			t.Errorf("patient: %v, want the first query to be, and the standing one not", s.patient)
 		}
 	})
 }

@@ -65,6 +65,9 @@ func newEntry[Req, Resp any](c *Cache, key string, m rpc.Method[Req, Resp], req 
 		if o := optionsOf(&r); o != nil {
 			o.Mode, o.MaxStale, o.MinIndex, o.MaxWait = read.Stale, 0, minIndex, c.cfg.MaxWait
 		}
+		if minIndex > 0 {
+			ctx = rpc.Impatient(ctx) // so that the age of the answer tells when contact was lost
+		}
 		resp, err := m.Call(ctx, c.caller, &r)
 		if err != nil {
 			return nil, 0, err

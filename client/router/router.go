@@ -239,6 +239,12 @@ func (r *Router) try(ctx context.Context, kind rpc.Kind, hold time.Duration, cal
 		if unreachable && asked < known {
 			continue // the others have not been asked yet
 		}
+		if rpc.IsImpatient(ctx) {
+			if asked <= known {
+				continue // a connection may have ended, and the server be there
+			}
+			return err
+		}
 		left := r.cfg.HoldTimeout/16 + time.Nanosecond
 		wait := rand.N(left)
 		if time.Since(began)+wait > hold {

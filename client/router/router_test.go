@@ -76,6 +76,10 @@ func TestEveryServerIsTriedAtOnceThenWaitedFor(t *testing.T) {
 		if took := time.Since(start); took < 6*time.Second || took > 7*time.Second {
 			t.Errorf("gave up after %v, want the hold time of 7s", took)
 		}
+		start = time.Now()
+		if _, err := call.Call(rpc.Impatient(t.Context()), r, &struct{}{}); err == nil || time.Since(start) != 0 {
+			t.Errorf("a caller who asks again by itself learned after %v: %v", time.Since(start), err)
+		}
 	})
 }
 

@@ -90,3 +90,14 @@ func (m Method[Req, Resp]) Stream(ctx context.Context, s Streamer, req *Req, in 
 	}
 	return resp, out, nil
 }
+
+type impatientKey struct{}
+
+// Impatient marks a call whose caller asks again by itself: it fails as soon as no server can be reached, so that the caller
+// learns of it, where others are held until one can.
+func Impatient(ctx context.Context) context.Context {
+	return context.WithValue(ctx, impatientKey{}, true)
+}
+
+// IsImpatient reports whether the context is of a call marked so.
+func IsImpatient(ctx context.Context) bool { return ctx.Value(impatientKey{}) != nil }
