@@ -1,6 +1,8 @@
 package server_test
 
 import (
+	"bytes"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"slices"
@@ -14,8 +16,10 @@ import (
 	"github.com/sarnmesh/sarn/catalog/operator"
 	"github.com/sarnmesh/sarn/catalog/query"
 	"github.com/sarnmesh/sarn/catalog/read"
+	"github.com/sarnmesh/sarn/internal/gossip"
 	"github.com/sarnmesh/sarn/internal/testkit"
 	"github.com/sarnmesh/sarn/internal/wireerr"
+	"github.com/sarnmesh/sarn/server"
 )
 
 // Three datacenters: dc2 is far from dc1 and dc3 near it. Lists, failover and the loss of one go by that.
@@ -131,5 +135,90 @@ func TestThreeDatacentersByDistance(t *testing.T) {
 			t.Errorf("a datacenter that left: %v", err)
 		}
 		far.within(time.Minute, "nor elsewhere", func() bool { return slices.Equal(datacenters(far.nodes[0]), []string{"dc2", "dc1"}) })
+	})
+}
+
+// Keys are changed in the pools of all datacenters by one request, without a break.
+func TestGossipKeysChangeInAllDatacenters(t *testing.T) {
+	testkit.Bubble(t, func(t *testing.T) {
+		network := testkit.NewNetwork(61)
+		network.SetAll(testkit.Link{Delay: time.Millisecond})
+		text := func(b byte) string { return base64.StdEncoding.EncodeToString(bytes.Repeat([]byte{b}, 32)) }
+		old, fresh := text(1), text(2)
+		conf := func(dc string, key byte) server.Config {
+			k := bytes.Repeat([]byte{key}, 32)
+			return server.Config{Datacenter: dc, Gossip: gossip.Config{Key: k}, WAN: &gossip.Config{Key: k}}
+		}
+		one := newClusterIn(t, network, "10.0.1", 3, conf("dc1", 1))
+		two := newClusterIn(t, network, "10.0.2", 1, conf("dc2", 1))
+		o := one.nodes[0]
+		if _, err := two.nodes[0].WAN().Join([]string{"10.0.1.1:8302"}); err != nil {
+			t.Fatal(err)
+		}
+		one.within(2*time.Minute, "one WAN pool", func() bool { return len(o.WAN().Members()) == 4 && len(datacenters(o)) == 2 })
+		do := func(op operator.KeyringOp, key string, local bool) string {
+			t.Helper()
+			reply, err := operator.KeyringCall.Call(t.Context(), o.Caller(), &operator.KeyringRequest{Op: op, Key: key, RelayFactor: 2, LocalOnly: local})
+			if err != nil {
+				t.Fatal(err)
+			}
+			var out []string
+			for _, r := range reply.Responses {
+				pool := "lan"
+				if r.WAN {
+					pool = "wan"
+				}
+				line := fmt.Sprintf("%s %s of %d: old %d fresh %d, primary %d %d", pool, r.Datacenter, r.NumNodes, r.Keys[old], r.Keys[fresh], r.PrimaryKeys[old], r.PrimaryKeys[fresh])
+				if r.Error != "" {
+					line = fmt.Sprintf("%s %s: %s", pool, r.Datacenter, r.Error)
+				}
+				out = append(out, line)
+			}
+			return strings.Join(out, "\n")
+		}
+		lists := func(when, want string) {
+			t.Helper()
+			if got := do(operator.KeyringList, "", false); got != want {
+				t.Errorf("%s:\n%s\nwant\n%s", when, got, want)
+			}
+		}
+		all := func(keys string) string {
+			var lines []string
+			for _, pool := range []struct {
+				name string
+				n    int
+			}{{"wan dc1", 4}, {"lan dc1", 3}, {"lan dc2", 1}} {
+				lines = append(lines, pool.name+fmt.Sprintf(" of %d: ", pool.n)+strings.ReplaceAll(keys, "N", fmt.Sprint(pool.n)))
+			}
+			return strings.Join(lines, "\n")
+		}
+		lists("at first", all("old N fresh 0, primary N 0"))
+		do(operator.KeyringInstall, fresh, false)
+		lists("installed", all("old N fresh N, primary N 0"))
+		do(operator.KeyringUse, fresh, false)
+		lists("used", all("old N fresh N, primary 0 N"))
+		if got := do(operator.KeyringRemove, fresh, false); strings.Count(got, "nodes reported failure") != 3 {
+			t.Errorf("removing the primary key: %s", got)
+		}
+		do(operator.KeyringRemove, old, false)
+		lists("removed", all("old 0 fresh N, primary 0 N"))
+		if got, want := do(operator.KeyringList, "", true), "lan dc1 of 3: old 0 fresh 3, primary 0 3"; got != want {
+			t.Errorf("here alone: %s, want %s", got, want)
+		}
+		// Who has the key joins, who has the old one does not.
+		late := one.add(conf("dc1", 2))
+		late.start()
+		late.join(o)
+		one.within(2*time.Minute, "four voters", func() bool { v, _ := o.members(); return v == 4 })
+		stale := one.add(conf("dc1", 1))
+		stale.start()
+		if n, err := stale.Gossip().Join([]string{"10.0.1.1:8301"}); n != 0 || err == nil {
+			t.Errorf("a server with the old key joined")
+		}
+		// A datacenter that cannot be reached is told of.
+		two.nodes[0].crash()
+		if got := do(operator.KeyringList, "", false); !strings.Contains(got, "\nlan dc2: ") || !strings.Contains(got, "lan dc1 of 4: old 0 fresh 4") {
+			t.Errorf("with dc2 lost: %s", got)
+		}
 	})
 }
