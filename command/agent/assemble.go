@@ -40,6 +40,8 @@ import (
 	"github.com/sarnmesh/sarn/command/agent/config"
 	"github.com/sarnmesh/sarn/connect/ads"
 	"github.com/sarnmesh/sarn/internal/gossip"
+	"github.com/sarnmesh/sarn/internal/pause"
+	"github.com/sarnmesh/sarn/internal/resident"
 	"github.com/sarnmesh/sarn/internal/rpc"
 	"github.com/sarnmesh/sarn/internal/version"
 	"github.com/sarnmesh/sarn/server"
@@ -533,7 +535,25 @@ func (a *Agent) Run(ctx context.Context) error {
 	if a.server != nil {
 		run("config entries", a.seedEntries)
 	}
+	run("memory", a.settle)
 	return g.Wait()
+}
+
+// settled is how long after its start an agent does nothing any more that it does only once.
+const settled = time.Minute
+
+// settle gives memory back that only the start has needed: most of the program's file, at once, and what the agent's
+// first calls have touched, when it has settled.
+func (a *Agent) settle(ctx context.Context) error {
+	for _, wait := range []time.Duration{0, settled} {
+		if !pause.For(ctx, wait) {
+			break
+		}
+		if err := resident.Release(); err != nil {
+			a.log.Debug("the program stays in memory", "error", err)
+		}
+	}
+	return nil
 }
 
 // serveHTTP serves the API on the HTTP and HTTPS listeners.
