@@ -34,7 +34,6 @@ type authority struct {
 	renewed int
 	away    bool   // calls fail
 	sign    string // root ID told
-	other   bool   // signs for another node
 }
 
 func newAuthority(t *testing.T) *authority {
