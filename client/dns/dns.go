@@ -138,14 +138,13 @@ func exchange(ctx context.Context, network, addr string, m *dns.Msg) (*dns.Msg, 
 	return resp, err
 }
 
-// How long a TCP client may take to send its next question and to take an answer, how many it may ask on one connection,
-// and how many connections there may be, in all and of one client.
+// How long a TCP client may take to send its next question and to take an answer, and how many connections there may be,
+// in all and of one client. It may ask any number of questions on one, each answered before the next is read.
 const (
-	tcpIdle       = 8 * time.Second
-	tcpWrite      = 2 * time.Second
-	tcpMaxQueries = 128
-	tcpMaxConns   = 2048
-	tcpMaxPerIP   = 256
+	tcpIdle     = 8 * time.Second
+	tcpWrite    = 2 * time.Second
+	tcpMaxConns = 2048
+	tcpMaxPerIP = 256
 )
 
 // Run serves questions from the listeners until ctx ends, then closes them and returns nil. Either may be empty.
@@ -164,7 +163,7 @@ func (s *Server) Run(ctx context.Context, packets []net.PacketConn, streams []ne
 	conns := connLimit{total: tcpMaxConns, perIP: tcpMaxPerIP}
 	for _, l := range streams {
 		srv := &dns.Server{
-			Listener: &limitedListener{l, &conns}, Handler: handler, MaxTCPQueries: tcpMaxQueries, ReadTimeout: tcpIdle, WriteTimeout: tcpWrite,
+			Listener: &limitedListener{l, &conns}, Handler: handler, MaxTCPQueries: -1, ReadTimeout: tcpIdle, WriteTimeout: tcpWrite,
 			IdleTimeout: func() time.Duration { return tcpIdle },
 		}
 		started, done := make(chan struct{}), make(chan struct{})

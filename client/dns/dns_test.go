@@ -434,3 +434,72 @@ func BenchmarkAnswer(b *testing.B) {
 		})
 	}
 }
+
+func TestConnectionsAreBounded(t *testing.T) {
+	streams, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- server(nil).Run(ctx, nil, []net.Listener{streams}) }()
+	defer func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}()
+	m := new(dns.Msg)
+	m.SetQuestion("web.service.consul.", dns.TypeA)
+	var open []*dns.Conn
+	defer func() {
+		for _, c := range open {
+			c.Close()
+		}
+	}()
+	ask := func(c *dns.Conn) error {
+		c.SetDeadline(time.Now().Add(20 * time.Second))
+		if err := c.WriteMsg(m); err != nil {
+			return err
+		}
+		_, err := c.ReadMsg()
+		return err
+	}
+	refused := 0
+	for range 300 {
+		c, err := dns.Dial("tcp", streams.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := ask(c); err != nil {
+			refused++
+			c.Close()
+			continue
+		}
+		open = append(open, c)
+	}
+	if len(open) != 256 || refused != 44 {
+		t.Errorf("%d connections of one client, %d refused; want 256 and 44", len(open), refused)
+	}
+	for i := range 300 { // many questions on one connection
+		if err := ask(open[0]); err != nil {
+			t.Fatalf("question %d: %v", i, err)
+		}
+	}
+	// One that goes makes room for another.
+	open[0].Close()
+	open = open[1:]
+	for deadline := time.Now().Add(20 * time.Second); ; {
+		c, err := dns.Dial("tcp", streams.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		open = append(open, c)
+		if ask(c) == nil {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("no connection after one was closed")
+		}
+	}
+}

@@ -10,6 +10,9 @@ import (
 	"github.com/miekg/dns"
 )
 
+// readBuffer is how many bytes of questions may wait for being read.
+const readBuffer = 4 << 20
+
 // batchSize is how many questions are read at once where the system can.
 const batchSize = 16
 
@@ -36,6 +39,9 @@ type batch interface {
 
 // servePackets answers the questions of one socket until it is closed.
 func (s *Server) servePackets(ctx context.Context, conn net.PacketConn, work func(func())) error {
+	if u, ok := conn.(*net.UDPConn); ok {
+		u.SetReadBuffer(readBuffer) // as much of it as the system grants
+	}
 	b := newBatch(conn)
 	var sc scratch
 	bufs := make([][]byte, batchSize)

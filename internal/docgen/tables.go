@@ -189,7 +189,7 @@ var meanings = map[string]string{
 	"discard_check_output":                       "Do not keep the output of checks.",
 	"dns_config.a_record_limit":                  "Most addresses in an answer; 0 does not limit.",
 	"dns_config.allow_stale":                     "Let any server answer, not only the leader.",
-	"dns_config.cache_max_age":                   "Oldest cached answer to use.",
+	"dns_config.cache_max_age":                   "With `use_cache`, how long the agent may have been out of touch with the servers, or the server with the leader; 0 does not limit.",
 	"dns_config.disable_compression":             "Do not compress names in answers.",
 	"dns_config.enable_additional_node_meta_txt": "Add node metadata as TXT records.",
 	"dns_config.enable_truncate":                 "Tell UDP clients when an answer was cut, so that they ask over TCP.",
@@ -203,7 +203,7 @@ var meanings = map[string]string{
 	"dns_config.soa.refresh":                     "Seconds.",
 	"dns_config.soa.retry":                       "Seconds.",
 	"dns_config.udp_answer_limit":                "Most records of an answer over UDP.",
-	"dns_config.use_cache":                       "Answer from the agent's cache. Clients always do, servers never need to.",
+	"dns_config.use_cache":                       "Answer from what this agent knows, even without `allow_stale`.",
 	"domain":                                     "Domain to answer DNS questions under.",
 	"enable_central_service_config":              "Complete registrations from `service-defaults` and `proxy-defaults`.",
 	"encrypt":                                    "Gossip encryption key, base64 of 16, 24 or 32 bytes, from `sarn keygen`. Only for the first start: then the ring of keys in `data_dir` rules.",
@@ -318,7 +318,7 @@ var absent = []struct{ says, keys string }{
 		ui_config.dashboard_url_templates`},
 	{"No effect.", `auto_config.authorization.static.allow_reuse`},
 	{"No effect yet.", `protocol disable_kv_key_validation use_streaming_backend
-		rpc.enable_streaming disable_host_node_id advertise_reconnect_timeout dns_config.use_cache dns_config.cache_max_age
+		rpc.enable_streaming disable_host_node_id advertise_reconnect_timeout
 		performance.grpc_keepalive_timeout raft_protocol
 		raft_logstore.backend raft_logstore.disable_log_cache raft_logstore.verification.* raft_logstore.boltdb.*
 		telemetry.statsite_address telemetry.statsd_address telemetry.dogstatsd_* telemetry.retry_failed_connection
