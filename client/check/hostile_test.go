@@ -39,7 +39,7 @@ type addressed struct {
 
 func (c addressed) RemoteAddr() net.Addr { return c.to }
 
-func TestRedirects(t *testing.T) {
+func TestThreat13RedirectsReachNothingInside(t *testing.T) {
 	const inside = "redirected to an address that is not for others to choose"
 	names := map[string]string{"web.example": "10.0.0.1", "other.example": "10.0.0.2", "metadata.example": "169.254.169.254", "here.example": "127.0.0.1"}
 	secret := map[string][]string{"X-Secret": {"s"}, "User-Agent": {"me"}}
