@@ -36,13 +36,10 @@ func (a *Agent) watchFiles(ctx context.Context) error {
 		default:
 			known = seen
 			a.log.Info("files of the configuration have changed")
+			// What changes while it reloads is seen at the next look, as is that other files are named now.
 			if err := a.reload(ctx, true); err != nil {
 				a.log.Error("configuration not reloaded", "error", err)
-				continue
 			}
-			// The configuration may name other files now.
-			known = fingerprint(a.watched())
-			pending = known
 		}
 	}
 }
