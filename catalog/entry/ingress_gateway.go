@@ -11,7 +11,7 @@ import (
 type IngressGateway struct {
 	Header
 	TLS       GatewayTLS        `json:""`
-	Defaults  *IngressLimits    `json:",omitempty"`
+	Defaults  *IngressDefaults  `json:",omitempty"`
 	Listeners []IngressListener `json:""`
 }
 
@@ -35,6 +35,15 @@ type IngressLimits struct {
 	MaxConnections        uint32              `json:",omitempty"`
 	MaxPendingRequests    uint32              `json:",omitempty"`
 	MaxConcurrentRequests uint32              `json:",omitempty"`
+	PassiveHealthCheck    *PassiveHealthCheck `json:",omitempty"`
+}
+
+// IngressDefaults are the limits of services that have none of their own. Unlike theirs, they are shown when they are 0:
+// clients read them without asking whether they are there.
+type IngressDefaults struct {
+	MaxConnections        uint32
+	MaxPendingRequests    uint32
+	MaxConcurrentRequests uint32
 	PassiveHealthCheck    *PassiveHealthCheck `json:",omitempty"`
 }
 

@@ -219,7 +219,7 @@ func (d *derivation) ingress() {
 			if slices.ContainsFunc(l.Services, func(o IngressService) bool { return o.Name == name }) {
 				return
 			}
-			limits := overLimits(e.Defaults, &s.IngressLimits)
+			limits := overLimits((*entry.IngressLimits)(e.Defaults), &s.IngressLimits)
 			l.Services = append(l.Services, IngressService{s, name, d.upstream(name, limits)})
 		}
 		for j := range from.Services {

@@ -77,7 +77,7 @@ func TestIngressGatewayNeeds(t *testing.T) {
 	e := &entry.IngressGateway{Listeners: []entry.IngressListener{
 		{Port: 80, Protocol: "http", Services: []entry.IngressService{{Name: "*"}, {Name: "web", Hosts: []string{"web.example.com"}}}},
 		{Port: 90, Protocol: "tcp", Services: []entry.IngressService{{Name: "db", IngressLimits: entry.IngressLimits{MaxConnections: 9}}}},
-	}, Defaults: &entry.IngressLimits{MaxConnections: 5, MaxPendingRequests: 6}}
+	}, Defaults: &entry.IngressDefaults{MaxConnections: 5, MaxPendingRequests: 6}}
 	linked := &entry.GatewayServicesReply{Services: []entry.GatewayService{
 		{Service: entry.GatewayName{Name: "blog"}, GatewayKind: catalog.KindIngressGateway, Port: 80, FromWildcard: true},
 		{Service: entry.GatewayName{Name: "web"}, GatewayKind: catalog.KindIngressGateway, Port: 80},
