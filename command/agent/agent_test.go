@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
@@ -11,6 +12,7 @@ import (
 	"reflect"
 	"regexp"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -284,25 +286,39 @@ func TestTokens(t *testing.T) {
 // freePorts returns ports of the loopback address that were free for TCP and UDP a moment ago.
 func freePorts(t testing.TB, n int) []int {
 	t.Helper()
+	handedOut.Lock()
+	defer handedOut.Unlock()
 	var ports []int
 	for tries := 0; len(ports) < n; tries++ {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if tries > 1000 {
+			t.Fatal("no free ports")
+		}
+		// Below those that the system gives to connections.
+		port := 10000 + rand.IntN(20000)
+		if handedOut.ports[port] {
+			continue
+		}
+		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
 		if err != nil {
-			t.Fatal(err)
+			continue
 		}
 		defer l.Close()
 		u, err := net.ListenPacket("udp", l.Addr().String())
 		if err != nil {
-			if tries > 100 {
-				t.Fatal(err)
-			}
 			continue
 		}
 		defer u.Close()
-		ports = append(ports, l.Addr().(*net.TCPAddr).Port)
+		handedOut.ports[port] = true
+		ports = append(ports, port)
 	}
 	return ports
 }
+
+// handedOut are the ports that tests of this process were given: none is given twice.
+var handedOut = struct {
+	sync.Mutex
+	ports map[int]bool
+}{ports: map[int]bool{}}
 
 // A client agent that is put together and does not run.
 func newTestAgent(t *testing.T, dir string) *Agent {
