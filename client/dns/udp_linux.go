@@ -26,11 +26,13 @@ func newBatch(conn net.PacketConn) batch {
 	}
 	b := &mmsgBatch{raw: raw, data: make([]byte, batchSize*dns.MaxMsgSize)}
 	if local, ok := u.LocalAddr().(*net.UDPAddr); ok && local.IP.IsUnspecified() {
-		// An answer must come from the address that was asked. Whichever family the socket has, the other option fails.
+		// An answer must come from the address that was asked. A socket of IPv6 tells that of IPv4 packets too, and would
+		// tell it twice with both options.
 		b.tellsTo = true
 		raw.Control(func(fd uintptr) {
-			unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_PKTINFO, 1)
-			unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO, 1)
+			if unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO, 1) != nil {
+				unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_PKTINFO, 1)
+			}
 		})
 	}
 	for i := range batchSize {
