@@ -208,6 +208,14 @@ func TestGoClient(t *testing.T) {
 		if conf, err := c.Operator().AutopilotGetConfiguration(nil); err != nil || conf.MaxTrailingLogs != 300 {
 			t.Errorf("%+v %v", conf, err)
 		}
+		pending := uint32(9)
+		_, _, err := c.ConfigEntries().Set(&api.IngressGatewayConfigEntry{Kind: api.IngressGateway, Name: "front", Defaults: &api.IngressServiceConfig{MaxPendingRequests: &pending}}, nil)
+		ok(t, err)
+		entry, _, err := c.ConfigEntries().Get(api.IngressGateway, "front", nil)
+		ok(t, err)
+		if d := entry.(*api.IngressGatewayConfigEntry).Defaults; d == nil || *d.MaxPendingRequests != 9 || d.MaxConcurrentRequests == nil {
+			t.Errorf("%+v", d)
+		}
 		if raft, err := c.Operator().RaftGetConfiguration(nil); err != nil || len(raft.Servers) != 1 || !raft.Servers[0].Leader {
 			t.Errorf("%+v %v", raft, err)
 		}
