@@ -289,10 +289,7 @@ type KeyringResponse struct {
 type KeyringReply struct{ Responses []*KeyringResponse }
 
 // A UsageRequest counts what is in the catalog.
-type UsageRequest struct {
-	read.Options
-	Global bool // of every datacenter
-}
+type UsageRequest struct{ read.Options }
 
 // Usage counts one datacenter's catalog.
 type Usage struct {

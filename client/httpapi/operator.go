@@ -2,13 +2,18 @@ package httpapi
 
 import (
 	"cmp"
+	"context"
+	"maps"
 	"net/http"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
+	"github.com/sarnmesh/sarn/catalog"
 	"github.com/sarnmesh/sarn/catalog/operator"
+	"github.com/sarnmesh/sarn/catalog/read"
 	"github.com/sarnmesh/sarn/internal/wireerr"
 )
 
@@ -273,9 +278,15 @@ func (s *Server) usage(w http.ResponseWriter, r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	resp, err := ask(s, r, operator.UsageCall, &operator.UsageRequest{Options: o, Global: query(w).has("global")})
+	o.Datacenter = "" // it knows no other, but all with global
+	resp, err := ask(s, r, operator.UsageCall, &operator.UsageRequest{Options: o})
 	if err != nil {
 		return nil, err
+	}
+	if query(w).has("global") {
+		if resp, err = s.usageElsewhere(r.Context(), resp, o.Token); err != nil {
+			return nil, err
+		}
 	}
 	s.setQueryMeta(w, &resp.Meta)
 	return appendFunc(func(dst []byte) []byte {
@@ -289,6 +300,36 @@ func (s *Server) usage(w http.ResponseWriter, r *http.Request) (any, error) {
 		})
 		return append(appendMetaFields(append(o.b, '}'), &resp.Meta, max(resp.Index, 1)), '}')
 	}), nil
+}
+
+// usageElsewhere adds the counts of every other datacenter that answers.
+func (s *Server) usageElsewhere(ctx context.Context, here *operator.UsageReply, token string) (*operator.UsageReply, error) {
+	known, err := catalog.DatacentersCall.Call(ctx, s.caller, &catalog.DatacentersRequest{})
+	if err != nil {
+		return nil, err
+	}
+	all := *here
+	all.Usage = maps.Clone(here.Usage)
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	for _, dc := range known.Datacenters {
+		if _, own := here.Usage[dc]; own {
+			continue
+		}
+		wg.Go(func() {
+			req := &operator.UsageRequest{Options: read.Options{Target: read.Target{Datacenter: dc, Token: token}}}
+			there, err := operator.UsageCall.Call(ctx, s.caller, req)
+			if err != nil {
+				s.log.Debug("a datacenter does not tell its usage", "datacenter", dc, "error", err)
+				return
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			maps.Copy(all.Usage, there.Usage)
+		})
+	}
+	wg.Wait()
+	return &all, nil
 }
 
 func appendUsage(dst []byte, u *operator.Usage) []byte {

@@ -3,13 +3,16 @@ package httpapi
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -23,6 +26,7 @@ import (
 	"github.com/sarnmesh/sarn/catalog/operator"
 	"github.com/sarnmesh/sarn/catalog/read"
 	"github.com/sarnmesh/sarn/internal/rpc"
+	"github.com/sarnmesh/sarn/internal/wireerr"
 )
 
 // A step is a request and its whole answer. An answer that ends in "…" counts up to there.
@@ -379,4 +383,52 @@ func mayFail(r *http.Request, text string) bool {
 	}
 	// Endpoints about the agent need an agent.
 	return strings.HasPrefix(r.URL.Path, "/v1/agent/") || strings.HasPrefix(r.URL.Path, "/v1/connect/") || strings.HasPrefix(r.URL.Path, "/v1/config")
+}
+
+// usages answers as the servers of several datacenters would; dc3 cannot be reached.
+type usages struct{ asked sync.Map }
+
+func (u *usages) Call(_ context.Context, d rpc.Descriptor, req, resp any) error {
+	switch r := resp.(type) {
+	case *catalog.DatacentersReply:
+		r.Datacenters = []string{"dc1", "dc2", "dc3"}
+	case *operator.UsageReply:
+		o := req.(*operator.UsageRequest)
+		u.asked.Store(o.Datacenter, o.Token)
+		switch o.Datacenter {
+		case "":
+			r.Index, r.Usage = 7, map[string]operator.Usage{"dc1": {Nodes: 1}}
+		case "dc2":
+			r.Index, r.Usage = 99, map[string]operator.Usage{"dc2": {Nodes: 2}}
+		default:
+			return wireerr.ErrNoLeader
+		}
+	}
+	return nil
+}
+
+func (u *usages) Stream(context.Context, rpc.Descriptor, any, io.Reader, any) (io.ReadCloser, error) {
+	return nil, wireerr.ErrNoLeader
+}
+
+func TestUsageOfAllDatacentersThatAnswer(t *testing.T) {
+	u := &usages{}
+	s, _ := newServer(t, Config{Caller: u}, nil)
+	for target, want := range map[string][]string{
+		"/v1/operator/usage":               {"dc1"},
+		"/v1/operator/usage?dc=dc2":        {"dc1"},
+		"/v1/operator/usage?global&dc=dc2": {"dc1", "dc2"},
+	} {
+		w := do(s, "GET", target, "", "X-Consul-Token", "secret")
+		var body struct{ Usage map[string]operator.Usage }
+		if err := json.Unmarshal(w.Body.Bytes(), &body); err != nil || w.Code != 200 || w.Header().Get("X-Consul-Index") != "7" {
+			t.Errorf("%s: %d %s, %v", target, w.Code, w.Body, err)
+		}
+		if got := slices.Sorted(maps.Keys(body.Usage)); !slices.Equal(got, want) {
+			t.Errorf("%s: counts of %v, want %v", target, got, want)
+		}
+	}
+	if token, ok := u.asked.Load("dc3"); !ok || token != "secret" {
+		t.Errorf("dc3 was asked %v with %v", ok, token)
+	}
 }

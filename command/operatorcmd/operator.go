@@ -42,6 +42,12 @@ func Verbs() []verb.Verb {
 			Help: "Changes the settings that are given and keeps the others.",
 		}),
 		common(verb.Verb{Path: "operator autopilot state", Synopsis: "Print what autopilot thinks of the servers", Setup: state}),
+		{Path: "operator usage", Synopsis: "Count what is registered"},
+		common(verb.Verb{
+			Path: "operator usage instances", Synopsis: "Count services, their instances and nodes", Setup: usageInstances,
+			Help: "Counts services, their instances, nodes, and the instances of the mesh by kind. Billable is what the product this one " +
+				"is compatible with calls ordinary instances, those of the servers left out.",
+		}),
 	}
 }
 
