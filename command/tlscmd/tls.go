@@ -2,18 +2,17 @@
 package tlscmd
 
 import (
-	"crypto/rand"
 	"errors"
 	"flag"
 	"fmt"
 	"io/fs"
-	"math/big"
 	"os"
 	"regexp"
 	"strings"
 	"time"
 
 	"github.com/sarnmesh/sarn/command/verb"
+	"github.com/sarnmesh/sarn/internal/agentcert"
 )
 
 // Verbs are the commands of this package.
@@ -104,15 +103,6 @@ func exists(path string) bool {
 	return !errors.Is(err, fs.ErrNotExist)
 }
 
-// serial returns a random positive number of 128 bits at most.
-func serial() (*big.Int, error) {
-	n, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 128))
-	if err != nil {
-		return nil, err
-	}
-	return n.Add(n, big.NewInt(1)), nil
-}
-
 // caFiles are where the authority of a domain is kept.
 func caFiles(domain string) (cert, key string) {
 	return domain + "-agent-ca.pem", domain + "-agent-ca-key.pem"
@@ -145,14 +135,14 @@ func createCA(f *flag.FlagSet) func(*verb.Call) error {
 		case exists(keyFile):
 			return verb.Errorf("%s already exists.", keyFile)
 		}
-		spec := authority{name: *name, validity: time.Duration(*days) * day}
+		spec := agentcert.Authority{Name: *name, Validity: time.Duration(*days) * day}
 		if *constrain {
-			spec.only = append(append([]string{}, *more...), *domain, "localhost")
+			spec.Only = append(append([]string{}, *more...), *domain, "localhost")
 		}
 		if *cluster != "" {
-			spec.uri = "spiffe://" + *cluster + "." + *domain
+			spec.URI = "spiffe://" + *cluster + "." + *domain
 		}
-		cert, key, err := spec.make(time.Now())
+		cert, key, err := spec.Make(time.Now())
 		if err != nil {
 			return verb.Errorf("Error making the authority: %w", err)
 		}
@@ -215,17 +205,17 @@ func createCert(f *flag.FlagSet) func(*verb.Call) error {
 		if err != nil {
 			return verb.Errorf("Error reading CA key: %w", err)
 		}
-		spec := leaf{name: fmt.Sprintf("%s.%s.%s", kind, *dc, *domain), validity: time.Duration(*days) * day, peer: kind != "cli"}
-		spec.hosts = []string{spec.name, "localhost"}
+		spec := agentcert.Leaf{Name: fmt.Sprintf("%s.%s.%s", kind, *dc, *domain), Validity: time.Duration(*days) * day, Peer: kind != "cli"}
+		spec.Hosts = []string{spec.Name, "localhost"}
 		if *node != "" {
-			spec.hosts = append(spec.hosts, *node+"."+spec.name)
+			spec.Hosts = append(spec.Hosts, *node+"."+spec.Name)
 		}
-		spec.hosts = append(spec.hosts, *hosts...)
-		if spec.peer {
-			spec.addrs = append(spec.addrs, "127.0.0.1")
+		spec.Hosts = append(spec.Hosts, *hosts...)
+		if spec.Peer {
+			spec.Addrs = append(spec.Addrs, "127.0.0.1")
 		}
-		spec.addrs = append(spec.addrs, *addrs...)
-		cert, key, err := spec.make(time.Now(), caPEM, keyPEM)
+		spec.Addrs = append(spec.Addrs, *addrs...)
+		cert, key, err := spec.Make(time.Now(), caPEM, keyPEM)
 		if err != nil {
 			return verb.Errorf("Error making the certificate: %w", err)
 		}

@@ -1,4 +1,6 @@
-package tlscmd
+// Package agentcert makes the certificates that agents and servers show one another: an authority, and what it signs. They
+// are made from two files of PEM; the authority of the mesh, which the servers keep, is connect/ca.
+package agentcert
 
 import (
 	"bytes"
@@ -21,34 +23,34 @@ import (
 // skew is how long before it is made a certificate is valid, for machines whose clocks are late.
 const skew = time.Minute
 
-// An authority is the certificate of one to be made.
-type authority struct {
-	name     string // empty for one with the serial number
-	validity time.Duration
-	only     []string // domains it may sign for; none for any
-	uri      string   // empty for none
+// An Authority is the certificate of one to be made.
+type Authority struct {
+	Name     string // empty for one with the serial number
+	Validity time.Duration
+	Only     []string // domains it may sign for; none for any
+	URI      string   // empty for none
 }
 
-// make returns the authority's certificate and key as PEM.
-func (a authority) make(now time.Time) (cert, key []byte, err error) {
+// Make returns the authority's certificate and key as PEM.
+func (a Authority) Make(now time.Time) (cert, key []byte, err error) {
 	number, signer, id, err := fresh()
 	if err != nil {
 		return nil, nil, err
 	}
-	name := a.name
+	name := a.Name
 	if name == "" {
 		name = fmt.Sprintf("Sarn Agent CA %d", number)
 	}
 	t := &x509.Certificate{
-		SerialNumber: number, Subject: pkix.Name{CommonName: name}, NotBefore: now.Add(-skew), NotAfter: now.Add(a.validity),
+		SerialNumber: number, Subject: pkix.Name{CommonName: name}, NotBefore: now.Add(-skew), NotAfter: now.Add(a.Validity),
 		BasicConstraintsValid: true, IsCA: true, SubjectKeyId: id, AuthorityKeyId: id,
 		KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign | x509.KeyUsageDigitalSignature,
 	}
-	if len(a.only) > 0 {
-		t.PermittedDNSDomainsCritical, t.PermittedDNSDomains = true, a.only
+	if len(a.Only) > 0 {
+		t.PermittedDNSDomainsCritical, t.PermittedDNSDomains = true, a.Only
 	}
-	if a.uri != "" {
-		u, err := url.Parse(a.uri)
+	if a.URI != "" {
+		u, err := url.Parse(a.URI)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -57,16 +59,16 @@ func (a authority) make(now time.Time) (cert, key []byte, err error) {
 	return sign(t, t, signer, signer)
 }
 
-// A leaf is a certificate of an agent or a command line to be made.
-type leaf struct {
-	name         string
-	hosts, addrs []string
-	validity     time.Duration
-	peer         bool // it is shown by clients and by servers of TLS
+// A Leaf is a certificate of an agent or a command line to be made.
+type Leaf struct {
+	Name         string
+	Hosts, Addrs []string
+	Validity     time.Duration
+	Peer         bool // it is shown by clients and by servers of TLS
 }
 
-// make returns the certificate, signed by an authority, and its key as PEM.
-func (l leaf) make(now time.Time, caPEM, caKeyPEM []byte) (cert, key []byte, err error) {
+// Make returns the certificate, signed by an authority, and its key as PEM.
+func (l Leaf) Make(now time.Time, caPEM, caKeyPEM []byte) (cert, key []byte, err error) {
 	ca, caKey, err := parseCA(caPEM, caKeyPEM, now)
 	if err != nil {
 		return nil, nil, err
@@ -76,13 +78,13 @@ func (l leaf) make(now time.Time, caPEM, caKeyPEM []byte) (cert, key []byte, err
 		return nil, nil, err
 	}
 	t := &x509.Certificate{
-		SerialNumber: number, Subject: pkix.Name{CommonName: l.name}, DNSNames: l.hosts, NotBefore: now.Add(-skew), NotAfter: now.Add(l.validity),
+		SerialNumber: number, Subject: pkix.Name{CommonName: l.Name}, DNSNames: l.Hosts, NotBefore: now.Add(-skew), NotAfter: now.Add(l.Validity),
 		BasicConstraintsValid: true, SubjectKeyId: id, KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageKeyEncipherment,
 	}
-	if l.peer {
+	if l.Peer {
 		t.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}
 	}
-	for _, a := range l.addrs {
+	for _, a := range l.Addrs {
 		ip := net.ParseIP(a)
 		if ip == nil {
 			return nil, nil, fmt.Errorf("%q is not an IP address", a)
@@ -206,4 +208,13 @@ func keyID(public crypto.PublicKey) ([]byte, error) {
 	}
 	sum := sha256.Sum256(der)
 	return sum[:20], nil
+}
+
+// serial returns a random positive number of 128 bits at most.
+func serial() (*big.Int, error) {
+	n, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 128))
+	if err != nil {
+		return nil, err
+	}
+	return n.Add(n, big.NewInt(1)), nil
 }
