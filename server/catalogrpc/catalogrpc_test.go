@@ -652,3 +652,17 @@ func BenchmarkHealthCall(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkRegisterCall measures a registration in process: the call, its rights, the log entry and the state.
+func BenchmarkRegisterCall(b *testing.B) {
+	s := newServer(b, catalogrpc.Config{})
+	b.ReportAllocs()
+	for i := 0; b.Loop(); i++ {
+		id := fmt.Sprintf("web-%d", i)
+		s.register(&catalog.RegisterRequest{
+			Node: fmt.Sprintf("n%d", i/10), Address: "127.0.0.1",
+			Service: &catalog.Service{ID: id, Service: "web", Port: 80, Tags: []string{"a", "b"}, Meta: map[string]string{"version": "1"}},
+			Check:   &catalog.Check{CheckID: id, Name: "up", ServiceID: id, Status: catalog.Passing},
+		})
+	}
+}
