@@ -61,6 +61,7 @@ func newPatroni(t *testing.T, name string, agent *agent) *patroni {
 		"postgresql": map[string]any{
 			"listen": fmt.Sprintf("127.0.0.1:%d", n.port), "connect_address": fmt.Sprintf("127.0.0.1:%d", n.port),
 			"data_dir": filepath.Join(n.dir, "data"), "bin_dir": n.bin, "pgpass": filepath.Join(n.dir, "pgpass"),
+			"basebackup":     []any{map[string]any{"checkpoint": "fast"}},
 			"authentication": map[string]any{"superuser": role, "replication": role, "rewind": role},
 			"pg_hba":         []any{"host all all 127.0.0.1/32 trust", "host replication all 127.0.0.1/32 trust", "local all all trust"},
 			"parameters":     map[string]any{"unix_socket_directories": n.dir, "fsync": "off", "shared_buffers": "16MB"},
