@@ -191,6 +191,9 @@ func (r *Raft) Run(ctx context.Context) (err error) {
 	if !storage.InMemory {
 		logs = newCache(storage.Logs)
 	}
+	if err := r.recover(conf, storage, trans); err != nil {
+		return fmt.Errorf("recover the members of raft: %w", err)
+	}
 	ra, err := raft.NewRaft(conf, r.cfg.FSM, logs, storage.Stable, storage.Snapshots, trans)
 	if err != nil {
 		return fmt.Errorf("start raft: %w", err)
