@@ -5,6 +5,8 @@ import (
 	"os"
 	"runtime/debug"
 	"time"
+
+	"github.com/sarnmesh/sarn/internal/resident"
 )
 
 // smallHeap makes the collector run a little more often than in a program whose
@@ -36,6 +38,6 @@ func trimMemory(ctx context.Context) error {
 		case <-time.After(wait):
 		}
 		debug.FreeOSMemory()
-		releaseProgram()
+		_ = resident.Release() // it stays resident, then
 	}
 }

@@ -302,10 +302,3 @@ static_resources:
 		t.Error(err)
 	}
 }
-
-func TestReleasedProgramStillWorks(t *testing.T) {
-	releaseProgram()
-	if got := strings.Repeat("ab", 3); got != "ababab" {
-		t.Error(got)
-	}
-}
