@@ -26,6 +26,7 @@ func (s *Server) operatorRoutes() []endpoint {
 		{"/v1/operator/autopilot/health", "GET", s.autopilotHealth},
 		{"/v1/operator/autopilot/state", "GET", s.autopilotState},
 		{"/v1/operator/keyring", "GET,POST,PUT,DELETE", s.keyring},
+		{"/v1/operator/join-token", "PUT", s.joinToken},
 		{"/v1/operator/usage", "GET", s.usage},
 	}
 }

@@ -48,6 +48,8 @@ import (
 	"github.com/sarnmesh/sarn/server/configrpc"
 	"github.com/sarnmesh/sarn/server/connectrpc"
 	"github.com/sarnmesh/sarn/server/fsm"
+	"github.com/sarnmesh/sarn/server/introrpc"
+	"github.com/sarnmesh/sarn/server/leader"
 	"github.com/sarnmesh/sarn/server/transport"
 )
 
@@ -147,6 +149,9 @@ func newMember(src config.Sources, s *config.Settings, log hclog.InterceptLogger
 		for _, m := range []*material{&a.rpcTLS, &a.httpTLS, &a.grpcTLS} {
 			m.auto = given.Admission
 		}
+	}
+	if _, err := keepOwnCert(s, log, time.Now()); err != nil {
+		return nil, err
 	}
 	if err := a.loadTLS(s); err != nil {
 		return nil, err
@@ -254,6 +259,7 @@ func (a *Agent) newServer(s *config.Settings) error {
 	}
 	a.server, err = server.New(server.Config{
 		Introduce: introducer.Methods(), Handlers: []func(*transport.Registry, *fsm.Appliers){introducer.Register},
+		Duties:     []leader.Duty{introrpc.SweepJoinTokens()},
 		Datacenter: s.Node.Datacenter, NodeName: s.Node.Name, NodeID: a.node.ID, Build: version.Build(), DataDir: s.DataDir, Dev: s.Dev,
 		Bootstrap: s.Bootstrap, BootstrapExpect: s.BootstrapExpect, ReadReplica: s.ReadReplica, Listener: a.sockets.server, Advertise: s.Addresses.ServerAdvertise,
 		Dial: dial, Security: a.security(s), Gossip: pool, OnEvent: a.observe, WAN: wan, WANPort: wanPort, GRPCPort: s.Ports.GRPC,
@@ -485,6 +491,10 @@ func (a *Agent) Run(ctx context.Context) error {
 	run("leaf certificates", a.leaves.Run)
 	if a.given != nil {
 		run("the agent's certificate", func(ctx context.Context) error { return a.given.Run(ctx, a.caller, a.leaves.Roots) })
+	}
+	if s.JoinTokens.CAKeyFile != "" {
+		run("this server's certificate", a.renewOwnCert)
+		run("this server's token", a.takeOwnToken)
 	}
 	if len(a.sockets.grpcTLS) > 0 {
 		run("own certificate", a.ownLeaves.Run)

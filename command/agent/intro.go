@@ -34,6 +34,7 @@ func (a *Agent) introducer(s *config.Settings) (*introrpc.Introducer, error) {
 		Datacenter: s.Node.Datacenter, Sign: s.AutoEncrypt.AllowTLS, Logger: a.log.Named("intro"),
 		ServerRoots:          func() []string { return a.rpcTLS.now.Load().pem },
 		VerifyServerHostname: func() bool { return a.rpcTLS.now.Load().stanza.VerifyServerHostname },
+		Join:                 a.joining(s),
 		Settings:             func() intro.Settings { return told(a.current(), a.pool.PrimaryKey()) },
 	}
 	if s.AutoConfig.Authorization {

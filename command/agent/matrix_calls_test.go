@@ -361,6 +361,9 @@ func serverCalls(t *testing.T, g *guardedAgent) []callCase {
 		plain(intro.AdmitCall, nil, intro.AdmitRequest{Secret: g.server.Secret(), WantToken: true, Applicant: intro.Applicant{
 			Datacenter: "dc1", Node: "zqx-node", CSR: requestFor(t, connect.AgentID(roots.TrustDomain, "dc1", "zqx-node")),
 		}}, everybody),
+		plain(intro.NewJoinTokenCall, slices.Concat(aclWrite, opWrite), intro.NewJoinTokenRequest{}),
+		plain(intro.RedeemCall, nil, intro.RedeemRequest{Secret: g.server.Secret()}, everybody),
+		plain(intro.OwnTokenCall, nil, intro.OwnTokenRequest{Secret: g.server.Secret(), Node: "zqx-node"}, everybody),
 		plain(ca.SignIntermediateCall, opWrite, ca.SignIntermediateRequest{CSR: requestFor(t, connect.CAID(roots.TrustDomain)), ForDatacenter: "dc2"}),
 		plain(ca.ConfirmCall, nodeWrite, ca.ConfirmRequest{Node: "zqx-node"}),
 		plain(ca.ConfirmDatacenterCall, opWrite, ca.ConfirmDatacenterRequest{FromDatacenter: "dc2", Phase: ca.PhaseNone}),

@@ -527,6 +527,8 @@ func httpCalls(f *fixture) []matrixCall {
 		{route: "POST /v1/operator/keyring", target: "/v1/operator/keyring", body: `{"Key": "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="}`, needs: one(may(acl.Keyring, acl.Write, ""))},
 		{route: "PUT /v1/operator/keyring", target: "/v1/operator/keyring", body: `{"Key": "` + gossipKey + `"}`, needs: one(may(acl.Keyring, acl.Write, ""))},
 		{route: "DELETE /v1/operator/keyring", target: "/v1/operator/keyring", body: `{"Key": "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="}`, needs: one(may(acl.Keyring, acl.Write, ""))},
+		// That they make a token is tried where there are some to be had; the agent here has none.
+		{route: "PUT /v1/operator/join-token", target: "/v1/operator/join-token", body: `{"Server": true}`, needs: slices.Concat(aclWrite, opWrite)},
 		{route: "GET /v1/operator/usage", target: "/v1/operator/usage", needs: opRead},
 		{route: "GET /v1/snapshot", target: "/v1/snapshot", needs: aclWrite},
 		{route: "PUT /v1/snapshot", target: "/v1/snapshot", body: "no snapshot", needs: aclWrite},

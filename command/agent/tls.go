@@ -191,7 +191,7 @@ func (c *autoCert) get(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 // security is the TLS of the server port.
 func (a *Agent) security(s *config.Settings) *rpcwire.Security {
 	domain, datacenter := s.DNS.Domain, s.Node.Datacenter
-	introduces := s.Server && (s.AutoEncrypt.AllowTLS || s.AutoConfig.Authorization)
+	introduces := s.Server && (s.AutoEncrypt.AllowTLS || s.AutoConfig.Authorization || s.JoinTokens.CAKeyFile != "")
 	agents := &agentRoots{}
 	return &rpcwire.Security{Live: func() *rpcwire.Security {
 		t := a.rpcTLS.now.Load().stanza

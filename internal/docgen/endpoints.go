@@ -145,6 +145,7 @@ var endpoints = map[string]endpoint{
 	"/v1/operator/autopilot/configuration":    {"", "Settings of autopilot."},
 	"/v1/operator/autopilot/health":           {"", "Health of the servers; 429 when not all are healthy."},
 	"/v1/operator/autopilot/state":            {"", "What autopilot thinks of the servers."},
+	"/v1/operator/join-token":                 {"", "Makes [a token](../secure-start.md#join-tokens) by which one machine joins; body: `Server`, `TTL`."},
 	"/v1/operator/keyring":                    {"", "Lists, adds, changes to and removes gossip keys."},
 	"/v1/operator/raft/configuration":         {"", "The servers as Raft knows them."},
 	"/v1/operator/raft/peer":                  {"", "Takes a server out of Raft."},

@@ -5,6 +5,8 @@ package rpcwire
 
 import (
 	"context"
+	"crypto/sha256"
+	"crypto/subtle"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -53,6 +55,9 @@ type Security struct {
 	IsAgent func(*x509.Certificate) bool
 	// Introduce accepts ProtoIntro.
 	Introduce bool
+	// Pin, when not nil, makes calls over ProtoIntro trust the authority whose certificate has this SHA-256, and nobody
+	// else. The server shows that certificate with its own, and must have the name ServerName gives.
+	Pin []byte
 
 	// Live returns what holds now, where that may change: then everything else in this Security is left out. Nil means
 	// that nothing changes.
@@ -208,6 +213,9 @@ func (s *Security) outgoing(protocol, datacenter string) *tls.Config {
 // introducing returns the configuration of an agent that asks for a certificate. Where no authority is configured, the
 // server is verified with those of the system if outgoing calls are to be verified, and else not at all.
 func (s *Security) introducing(datacenter string) *tls.Config {
+	if s.Pin != nil {
+		return s.pinned(datacenter)
+	}
 	out := *s
 	out.Certificate = nil
 	if roots := s.roots(); roots != nil {
@@ -227,6 +235,32 @@ func (s *Security) introducing(datacenter string) *tls.Config {
 	}
 	out.Roots = func() *x509.CertPool { return system }
 	return out.outgoing(ProtoIntro, datacenter)
+}
+
+var errPin = errors.New("the server does not show the authority that is expected: it is of another cluster, or somebody is in between")
+
+// pinned returns the configuration of who knows nothing of a cluster but the hash of its authority.
+func (s *Security) pinned(datacenter string) *tls.Config {
+	name := s.ServerName(datacenter)
+	return &tls.Config{
+		MinVersion: s.minVersion(), NextProtos: []string{ProtoIntro}, ServerName: name,
+		InsecureSkipVerify: true, // VerifyConnection does it
+		VerifyConnection: func(cs tls.ConnectionState) error {
+			for _, cert := range cs.PeerCertificates[1:] {
+				sum := sha256.Sum256(cert.Raw)
+				if !cert.IsCA || subtle.ConstantTimeCompare(sum[:], s.Pin) != 1 {
+					continue
+				}
+				roots := x509.NewCertPool()
+				roots.AddCert(cert)
+				if err := verify(cs, roots, x509.ExtKeyUsageServerAuth); err != nil {
+					return err
+				}
+				return cs.PeerCertificates[0].VerifyHostname(name)
+			}
+			return errPin
+		},
+	}
 }
 
 // Secure makes a fresh connection to a server's port speak the protocol. It closes conn when it fails.

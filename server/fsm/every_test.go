@@ -17,6 +17,7 @@ import (
 	"github.com/sarnmesh/sarn/server/configrpc"
 	"github.com/sarnmesh/sarn/server/connectrpc"
 	"github.com/sarnmesh/sarn/server/fsm"
+	"github.com/sarnmesh/sarn/server/introrpc"
 	"github.com/sarnmesh/sarn/server/kvrpc"
 	"github.com/sarnmesh/sarn/server/peeringrpc"
 	"github.com/sarnmesh/sarn/server/queryrpc"
@@ -37,11 +38,16 @@ func every() *fsm.Appliers {
 	svidrpc.Register(r, a, svidrpc.Config{})
 	statusrpc.Register(r, a, statusrpc.Config{})
 	peeringrpc.Register(r, a, peeringrpc.Config{})
+	introducer, err := introrpc.New(introrpc.Config{})
+	if err != nil {
+		panic(err)
+	}
+	introducer.Register(r, a)
 	a.OnDelay = nil
 	return a
 }
 
-const lastKind = fsm.SVIDKeys
+const lastKind = fsm.JoinTokens
 
 type wireRecord struct {
 	Kind    fsm.Kind `cbor:"k"`
@@ -116,7 +122,11 @@ func samples(t testing.TB) map[fsm.Kind][]any {
 		fsm.ACLRoles:        {object{"Set": []any{object{"ID": id, "Name": "r", "Policies": []any{nil}}}}},
 		fsm.ACLAuthMethods:  {object{"Set": []any{object{"Name": "m", "Type": "jwt", "Config": object{"a": object{}}}, nil}}},
 		fsm.ACLBindingRules: {object{"Set": []any{object{"ID": id, "AuthMethod": "m", "Selector": "((", "BindName": "${"}, nil}}},
-		fsm.SVIDKeys:        {object{"Keys": []any{nil}, "Index": 1}, object{}},
+		fsm.JoinTokens: {
+			object{"Now": int64(1), "Make": object{"Hash": make([]byte, 32), "Expires": int64(9)}},
+			object{"Now": int64(2), "Use": object{"Hash": make([]byte, 32), "Server": true, "Node": "n"}}, object{},
+		},
+		fsm.SVIDKeys: {object{"Keys": []any{nil}, "Index": 1}, object{}},
 	}
 }
 

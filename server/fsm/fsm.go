@@ -41,7 +41,8 @@ const (
 	ACLRoles
 	ACLAuthMethods
 	ACLBindingRules
-	SVIDKeys // what JWT-SVIDs are signed with
+	SVIDKeys   // what JWT-SVIDs are signed with
+	JoinTokens // by which machines join
 )
 
 // A Command is one write: a kind and its request, a pointer to the type its applier takes.

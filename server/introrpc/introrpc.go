@@ -4,7 +4,6 @@ package introrpc
 
 import (
 	"context"
-	"crypto/subtle"
 	"errors"
 	"fmt"
 	"net/http"
@@ -47,6 +46,9 @@ type Config struct {
 	ServerRoots          func() []string
 	VerifyServerHostname func() bool
 
+	// Join lets machines join by tokens; nil does not.
+	Join *Join
+
 	Logger hclog.Logger // default discards
 }
 
@@ -59,6 +61,7 @@ type Introducer struct {
 	internal rpc.Caller
 	secret   func() string
 	turns    chan struct{}
+	joins    bucket
 }
 
 // atOnce bounds the introductions in progress.
@@ -92,15 +95,17 @@ func (in *Introducer) Connect(caller, internal rpc.Caller, secret func() string)
 	in.caller, in.internal, in.secret = caller, internal, secret
 }
 
-// Register adds the call of the leader.
-func (in *Introducer) Register(r *transport.Registry, _ *fsm.Appliers) {
+// Register adds the calls of the leader, and what is kept of join tokens.
+func (in *Introducer) Register(r *transport.Registry, a *fsm.Appliers) {
 	transport.HandleServers(r, intro.AdmitCall, in.admit)
+	in.registerJoin(r, a)
 }
 
 // Methods are the calls that need no certificate.
 func (in *Introducer) Methods() []rpcwire.Method {
 	return []rpcwire.Method{
 		method(in, intro.HelloName, in.hello), method(in, intro.SignName, in.sign), method(in, intro.ConfigureName, in.configure),
+		in.joinMethod(),
 	}
 }
 
@@ -250,8 +255,7 @@ var errNotServer = wireerr.Errorf(http.StatusForbidden, "Permission denied: only
 
 // admit is what the leader does on the word of a server.
 func (in *Introducer) admit(ctx context.Context, _ *transport.Call, req *intro.AdmitRequest) (*intro.AdmitReply, acl.Permit, error) {
-	secret := in.secret()
-	if secret == "" || subtle.ConstantTimeCompare([]byte(secret), []byte(req.Secret)) != 1 {
+	if !in.fromServer(req.Secret) {
 		return nil, acl.Permit{}, errNotServer
 	}
 	a := &req.Applicant
@@ -268,17 +272,16 @@ func (in *Introducer) admit(ctx context.Context, _ *transport.Call, req *intro.A
 	}
 	reply := &intro.AdmitReply{CertPEM: l.CertPEM, RootID: l.RootID, ValidAfter: l.ValidAfter, ValidBefore: l.ValidBefore}
 	if req.WantToken {
-		if reply.Token, err = in.token(ctx, a.Node); err != nil {
+		if reply.Token, err = in.token(ctx, a.Node, fmt.Sprintf("Auto Config Token for Node %q", a.Node)); err != nil {
 			return nil, acl.Permit{}, err
 		}
 	}
 	return reply, acl.Open(), nil
 }
 
-// token returns the secret of the node's own token: one that was made before, so that an agent that is introduced again
-// and again leaves no more than one, or a new one.
-func (in *Introducer) token(ctx context.Context, node string) (string, error) {
-	describe := fmt.Sprintf("Auto Config Token for Node %q", node)
+// token returns the secret of a node's own token: one that was made before under the same description, so that an agent
+// that asks again and again leaves no more than one, or a new one.
+func (in *Introducer) token(ctx context.Context, node, describe string) (string, error) {
 	identity := []acl.NodeIdentity{{NodeName: node, Datacenter: in.cfg.Datacenter}}
 	list, err := access.TokenListCall.Call(ctx, in.internal, &access.TokenListRequest{})
 	if err != nil {
@@ -289,11 +292,5 @@ func (in *Introducer) token(ctx context.Context, node string) (string, error) {
 			return t.SecretID, nil
 		}
 	}
-	made, err := access.TokenSetCall.Call(ctx, in.internal, &access.TokenSetRequest{
-		Create: true, Token: acl.Token{Description: describe, Local: true, NodeIdentities: identity},
-	})
-	if err != nil {
-		return "", err
-	}
-	return made.Token.SecretID, nil
+	return in.makeToken(ctx, node, describe)
 }

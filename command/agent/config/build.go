@@ -33,6 +33,7 @@ func (b *builder) build() {
 	b.checkWorkloads()
 	b.checkTLS()
 	b.checkAuto()
+	b.checkJoinTokens()
 	b.checkDNS()
 	b.checkLimits()
 	b.checkRaft()
@@ -261,9 +262,9 @@ func (b *builder) checkConnect() {
 			}
 			d, err := time.ParseDuration(text)
 			if err != nil {
-				b.fail("connect.ca_config", "connect.ca_config.%s: invalid duration: %q: %v", key, text, err)
+				b.fail("connect.ca_config."+key, "connect.ca_config.%s: invalid duration: %q: %v", key, text, err)
 			} else if d < time.Hour {
-				b.fail("connect.ca_config", "leaf cert TTL must be greater or equal than 1h0m0s, got %s", d)
+				b.fail("connect.ca_config."+key, "leaf cert TTL must be greater or equal than 1h0m0s, got %s", d)
 			}
 		}
 	}

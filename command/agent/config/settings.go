@@ -55,6 +55,7 @@ type Settings struct {
 	TLS         TLS
 	AutoEncrypt AutoEncrypt `key:"auto_encrypt"`
 	AutoConfig  AutoConfig  `key:"auto_config"`
+	JoinTokens  JoinTokens  `key:"join_tokens"`
 	Connect     Connect     `key:"connect"`
 	DNS         DNS
 	HTTP        HTTP
@@ -279,6 +280,13 @@ type AutoConfig struct {
 	IPSANs          []string       `key:"ip_sans"`
 	Authorization   bool           `key:"authorization.enabled"`
 	Static          AutoConfigAuth `key:"authorization.static"`
+}
+
+// JoinTokens let machines join by tokens that this server's cluster makes.
+type JoinTokens struct {
+	// CAKeyFile is the key of the authority in tls.internal_rpc.ca_file. A server that has it signs its own certificate,
+	// keeps that current in cert_file, and tells the key to servers that join. Empty turns join tokens off.
+	CAKeyFile string `key:"ca_key_file"`
 }
 
 // AutoConfigAuth says which JWTs a server accepts for AutoConfig.

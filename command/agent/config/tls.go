@@ -166,3 +166,26 @@ func (b *builder) checkAuto() {
 		b.fail("auto_config.enabled", "auto_config.enabled is set without providing a list of addresses")
 	}
 }
+
+// checkJoinTokens checks that a server which lets machines join by tokens is one that nobody else can pass for.
+func (b *builder) checkJoinTokens() {
+	const key = "join_tokens.ca_key_file"
+	s := &b.doc.Settings
+	if s.JoinTokens.CAKeyFile == "" {
+		return
+	}
+	t := s.TLS.InternalRPC
+	for _, c := range []struct {
+		wrong bool
+		text  string
+	}{
+		{!s.Server, "can only be used on a server"},
+		{t.CAFile == "" || t.CertFile == "" || t.CertFile != t.KeyFile, "needs tls.internal_rpc.ca_file, with the certificate of the key first, and one file as both cert_file and key_file, which the server keeps current"},
+		{!t.VerifyIncoming || !t.VerifyServerHostname, "needs tls.internal_rpc.verify_incoming and verify_server_hostname"},
+		{!s.ACL.Enabled, "needs acl.enabled"},
+	} {
+		if c.wrong {
+			b.fail(key, "%s %s.", key, c.text)
+		}
+	}
+}
