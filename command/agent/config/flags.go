@@ -1,6 +1,7 @@
 package config
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"strconv"
@@ -135,13 +136,13 @@ func (f *keyFlag) Set(s string) error {
 	case flagBool:
 		v, err := strconv.ParseBool(s)
 		if err != nil {
-			return err
+			return errors.New("want true or false")
 		}
 		n = &node{shape: boolean, boolean: v, pos: pos}
 	case flagInt:
 		v, err := strconv.ParseInt(s, 0, 64)
 		if err != nil {
-			return err
+			return errors.New("want a whole number")
 		}
 		n = &node{shape: integer, integer: v, pos: pos}
 	case flagList:

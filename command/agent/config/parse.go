@@ -2,10 +2,12 @@ package config
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"regexp"
 	"strconv"
 	"strings"
 
@@ -62,10 +64,10 @@ func parseJSON(file string, data []byte) (*node, error) {
 	if n.shape != object {
 		return nil, &SyntaxError{n.pos, fmt.Errorf("want an object, got a %s", n.typeName())}
 	}
-	if _, err := r.dec.Token(); err != io.EOF {
-		if err == nil {
-			err = errors.New("data after the end of the object")
-		}
+	rest := r.next()
+	if _, err := r.dec.Token(); err == nil {
+		return nil, &SyntaxError{rest, errors.New("data after the end of the object")}
+	} else if err != io.EOF {
 		return nil, r.syntax(err)
 	}
 	return n, nil
@@ -75,7 +77,9 @@ func parseJSON(file string, data []byte) (*node, error) {
 func (r *jsonReader) syntax(err error) error {
 	offset := int(r.dec.InputOffset())
 	if s, ok := errors.AsType[*json.SyntaxError](err); ok {
-		offset = int(s.Offset) - 1
+		if int(s.Offset) > offset { // from the scanner, which has read what it complains of
+			offset = int(s.Offset) - 1
+		}
 	} else if err == io.EOF || err == io.ErrUnexpectedEOF {
 		err, offset = errors.New("unexpected end of JSON input"), len(r.data)
 	}
@@ -173,6 +177,9 @@ func (n *node) number(s string) error {
 // attributes in one file and blocks in another, all of which HCL 2 refuses.
 type hclReader struct{ file string }
 
+// unknownToken is what the parser says where a value is missing.
+var unknownToken = regexp.MustCompile(`^Unknown token: \d+:\d+ (\w+)(?s:(.*))$`)
+
 func parseHCL(file string, data []byte) (*node, error) {
 	r := &hclReader{file: file}
 	if err := r.depth(data); err != nil {
@@ -181,7 +188,11 @@ func parseHCL(file string, data []byte) (*node, error) {
 	f, err := hclparser.Parse(data)
 	if err != nil {
 		if p, ok := errors.AsType[*hclparser.PosError](err); ok {
-			return nil, &SyntaxError{r.pos(p.Pos), p.Err}
+			err := p.Err
+			if m := unknownToken.FindStringSubmatch(err.Error()); m != nil {
+				err = fmt.Errorf("want a value, got %s", cmp.Or(strings.TrimSpace(m[2]), m[1]))
+			}
+			return nil, &SyntaxError{r.within(data, p.Pos), err}
 		}
 		return nil, &SyntaxError{Pos{File: file, Line: 1, Column: 1}, err}
 	}
@@ -214,6 +225,15 @@ func (r *hclReader) depth(data []byte) error {
 
 func (r *hclReader) pos(p token.Pos) Pos {
 	return Pos{File: r.file, Line: max(p.Line, 1), Column: max(p.Column, 1)}
+}
+
+// within is a position that is in the text: at its end, the parser counts on.
+func (r *hclReader) within(data []byte, p token.Pos) Pos {
+	pos := r.pos(p)
+	if end := position(r.file, data, len(data)); pos.Line > end.Line || pos.Line == end.Line && pos.Column > end.Column {
+		return end
+	}
+	return pos
 }
 
 // items makes an object of attributes and blocks. A block with labels is nested: a "b" {…} is a { b {…} }.

@@ -255,7 +255,7 @@ type KeyError struct {
 }
 
 func (e *KeyError) Error() string {
-	if e.Pos.Line == 0 {
+	if e.Pos.File == "" {
 		return e.Text
 	}
 	return fmt.Sprintf("%s (%v)", e.Text, e.Pos)
