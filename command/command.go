@@ -20,6 +20,7 @@ import (
 	"github.com/sarnmesh/sarn/command/debugcmd"
 	"github.com/sarnmesh/sarn/command/execcmd"
 	"github.com/sarnmesh/sarn/command/explaincmd"
+	"github.com/sarnmesh/sarn/command/initcmd"
 	"github.com/sarnmesh/sarn/command/intentioncmd"
 	"github.com/sarnmesh/sarn/command/kvcmd"
 	"github.com/sarnmesh/sarn/command/lockcmd"
@@ -28,6 +29,7 @@ import (
 	"github.com/sarnmesh/sarn/command/peeringcmd"
 	"github.com/sarnmesh/sarn/command/proxycmd"
 	"github.com/sarnmesh/sarn/command/redirectcmd"
+	"github.com/sarnmesh/sarn/command/runcmd"
 	"github.com/sarnmesh/sarn/command/servicescmd"
 	"github.com/sarnmesh/sarn/command/snapshotcmd"
 	"github.com/sarnmesh/sarn/command/tlscmd"
@@ -60,7 +62,7 @@ func Run(ctx context.Context, args []string, s verb.Streams) int {
 		fmt.Fprintf(s.Err, "Error executing command: %v\n", err)
 		return 1
 	}
-	if code == 127 && c.Subcommand() != "" {
+	if _, known := commands[c.Subcommand()]; code == 127 && c.Subcommand() != "" && !known {
 		suggest(s, c.Subcommand(), commands)
 	}
 	return code
@@ -77,7 +79,7 @@ func all(ctx context.Context, s verb.Streams) map[string]cli.CommandFactory {
 	commands := map[string]cli.CommandFactory{}
 	for _, verbs := range [][]verb.Verb{
 		aclcmd.Verbs(), catalogcmd.Verbs(), clustercmd.Verbs(), configcmd.Verbs(), connectcmd.Verbs(), debugcmd.Verbs(), execcmd.Verbs(), explaincmd.Verbs(),
-		intentioncmd.Verbs(), kvcmd.Verbs(), lockcmd.Verbs(), logincmd.Verbs(), operatorcmd.Verbs(), redirectcmd.Verbs(), servicescmd.Verbs(), snapshotcmd.Verbs(), tlscmd.Verbs(), validatecmd.Verbs(),
+		initcmd.Verbs(), intentioncmd.Verbs(), kvcmd.Verbs(), lockcmd.Verbs(), logincmd.Verbs(), operatorcmd.Verbs(), redirectcmd.Verbs(), runcmd.Verbs(), servicescmd.Verbs(), snapshotcmd.Verbs(), tlscmd.Verbs(), validatecmd.Verbs(),
 		versioncmd.Verbs(), watchcmd.Verbs(),
 		peeringcmd.Verbs(),
 	} {
@@ -112,7 +114,7 @@ func suggest(s verb.Streams, word string, commands map[string]cli.CommandFactory
 
 // groups order the commands in the help text.
 var groups = []struct{ title, names string }{
-	{"Run", "agent validate reload leave maint"},
+	{"Run", "agent run validate reload leave maint"},
 	{"Services", "services catalog config event"},
 	{"Mesh", "connect intention explain"},
 	{"Data", "kv lock watch snapshot"},

@@ -241,7 +241,7 @@ func (c *command) check() error {
 		return fmt.Errorf("Invalid log level: %s", x.logLevel)
 	}
 	for _, u := range x.upstreams {
-		if _, err := parseUpstream(u); err != nil {
+		if _, err := ParseUpstream(u); err != nil {
 			return err
 		}
 	}
@@ -477,8 +477,8 @@ func retry(ctx context.Context, log hclog.Logger, f func() (string, error)) (str
 	}
 }
 
-// parseUpstream reads a service and the address it is to be reached at, or only a port of this host's loopback.
-func parseUpstream(s string) (api.Upstream, error) {
+// ParseUpstream reads a service and the address it is to be reached at, or only a port of this host's loopback.
+func ParseUpstream(s string) (api.Upstream, error) {
 	name, addr, ok := strings.Cut(s, ":")
 	if !ok || name == "" || addr == "" {
 		return api.Upstream{}, fmt.Errorf("Upstream value should be name:addr in %q", s)
@@ -527,7 +527,7 @@ func (x *flags) registration() (*api.AgentServiceRegistration, error) {
 		}
 	}
 	for _, u := range x.upstreams {
-		up, err := parseUpstream(u)
+		up, err := ParseUpstream(u)
 		if err != nil {
 			return nil, err
 		}

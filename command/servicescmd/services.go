@@ -50,8 +50,8 @@ func Verbs() []verb.Verb {
 	}
 }
 
-// fromFiles reads the services of configuration files.
-func fromFiles(paths []string) ([]config.Service, error) {
+// FromFiles reads the services of configuration files.
+func FromFiles(paths []string) ([]config.Service, error) {
 	settings, _, err := config.Load(config.Sources{Dev: true, Paths: paths})
 	if err != nil {
 		return nil, verb.Errorf("Error: %w", err)
@@ -142,7 +142,7 @@ func register(f *flag.FlagSet) func(*verb.Call) error {
 			}
 			all = []*definition.Service{svc}
 		} else {
-			blocks, err := fromFiles(c.Args)
+			blocks, err := FromFiles(c.Args)
 			if err != nil {
 				return err
 			}
@@ -155,7 +155,7 @@ func register(f *flag.FlagSet) func(*verb.Call) error {
 			return err
 		}
 		for _, svc := range all {
-			body, err := request(svc)
+			body, err := Request(svc)
 			if err == nil {
 				_, err = client.Raw().Write("/v1/agent/service/register", body, nil, c.Write())
 			}
@@ -168,9 +168,9 @@ func register(f *flag.FlagSet) func(*verb.Call) error {
 	}
 }
 
-// request makes the body of a registration. The client library has no fields for some of what a check can say, so the
+// Request makes the body of a registration. The client library has no fields for some of what a check can say, so the
 // definition is sent itself; only what a nested check is called differs over HTTP.
-func request(svc *definition.Service) (map[string]any, error) {
+func Request(svc *definition.Service) (map[string]any, error) {
 	data, err := json.Marshal(svc)
 	if err != nil {
 		return nil, err
@@ -219,7 +219,7 @@ func deregister(f *flag.FlagSet) func(*verb.Call) error {
 		}
 		ids := []string{*id}
 		if *id == "" {
-			blocks, err := fromFiles(c.Args)
+			blocks, err := FromFiles(c.Args)
 			if err != nil {
 				return err
 			}

@@ -64,7 +64,7 @@ service {
 	if err := os.WriteFile(path, []byte(file), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	blocks, err := fromFiles([]string{path})
+	blocks, err := FromFiles([]string{path})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -72,7 +72,7 @@ service {
 		t.Fatalf("read %d services, want 2", len(blocks))
 	}
 	for _, b := range blocks {
-		req, err := request(b.Service)
+		req, err := Request(b.Service)
 		if err != nil {
 			t.Fatal(err)
 		}
