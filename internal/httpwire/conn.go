@@ -53,33 +53,52 @@ func newConn(f *front, raw net.Conn) *conn {
 	return c
 }
 
-// serve answers requests until the connection ends or is handed on.
+// serve answers requests until the connection ends, is handed on, or a watch goes on with it.
 func (c *conn) serve() {
-	handed := false
-	defer func() {
+	switch c.answerAll() {
+	case over:
+		c.raw.Close()
+		fallthrough
+	case handed:
 		c.f.remove(c)
-		if !handed {
-			c.raw.Close()
-		}
-	}()
+		c.f.serving.Done()
+	}
+}
+
+// A fate is why a goroutine is done with a connection.
+type fate int
+
+const (
+	over    fate = iota
+	handed       // to net/http
+	watched      // by the goroutine of a watch, which goes on with it
+)
+
+func (c *conn) answerAll() fate {
 	for {
 		head, err := c.readHead()
 		if err != nil {
-			return
+			return over
 		}
 		if head == nil || !c.request.parse(c, head) {
-			handed = true
 			c.f.rest.put(&prefixed{Conn: c.raw, left: bytes.Clone(c.buf[c.start:c.end])})
-			return
+			return handed
 		}
 		c.start += len(head)
 		if !c.begin() {
-			return
+			return over
 		}
 		again := c.handle()
-		if !c.finish() || !again {
+		again, still := c.finish(again)
+		switch {
+		case still && !again:
+			c.raw.Close() // ends the watch
+			return watched
+		case still:
+			return watched
+		case !again:
 			c.linger()
-			return
+			return over
 		}
 	}
 }
@@ -146,14 +165,15 @@ func (c *conn) begin() bool {
 	return true
 }
 
-// finish ends the request's context, and reports whether the connection may be used for another.
-func (c *conn) finish() bool {
+// finish ends the request's context, and reports whether the connection may be used for another request, as it may if
+// again says so, and whether a watch of it still reads. That then goes on with the connection.
+func (c *conn) finish(again bool) (usable, watched bool) {
 	c.mu.Lock()
 	ctx := c.ctx
 	c.active, c.ctx = false, nil
-	open := !c.closed
+	again = again && !c.closed
 	c.mu.Unlock()
-	return ctx.end() && open
+	return ctx.end(again)
 }
 
 // closeIdle closes the connection unless a request is in progress; that will then be the last.
@@ -307,9 +327,10 @@ type lifetime struct {
 	err      error
 	after    map[*func()]struct{}
 	timer    *time.Timer
-	watching chan struct{} // closed when the watch has ended, nil before it has begun
-	ended    bool          // the request is done
-	lost     bool          // the connection ended while watched
+	watching bool // a watch reads from the connection
+	ended    bool // the request is done
+	again    bool // and the connection may be used for another
+	lost     bool // the connection ended while watched
 }
 
 // Deadline returns none.
@@ -380,7 +401,8 @@ func (x *lifetime) cancel(err error) {
 	}
 }
 
-// watch reads from the connection until something arrives, the client goes away or the request ends.
+// watch reads from the connection until something arrives or the client goes away. When the request has ended by then, it
+// goes on with the connection: waking it to have another goroutine read would cost more than a short answer.
 func (x *lifetime) watch() {
 	x.mu.Lock()
 	c := x.c
@@ -389,45 +411,48 @@ func (x *lifetime) watch() {
 		x.mu.Unlock()
 		return
 	}
-	ended := make(chan struct{})
-	x.watching = ended
-	x.mu.Unlock()
-	defer close(ended)
+	x.watching = true
 	// A request that waits needs no buffer, and nobody looks at it before the watch has ended.
 	reads.Put((*[readSize]byte)(c.buf))
 	c.buf = nil
+	x.mu.Unlock()
 	var first [1]byte
 	n, err := c.raw.Read(first[:])
+
+	x.mu.Lock()
+	x.watching = false
+	ended, again := x.ended, x.again
 	c.buf = reads.Get().(*[readSize]byte)[:]
 	if n == 1 { // the next request begins: it waits for its turn
 		c.start, c.end, c.buf[0] = 0, 1, first[0]
-		return
 	}
-	x.mu.Lock()
-	over := x.ended
-	x.lost = x.lost || !over && err != nil
+	x.lost = n == 0 && err != nil
 	x.mu.Unlock()
-	if !over {
+	switch {
+	case ended && (n == 0 || !again):
+		c.raw.Close()
+		c.f.remove(c)
+		c.f.serving.Done()
+	case ended:
+		c.serve()
+	case n == 0:
 		x.cancel(context.Canceled)
 	}
 }
 
-// end ends the context with its request, and reports whether the connection is still there.
-func (x *lifetime) end() bool {
+// end ends the context with its request. It reports whether the connection may be used for another request, as it may
+// if again says so, and whether a watch still reads from it. From then on it is the watch's.
+func (x *lifetime) end(again bool) (usable, watched bool) {
 	x.mu.Lock()
 	x.ended = true
+	x.again = again && !x.lost
+	usable, watched = x.again, x.watching
 	if x.timer != nil {
 		x.timer.Stop()
 	}
-	watching := x.watching
 	x.mu.Unlock()
-	if watching != nil {
-		x.c.raw.SetReadDeadline(time.Unix(1, 0)) // wakes the watch
-		<-watching
-		x.c.raw.SetReadDeadline(time.Time{})
-	}
 	x.cancel(context.Canceled)
-	return !x.lost
+	return usable, watched
 }
 
 // writer returns what net.Buffers write to with one system call where there is a socket below.

@@ -129,7 +129,8 @@ func (f *front) accept(l net.Listener) error {
 			raw.Close()
 			continue
 		}
-		f.serving.Go(c.serve)
+		f.serving.Add(1) // until the connection ends, whoever serves it then
+		go c.serve()
 	}
 }
 
