@@ -40,6 +40,7 @@ type Config struct {
 	MaxConcurrent uint32        // streams on one connection; default 1024
 	Grace         time.Duration // open calls may finish in this time once Run is to end; default none
 	KeepAlive     time.Duration // silent clients are pinged this often; default 30s
+	Timeout       time.Duration // of the answer to a ping; default 20s
 	Logger        hclog.Logger  // default discards
 }
 
@@ -60,6 +61,9 @@ func New(listeners []Listener, services []Service, cfg Config) *Server {
 	}
 	if cfg.KeepAlive <= 0 {
 		cfg.KeepAlive = 30 * time.Second
+	}
+	if cfg.Timeout <= 0 {
+		cfg.Timeout = 20 * time.Second
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = hclog.NewNullLogger()
@@ -136,7 +140,7 @@ func (s *Server) server(l Listener) *grpc.Server {
 		grpc.StaticConnWindowSize(window), grpc.StaticStreamWindowSize(window),
 		grpc.ConnectionTimeout(20 * time.Second), // for a client to say hello
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 15 * time.Second, PermitWithoutStream: true}),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: s.cfg.KeepAlive, Timeout: 20 * time.Second}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: s.cfg.KeepAlive, Timeout: s.cfg.Timeout}),
 	}
 	if l.TLS != nil {
 		options = append(options, grpc.Creds(credentials.NewTLS(l.TLS)))

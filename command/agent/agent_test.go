@@ -23,6 +23,7 @@ import (
 	"github.com/sarnmesh/sarn/catalog/entry"
 	"github.com/sarnmesh/sarn/client/httpapi"
 	"github.com/sarnmesh/sarn/command/agent/config"
+	"github.com/sarnmesh/sarn/internal/hostinfo"
 )
 
 // sources reads fragments on a machine that has nothing of its own.
@@ -183,10 +184,19 @@ func TestNodeIDIsKept(t *testing.T) {
 	if data, _ := os.ReadFile(file); string(data) != "mine" {
 		t.Errorf("the damaged file was changed to %q", data)
 	}
-	a, err1 := nodeID(&config.Settings{})
-	b, err2 := nodeID(&config.Settings{})
+	random := config.Settings{Node: config.Node{DisableHostID: true}}
+	a, err1 := nodeID(&random)
+	b, err2 := nodeID(&random)
 	if err1 != nil || err2 != nil || a == b || catalog.CheckUUID(a) != nil {
 		t.Errorf("without a data folder: %q and %q, %v, %v", a, b, err1, err2)
+	}
+	if hostNodeID() == "" {
+		t.Skip("this host has no ID")
+	}
+	a, err1 = nodeID(&config.Settings{})
+	b, err2 = nodeID(&config.Settings{})
+	if err1 != nil || err2 != nil || a != b || catalog.CheckUUID(a) != nil || a == hostinfo.Collect("").Host.HostID {
+		t.Errorf("made of the host's: %q and %q, %v, %v", a, b, err1, err2)
 	}
 }
 

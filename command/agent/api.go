@@ -219,6 +219,7 @@ func (a *Agent) reload(ctx context.Context, byItself bool) error {
 	a.dns.Update(dnsSettings(s))
 	a.conns.SetMax(s.Limits.HTTPMaxConnsPerClient)
 	a.cache.SetRate(s.Cache.EntryFetchRate, s.Cache.EntryFetchMaxBurst)
+	a.xds.SetUpdateRate(s.XDS.UpdateMaxPerSecond)
 	a.metrics.filter(s)
 	if a.server != nil {
 		limits := requestLimits(s)

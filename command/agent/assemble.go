@@ -185,7 +185,7 @@ func newMember(src config.Sources, s *config.Settings, log hclog.InterceptLogger
 func (a *Agent) gossip(s *config.Settings) (gossip.Config, error) {
 	c := gossip.Config{
 		Listener: a.sockets.lan, Packets: a.sockets.lanUDP, Advertise: s.Addresses.SerfLANAdvertise,
-		ReconnectTimeout: s.Gossip.ReconnectTimeout, Logger: a.log.Named("gossip"),
+		ReconnectTimeout: s.Gossip.ReconnectTimeout, OwnReconnectTimeout: s.Gossip.AdvertiseReconnectTimeout, Logger: a.log.Named("gossip"),
 	}
 	return a.pooled(c, s, s.Gossip.LAN, s.Addresses.SerfLANAllowed, "local")
 }
@@ -204,7 +204,7 @@ func (a *Agent) wan(s *config.Settings) (*gossip.Config, error) {
 
 // pooled completes a pool's description with what all pools have; name is that of its files.
 func (a *Agent) pooled(c gossip.Config, s *config.Settings, g config.GossipPool, allowed []netip.Prefix, name string) (gossip.Config, error) {
-	c.Name, c.Dial = s.Node.Name, dial
+	c.Name, c.Dial, c.Protocol = s.Node.Name, dial, s.Protocol
 	c.Timing = gossip.Timing{
 		GossipNodes: g.Nodes, GossipInterval: g.Interval, ProbeInterval: g.ProbeInterval, ProbeTimeout: g.ProbeTimeout,
 		SuspicionMult: g.SuspicionMult, RetransmitMult: g.RetransmitMult,
@@ -265,7 +265,7 @@ func (a *Agent) newServer(s *config.Settings) error {
 		Dial: dial, Security: a.security(s), Gossip: pool, OnEvent: a.observe, WAN: wan, WANPort: wanPort, GRPCPort: s.Ports.GRPC,
 		GRPCTLSPort: port(s.Addresses.GRPCTLS, s.Ports.GRPCTLS), RaftMultiplier: s.Performance.RaftMultiplier, RaftSnapshotEntries: uint64(s.Raft.SnapshotThreshold),
 		RaftSnapshotEvery: s.Raft.SnapshotInterval, RaftTrailingLogs: uint64(s.Raft.TrailingLogs), RaftSegmentBytes: s.Raft.SegmentSizeMB << 20,
-		RaftPreVoteDisabled: s.Raft.PrevoteDisabled, Autopilot: &autopilot, SessionTTLMin: s.Query.SessionTTLMin,
+		RaftPreVoteDisabled: s.Raft.PrevoteDisabled, RaftCacheDisabled: s.Raft.DisableLogCache, Autopilot: &autopilot, SessionTTLMin: s.Query.SessionTTLMin,
 		HoldTimeout: s.Performance.RPCHoldTimeout, LeaveDrain: s.Performance.LeaveDrainTime, DefaultQueryTime: s.Query.DefaultTime,
 		MaxQueryTime: s.Query.MaxTime, ClientTimeout: s.Limits.RPCClientTimeout, HandshakeTimeout: s.Limits.RPCHandshakeTimeout,
 		MaxConnsPerIP: s.Limits.RPCMaxConnsPerClient, RejoinAgeMax: s.ServerRejoinAgeMax,
@@ -376,7 +376,7 @@ func (a *Agent) newParts(s *config.Settings) (err error) {
 			Listener: l, TLS: a.grpcTLS.peerTLS(a.grpcTLS.serverTLS(auto, "h2"), auto), Admit: admitPeers,
 		})
 	}
-	a.xds = ads.New(a.proxies, ads.Config{Authorize: a.authorize, Recheck: tokenTTL(s), Logger: a.log.Named("xds")})
+	a.xds = ads.New(a.proxies, ads.Config{Authorize: a.authorize, Recheck: tokenTTL(s), UpdateRate: s.XDS.UpdateMaxPerSecond, Logger: a.log.Named("xds")})
 	a.bundles = bundle.New(bundle.Config{
 		Node: s.Node.Name, Caller: a.caller, Leaves: a.leaves, Proxies: a.xds, Services: a.local, Token: a.tokens.Agent,
 		ClusterSize: func() int { return len(a.pool.Members()) }, Logger: a.log.Named("bundle"),
@@ -386,7 +386,7 @@ func (a *Agent) newParts(s *config.Settings) (err error) {
 		services = append(services, a.server.Peering())
 	}
 	a.grpc = grpcapi.New(listeners, services, grpcapi.Config{
-		KeepAlive: s.Performance.GRPCKeepaliveInterval, Logger: a.log.Named("grpc"),
+		KeepAlive: s.Performance.GRPCKeepaliveInterval, Timeout: s.Performance.GRPCKeepaliveTimeout, Logger: a.log.Named("grpc"),
 	})
 	source := &dnsSource{caller: a.caller, origin: query.Origin{Node: s.Node.Name, Datacenter: s.Node.Datacenter}}
 	if f, ok := a.caller.(follower); ok {

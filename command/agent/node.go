@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"crypto/sha512"
 	"errors"
 	"fmt"
 	"os"
@@ -11,16 +12,20 @@ import (
 
 	"github.com/sarnmesh/sarn/catalog"
 	"github.com/sarnmesh/sarn/command/agent/config"
+	"github.com/sarnmesh/sarn/internal/hostinfo"
 	"github.com/sarnmesh/sarn/internal/version"
 )
 
 // nodeID returns the ID of this node: the configured one, else that of the data folder, else a new one that is kept
-// there (spec/registry.md section 13).
+// there (spec/registry.md section 13): random, or made of the host's with disable_host_node_id = false.
 func nodeID(s *config.Settings) (string, error) {
 	if id, err := savedNodeID(s); id != "" || err != nil {
 		return id, err
 	}
 	id := strings.ToLower(s.Node.ID)
+	if id == "" && !s.Node.DisableHostID {
+		id = hostNodeID()
+	}
 	if id == "" {
 		id = uuid.NewString()
 	}
@@ -30,6 +35,17 @@ func nodeID(s *config.Settings) (string, error) {
 		}
 	}
 	return id, nil
+}
+
+// hostNodeID is an ID that is the same whenever this host is asked, and does not show the host's own; empty when the host
+// has none.
+func hostNodeID() string {
+	host := hostinfo.Collect("").Host
+	if host == nil || host.HostID == "" {
+		return ""
+	}
+	sum := sha512.Sum512([]byte(host.HostID))
+	return uuid.UUID(sum[:16]).String()
 }
 
 func nodeIDFile(s *config.Settings) string { return filepath.Join(s.DataDir, "node-id") }

@@ -65,6 +65,9 @@ type Config struct {
 	// AckTimeout is how long a client may leave a response unanswered. A client that takes longer is stuck: its stream
 	// ends, so that it comes back and both start from what it has. Default 5m.
 	AckTimeout time.Duration
+	// UpdateRate bounds how many streams are told of changes per second; 0 does not. What a stream begins with and what
+	// its client asks for do not count.
+	UpdateRate float64
 	MaxStreams int          // open at once; default 8192
 	MaxNames   int          // subscribed to or announced on one stream; default 65536
 	Logger     hclog.Logger // default discards
@@ -75,6 +78,7 @@ type Server struct {
 	discoveryv3.UnimplementedAggregatedDiscoveryServiceServer
 	source Source
 	cfg    Config
+	turns  turns
 
 	mu         sync.Mutex
 	streams    map[*stream]struct{}
@@ -105,8 +109,13 @@ func New(source Source, cfg Config) *Server {
 	if cfg.Logger == nil {
 		cfg.Logger = hclog.NewNullLogger()
 	}
-	return &Server{source: source, cfg: cfg, streams: map[*stream]struct{}{}, movable: map[*stream]struct{}{}, left: map[string]time.Time{}}
+	s := &Server{source: source, cfg: cfg, streams: map[*stream]struct{}{}, movable: map[*stream]struct{}{}, left: map[string]time.Time{}}
+	s.turns.set(cfg.UpdateRate)
+	return s
 }
+
+// SetUpdateRate changes Config.UpdateRate.
+func (s *Server) SetUpdateRate(perSecond float64) { s.turns.set(perSecond) }
 
 // Register adds the service to a gRPC server.
 func (s *Server) Register(g grpc.ServiceRegistrar) {
@@ -197,6 +206,10 @@ func serve[Req request, Resp any](s *Server, ctx context.Context, g conn[Req, Re
 	defer stuck.Stop()
 	patience := time.NewTimer(0)
 	defer patience.Stop()
+	var resources *xds.Resources
+	turn := time.NewTimer(0) // when what has changed is looked at
+	defer turn.Stop()
+	waiting := false // for that
 	for {
 		select {
 		case <-ctx.Done():
@@ -244,10 +257,20 @@ func serve[Req request, Resp any](s *Server, ctx context.Context, g conn[Req, Re
 		case <-st.drained:
 			return errTooMany
 		case <-changed:
+			if !st.served {
+				break
+			}
+			if wait := s.turns.take(time.Now()); wait > 0 {
+				changed, waiting = nil, true
+				turn.Reset(wait)
+				continue
+			}
+		case <-turn.C:
+			waiting = false
 		case <-recheck.C:
 		case <-patience.C:
 		case <-stuck.C:
-			if since, waiting := sess.unanswered(); waiting {
+			if since, pending := sess.unanswered(); pending {
 				if left := s.cfg.AckTimeout - time.Since(since); left > 0 {
 					stuck.Reset(left)
 				} else {
@@ -262,9 +285,10 @@ func serve[Req request, Resp any](s *Server, ctx context.Context, g conn[Req, Re
 		if sub == nil {
 			continue
 		}
-		var resources *xds.Resources
 		var err error
-		resources, changed, err = sub.Current()
+		if !waiting {
+			resources, changed, err = sub.Current()
+		}
 		switch {
 		case err != nil && errors.Is(err, ErrEnded):
 			return status.Error(codes.Aborted, "xDS stream terminated due to an irrecoverable error, please try again")

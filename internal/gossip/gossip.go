@@ -16,6 +16,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -134,7 +135,10 @@ type Config struct {
 	// RejoinAfterLeave makes a start use that memory even when this member had left.
 	RejoinAfterLeave bool
 	// ReconnectTimeout is how long failed members are remembered; default 72h. Members that left are remembered as long.
-	ReconnectTimeout time.Duration
+	// A member may ask the others for another time for itself: OwnReconnectTimeout; 0 does not.
+	ReconnectTimeout, OwnReconnectTimeout time.Duration
+	// Protocol is the version told to others, 2 or 3; default 2. What is spoken is the same.
+	Protocol int
 	// LeavePropagation is how long a leaving member stays to answer; default 3s.
 	LeavePropagation time.Duration
 	// NoCoordinates turns the estimates of round-trip times off.
@@ -192,6 +196,12 @@ func New(cfg Config) (*Pool, error) {
 	p := &Pool{cfg: cfg, ready: make(chan struct{}), tags: maps.Clone(cfg.Tags)}
 	if p.tags == nil {
 		p.tags = map[string]string{}
+	}
+	if cfg.Protocol > 2 && p.tags[versionTag] != "" {
+		p.tags[versionTag] = strconv.Itoa(cfg.Protocol)
+	}
+	if d := cfg.OwnReconnectTimeout; d > 0 {
+		p.tags[reconnectTag] = d.String()
 	}
 	if cfg.SnapshotPath != "" {
 		if err := os.MkdirAll(filepath.Dir(cfg.SnapshotPath), 0o700); err != nil {
@@ -318,6 +328,10 @@ func (p *Pool) serfConfig(tr memberlist.Transport, events chan<- serf.Event, log
 	conf.RejoinAfterLeave = p.cfg.RejoinAfterLeave
 	conf.ReconnectInterval = 10 * time.Second // rather than 30s: after a partition the two sides should soon be one
 	conf.ReconnectTimeout = p.cfg.ReconnectTimeout
+	conf.ReconnectTimeoutOverride = wishes{}
+	if p.cfg.Protocol > 2 {
+		conf.ProtocolVersion = serf.ProtocolVersionMax
+	}
 	conf.TombstoneTimeout = p.cfg.ReconnectTimeout
 	conf.LeavePropagateDelay = p.cfg.LeavePropagation
 	conf.DisableCoordinates = p.cfg.NoCoordinates
@@ -333,6 +347,23 @@ func (p *Pool) serfConfig(tr memberlist.Transport, events chan<- serf.Event, log
 		conf.Merge = merge(p.cfg.Refuse)
 	}
 	return conf
+}
+
+// Tags that the pool itself sets and reads.
+const (
+	versionTag   = "vsn"
+	reconnectTag = "rc_tm" // a duration, how long the member is to be remembered
+)
+
+// wishes are what members ask for themselves.
+type wishes struct{}
+
+// ReconnectTimeout implements serf.ReconnectTimeoutOverrider.
+func (wishes) ReconnectTimeout(m *serf.Member, timeout time.Duration) time.Duration {
+	if d, err := time.ParseDuration(m.Tags[reconnectTag]); err == nil && d > 0 {
+		return d
+	}
+	return timeout
 }
 
 func set[T comparable](dst *T, v T) {

@@ -37,6 +37,7 @@ type Config struct {
 	SnapshotInterval  time.Duration // default 30s
 	TrailingLogs      uint64        // default 10240 entries
 	PreVoteDisabled   bool
+	CacheDisabled     bool // read the newest entries from the log, too
 
 	Logger hclog.Logger // default discards
 }
@@ -188,7 +189,7 @@ func (r *Raft) Run(ctx context.Context) (err error) {
 	conf := r.raftConfig()
 	conf.NotifyCh = notify
 	logs := storage.Logs
-	if !storage.InMemory {
+	if !storage.InMemory && !r.cfg.CacheDisabled {
 		logs = newCache(storage.Logs)
 	}
 	if err := r.recover(conf, storage, trans); err != nil {
