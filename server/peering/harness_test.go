@@ -50,9 +50,15 @@ const peerPort = 8503
 
 func newCluster(t *testing.T, network *testkit.Network, name, address string) *cluster {
 	t.Helper()
+	return newClusterOf(t, network, name, address, connectrpc.Config{})
+}
+
+// newClusterOf is newCluster with settings of the authority.
+func newClusterOf(t *testing.T, network *testkit.Network, name, address string, settings connectrpc.Config) *cluster {
+	t.Helper()
 	c := &cluster{Server: rpctest.New(), t: t, name: name, host: network.Host(address)}
 	c.engine = engine.New(engine.Config{Datacenter: "dc1", Store: c.Store, Dial: c.host.Dial})
-	authority := connectrpc.New(connectrpc.Config{})
+	authority := connectrpc.New(settings)
 	authority.Register(&c.Registry, &c.Appliers)
 	catalogrpc.Register(&c.Registry, &c.Appliers, catalogrpc.Config{})
 	configrpc.Register(&c.Registry, &c.Appliers, configrpc.Config{Datacenter: "dc1"})

@@ -14,6 +14,7 @@ import (
 	"github.com/sarnmesh/sarn/connect/ca"
 	"github.com/sarnmesh/sarn/internal/testkit"
 	"github.com/sarnmesh/sarn/internal/wireerr"
+	"github.com/sarnmesh/sarn/server/connectrpc"
 )
 
 func TestServicesAreImported(t *testing.T) {
@@ -172,6 +173,36 @@ func TestTokens(t *testing.T) {
 		if peeringID(west, "east") != id {
 			t.Error("it is another peering")
 		}
+	})
+}
+
+// Two clusters that were given the same ID are two clusters still, and find each other's services; but neither trusts
+// members of the other.
+func TestClustersOfOneTrustDomain(t *testing.T) {
+	testkit.Bubble(t, func(t *testing.T) {
+		network := testkit.NewNetwork(1)
+		same := connectrpc.Config{Settings: map[string]any{"cluster_id": "11111111-2222-3333-4444-555555555555"}}
+		east, west := newClusterOf(t, network, "e", "10.0.1.1", same), newClusterOf(t, network, "w", "10.0.2.1", same)
+		if east.trustDomain() != west.trustDomain() {
+			t.Fatalf("trust domains %s and %s", east.trustDomain(), west.trustDomain())
+		}
+		token := east.token("west")
+		if err := east.establish("me", token); !errorIs(err, "cannot create a peering within the same cluster") {
+			t.Errorf("an own token: %v", err)
+		}
+		if err := west.establish("east", token); err != nil {
+			t.Fatal(err)
+		}
+		soonActive(t, west, "east")
+		soonActive(t, east, "west")
+		east.register(instanceOn("n1", "db", catalog.Passing))
+		east.export("west", "db")
+		soon(t, "the service is found", time.Minute, func() bool { return west.imports("east") == "db[n1]" })
+		time.Sleep(time.Minute)
+		if _, b := west.Store.View().PeerBundle("east"); b != nil {
+			t.Errorf("trusted: %+v", b)
+		}
+		soonActive(t, west, "east")
 	})
 }
 

@@ -246,6 +246,11 @@ func GatewayAddress(i *catalog.Instance) (host string, port int) {
 	return host, i.Service.Port
 }
 
+// contains reports whether a certificate is among others.
+func contains(pems []string, pem string) bool {
+	return slices.ContainsFunc(pems, func(other string) bool { return strings.TrimSpace(other) == strings.TrimSpace(pem) })
+}
+
 // exchangeTime is how long the other side may take to answer about a token.
 const exchangeTime = 30 * time.Second
 
@@ -259,15 +264,15 @@ func (h *handlers) establish(ctx context.Context, c *transport.Call, req *peerin
 		return nil, permit, err
 	}
 	v := c.Store.View()
-	own, _ := Roots(v)
+	own, roots := Roots(v)
 	theirs, err := peering.ServerTrustDomain(t.ServerName)
 	switch {
 	case err != nil:
 		return nil, permit, err
 	case own == "":
 		return nil, permit, wireerr.ErrConnectDisabled
-	case connect.SameTrustDomain(theirs, own) || v.PeeringByID(t.PeerID) != nil:
-		return nil, permit, peering.ErrSameCluster
+	case v.PeeringByID(t.PeerID) != nil, connect.SameTrustDomain(theirs, own) && slices.ContainsFunc(t.CA, func(pem string) bool { return contains(roots, pem) }):
+		return nil, permit, peering.ErrSameCluster // this datacenter, or one that shares its authority
 	}
 	_, old := v.Peering(req.Name)
 	next := &peering.Peering{Name: req.Name}
