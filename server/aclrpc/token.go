@@ -297,6 +297,15 @@ func (c *Control) listTokens(ctx context.Context, call *transport.Call, v *state
 	if err != nil {
 		return nil, acl.Permit{}, err
 	}
+	given := 0
+	for _, by := range []string{req.Policy, req.Role, req.AuthMethod, req.ServiceName} {
+		if by != "" {
+			given++
+		}
+	}
+	if given > 1 {
+		return nil, acl.Permit{}, errors.New("can only filter by one of policy, role, auth method and service name at a time")
+	}
 	for what, id := range map[string]string{"policy": req.Policy, "role": req.Role} {
 		if id != "" {
 			if err := checkID(what, id); err != nil {

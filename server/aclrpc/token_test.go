@@ -210,6 +210,11 @@ func TestTokenListsAndRedaction(t *testing.T) {
 			t.Errorf("by %s: %s", name, diff)
 		}
 	}
+	for _, req := range []access.TokenListRequest{{Policy: p.ID, Role: r.ID}, {ServiceName: "web", AuthMethod: "m"}} {
+		if _, err := s.listTokens(root, req); err == nil || !strings.Contains(err.Error(), "can only filter by one of") {
+			t.Errorf("%+v: %v", req, err)
+		}
+	}
 	for _, k := range must(s.listTokens(reader.SecretID, access.TokenListRequest{}))(t) {
 		if k.SecretID != acl.Hidden {
 			t.Errorf("a reader is shown the secret of %s", k.AccessorID)
