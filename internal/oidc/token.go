@@ -40,12 +40,21 @@ type Token struct {
 	kid string // empty if it names no key
 }
 
+// CheckForm returns an error for what does not have the form of a signed token, whatever it is signed with: for tokens
+// that are shown to others, who verify them.
+func CheckForm(raw string) error {
+	_, err := parse(raw, append(slices.Clone(accepted), jose.HS256, jose.HS384, jose.HS512))
+	return err
+}
+
 // Parse reads a token in its compact form. Its signature is not verified.
-func Parse(raw string) (*Token, error) {
+func Parse(raw string) (*Token, error) { return parse(raw, accepted) }
+
+func parse(raw string, algorithms []jose.SignatureAlgorithm) (*Token, error) {
 	if len(raw) > MaxToken {
 		return nil, fmt.Errorf("the token is longer than %d bytes", MaxToken)
 	}
-	jws, err := jose.ParseSignedCompact(raw, accepted)
+	jws, err := jose.ParseSignedCompact(raw, algorithms)
 	if err != nil {
 		return nil, err
 	}

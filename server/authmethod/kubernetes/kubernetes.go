@@ -60,7 +60,7 @@ func New(conf Config, way fetch.Way) (*Validator, error) {
 	if conf.ServiceAccountJWT == "" {
 		return nil, errors.New("Config.ServiceAccountJWT is required") //nolint:staticcheck // clients match the text
 	}
-	if _, err := oidc.Parse(conf.ServiceAccountJWT); err != nil {
+	if err := oidc.CheckForm(conf.ServiceAccountJWT); err != nil {
 		return nil, fmt.Errorf("Config.ServiceAccountJWT is not a valid JWT: %w", err) //nolint:staticcheck // clients match the text
 	}
 	host := conf.Host

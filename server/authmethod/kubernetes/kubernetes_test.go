@@ -2,6 +2,7 @@ package kubernetes_test
 
 import (
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
 	"io"
@@ -112,6 +113,11 @@ func TestConfigErrors(t *testing.T) {
 				t.Errorf("got %v, want %q", err, tt.want)
 			}
 		})
+	}
+	// What only the other side verifies may be signed with anything.
+	shared := base64.RawURLEncoding.EncodeToString([]byte(`{"alg":"HS256"}`)) + "." + base64.RawURLEncoding.EncodeToString([]byte(`{"sub":"x"}`)) + ".AAAA"
+	if _, err := kubernetes.New(kubernetes.Config{Host: a.URL, CACert: a.ca, ServiceAccountJWT: shared}, way); err != nil {
+		t.Errorf("a token with a shared key: %v", err)
 	}
 	for _, host := range []string{"10.0.0.1:6443", "https://10.0.0.1:6443/", "https://rancher.example/k8s/clusters/c-1"} {
 		if _, err := kubernetes.New(kubernetes.Config{Host: host, CACert: a.ca, ServiceAccountJWT: a.own}, way); err != nil {
