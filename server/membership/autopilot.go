@@ -15,8 +15,8 @@ import (
 
 // Times of autopilot.
 const (
-	lookEvery = 2 * time.Second  // at the servers' health
-	actEvery  = 10 * time.Second // on it
+	lookEvery = 2 * time.Second  // at the servers' health; who is ready for a vote gets it
+	actEvery  = 10 * time.Second // on it otherwise
 	// strayFor is how long Raft may have a member that gossip does not know before it counts as dead: after a start,
 	// gossip learns of members only by and by.
 	strayFor = time.Minute
@@ -43,6 +43,9 @@ func (m *Membership) Autopilot() leader.Duty {
 				return nil
 			case <-look.C:
 				a.look(ctx)
+				if st, ok := a.Health(); ok && ctx.Err() == nil {
+					a.promote(st, a.cfg.Autopilot())
+				}
 			case <-act.C:
 				a.act(ctx)
 			}
@@ -210,24 +213,15 @@ func (a *autopilot) ready(conf operator.AutopilotConfig, now time.Time) func(*op
 	return func(s *operator.ServerState) bool { return s.Healthy && now.Sub(s.StableSince) >= stable }
 }
 
-// carryOut takes the next step of the plan. Votes are taken only after those who are to vote do, and most of them are
-// well; the leader goes last, by making another one the leader.
-func (a *autopilot) carryOut(st operator.State, conf operator.AutopilotConfig) {
-	ready, promoted := a.ready(conf, time.Now()), false
-	wanted, well := 0, 0
+// promote gives votes to the servers that are to have one and are ready. It reports whether there are any without.
+func (a *autopilot) promote(st operator.State, conf operator.AutopilotConfig) (lacking bool) {
+	ready := a.ready(conf, time.Now())
 	for _, id := range sortedKeys(st.Servers) {
 		s := st.Servers[id]
-		if !a.plan.vote[id] {
+		if !a.plan.vote[id] || s.Voter {
 			continue
 		}
-		wanted++
-		if s.Voter {
-			if s.Healthy {
-				well++
-			}
-			continue
-		}
-		promoted = true
+		lacking = true
 		if !ready(s) {
 			continue
 		}
@@ -236,7 +230,23 @@ func (a *autopilot) carryOut(st operator.State, conf operator.AutopilotConfig) {
 			a.log.Warn("cannot make a server a voter, will retry", "server", s.Name, "error", err)
 		}
 	}
-	if promoted || well < wanted/2+1 {
+	return lacking
+}
+
+// carryOut takes the next step of the plan. Votes are taken only after those who are to vote do, and most of them are
+// well; the leader goes last, by making another one the leader.
+func (a *autopilot) carryOut(st operator.State, conf operator.AutopilotConfig) {
+	wanted, well := 0, 0
+	for id := range a.plan.vote {
+		s := st.Servers[id]
+		if s == nil || !a.plan.vote[id] {
+			continue
+		}
+		if wanted++; s.Voter && s.Healthy {
+			well++
+		}
+	}
+	if a.promote(st, conf) || well < wanted/2+1 {
 		return
 	}
 	voters, demoted := len(st.Voters), false
