@@ -450,10 +450,10 @@ func appendExpose(dst []byte, e *catalog.Expose, agent bool) []byte {
 func appendUpstream(dst []byte, u *catalog.Upstream, agent bool) []byte {
 	o := object{b: append(dst, '{')}
 	kind := u.DestinationType
-	if kind == "" {
+	if kind == "" && agent {
 		kind = "service"
 	}
-	o.str("DestinationType", kind)
+	o.str("DestinationType", kind) // in the catalog as it was registered
 	o.optStr("DestinationNamespace", u.DestinationNamespace)
 	o.optStr("DestinationPartition", u.DestinationPartition)
 	o.optStr("DestinationPeer", u.DestinationPeer)

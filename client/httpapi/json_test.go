@@ -2,9 +2,11 @@ package httpapi
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"math/rand/v2"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -109,19 +111,14 @@ func weights(w *catalog.Weights) catalog.Weights {
 
 func formOfProxy(p catalog.Proxy) proxyForm {
 	f := proxyForm(p)
-	f.Upstreams = nil
-	for _, u := range p.Upstreams {
-		if u.DestinationType == "" {
-			u.DestinationType = "service"
-		}
-		f.Upstreams = append(f.Upstreams, u)
-	}
+	f.Upstreams = slices.Clone(p.Upstreams)
 	return f
 }
 
 func formOfAgentProxy(p catalog.Proxy) agentProxyForm {
 	f := agentProxyForm{Mode: p.Mode, proxyForm: formOfProxy(p), Expose: agentExposeForm{Checks: p.Expose.Checks}}
 	for _, u := range f.proxyForm.Upstreams {
+		u.DestinationType = cmp.Or(u.DestinationType, "service")
 		f.Upstreams = append(f.Upstreams, agentUpstreamForm{u, u.Datacenter})
 	}
 	for _, path := range p.Expose.Paths {
