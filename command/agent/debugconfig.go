@@ -20,6 +20,9 @@ func (a *Agent) debugConfig(s *config.Settings) map[string]any {
 		"SerfPortWAN": s.Ports.SerfWAN, "HTTPPort": s.Ports.HTTP, "HTTPSPort": s.Ports.HTTPS, "GRPCPort": s.Ports.GRPC,
 		"GRPCTLSPort": s.Ports.GRPCTLS, "DNSPort": s.Ports.DNS, "DNSDomain": s.DNS.Domain, "DNSAltDomain": s.DNS.AltDomain,
 		"CheckUpdateInterval": s.Check.UpdateInterval.String(), "LogLevel": s.Log.Level, "UIEnabled": s.UI.Enabled,
+		"SerfAdvertiseAddrLAN": "tcp://" + s.Addresses.SerfLANAdvertise.String(), "SerfBindAddrLAN": "tcp://" + s.Addresses.SerfLAN.String(),
+		"DNSAddrs": dnsAddrs(s.Addresses.DNS), "HTTPAddrs": listened(s.Addresses.HTTP), "HTTPSAddrs": listened(s.Addresses.HTTPS),
+		"GRPCAddrs": listened(s.Addresses.GRPC), "GRPCTLSAddrs": listened(s.Addresses.GRPCTLS),
 		"EncryptKey": "hidden", // set or not
 	} {
 		all[name] = value
@@ -38,6 +41,22 @@ func shownAll(list []netip.Addr) []string {
 	out := []string{}
 	for _, a := range list {
 		out = append(out, shown(a))
+	}
+	return out
+}
+
+func dnsAddrs(list []netip.AddrPort) []string {
+	out := []string{}
+	for _, a := range list {
+		out = append(out, "tcp://"+a.String(), "udp://"+a.String())
+	}
+	return out
+}
+
+func listened(list []config.Listen) []string {
+	out := []string{}
+	for _, l := range list {
+		out = append(out, l.Network+"://"+l.Address)
 	}
 	return out
 }
