@@ -47,6 +47,7 @@ type keeper struct {
 	warnf    func(format string, args ...any)
 
 	mu           sync.Mutex
+	tried        bool // to register
 	status, note string
 	changed      chan struct{} // receives after a change of them
 	told         chan struct{} // closed once the agent heard of the present status
@@ -88,6 +89,9 @@ func (k *keeper) start(ctx context.Context) error {
 				return err
 			}
 		}
+		k.mu.Lock()
+		k.tried = true
+		k.mu.Unlock()
 		if err := k.registry.register(ctx, svc); err != nil {
 			return fmt.Errorf("register %s: %w", id, err)
 		}
@@ -174,6 +178,12 @@ func (k *keeper) tell(ctx context.Context, status, note string) error {
 
 // leave takes the services away, unless they are another run's by now.
 func (k *keeper) leave(ctx context.Context) error {
+	k.mu.Lock()
+	tried := k.tried
+	k.mu.Unlock()
+	if !tried {
+		return nil
+	}
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	for {

@@ -3,7 +3,6 @@ package runcmd
 import (
 	"context"
 	"errors"
-	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -89,7 +88,7 @@ func newFake(t *testing.T) (*fakeAgent, *keeper) {
 	for _, s := range services {
 		guard(s, "r1", time.Minute)
 	}
-	return f, newKeeper(f, services, "r1", func(format string, args ...any) { t.Log(fmt.Sprintf(format, args...)) })
+	return f, newKeeper(f, services, "r1", func(format string, args ...any) { t.Logf(format, args...) })
 }
 
 // run starts a keeper and keeps it running until the test ends.
