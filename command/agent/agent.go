@@ -25,7 +25,10 @@ import (
 // New returns the command.
 func New(ui cli.Ui) cli.Command { return &command{ui: ui} }
 
-type command struct{ ui cli.Ui }
+type command struct {
+	ui      cli.Ui
+	manager manager // what has started the agent
+}
 
 // Synopsis implements cli.Command.
 func (c *command) Synopsis() string { return "Run an agent, on servers the server too" }
@@ -74,6 +77,18 @@ func (c *command) Run(args []string) int {
 	if fs.NArg() > 0 {
 		return c.fail(fmt.Errorf("Unexpected extra arguments: %v", fs.Args()))
 	}
+	return managed(func(ctx context.Context, m manager) int {
+		c.manager = m
+		return c.run(ctx, src)
+	})
+}
+
+// run runs an agent until a signal, an API call or the end of ctx ends it, and returns the exit code.
+func (c *command) run(ctx context.Context, src config.Sources) int {
+	early := make(chan os.Signal, 1)
+	signal.Notify(early, syscall.SIGHUP) // it would end the process
+	defer signal.Stop(early)
+	c.manager.say(starting)
 	s, warnings, err := config.Load(src)
 	if err != nil {
 		return c.fail(err)
@@ -88,7 +103,7 @@ func (c *command) Run(args []string) int {
 	if _, err := savedNodeID(s); err != nil {
 		return c.fail(err)
 	}
-	out, closeLog, err := logOutput(s)
+	out, closeLog, err := c.logOutput(s)
 	if err != nil {
 		return c.fail(err)
 	}
@@ -103,6 +118,9 @@ func (c *command) Run(args []string) int {
 		}
 		defer w.Close()
 		log.RegisterSink(newSyslogSink(w, log.GetLevel))
+	}
+	if c.manager.sink != nil {
+		log.RegisterSink(c.manager.sink)
 	}
 	for _, w := range warnings {
 		log.Warn(w)
@@ -122,7 +140,7 @@ func (c *command) Run(args []string) int {
 			return refuse(fmt.Errorf("data_dir: %w", err))
 		}
 	}
-	src, s, given, err := c.introduce(src, s, log)
+	src, s, given, err := c.introduce(ctx, src, s, log)
 	if errors.Is(err, context.Canceled) {
 		return 1
 	}
@@ -143,35 +161,51 @@ func (c *command) Run(args []string) int {
 	if !s.Log.JSON {
 		c.ui.Output(banner(s, a))
 	}
-	return c.supervise(a, s)
+	select {
+	case <-early:
+		log.Warn("configuration not reloaded: the agent has only just started")
+	default:
+	}
+	return c.supervise(ctx, a, s)
 }
 
 // introduce is introduce that ends with a signal.
-func (c *command) introduce(src config.Sources, s *config.Settings, log hclog.Logger) (config.Sources, *config.Settings, *newcomer.Keeper, error) {
-	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+func (c *command) introduce(ctx context.Context, src config.Sources, s *config.Settings, log hclog.Logger) (config.Sources, *config.Settings, *newcomer.Keeper, error) {
+	ctx, cancel := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
 	defer cancel()
+	if s.AutoEncrypt.TLS || s.AutoConfig.Enabled {
+		c.manager.say(admission)
+	}
 	return introduce(ctx, src, s, log)
 }
 
 func (c *command) fail(err error) int {
 	c.ui.Error("==> " + err.Error())
+	if c.manager.warn != nil {
+		c.manager.warn(err)
+	}
 	return 1
 }
 
 // logOutput is where log lines go, and what ends that.
-func logOutput(s *config.Settings) (io.Writer, func() error, error) {
+func (c *command) logOutput(s *config.Settings) (io.Writer, func() error, error) {
+	var console io.Writer = os.Stdout
+	if c.manager.mute {
+		console = io.Discard
+	}
 	if s.Log.File == "" {
-		return os.Stdout, func() error { return nil }, nil
+		return console, func() error { return nil }, nil
 	}
 	f, err := openLogFile(s.Log)
 	if err != nil {
 		return nil, nil, fmt.Errorf("log_file: %w", err)
 	}
-	return io.MultiWriter(os.Stdout, f), f.Close, nil
+	return io.MultiWriter(console, f), f.Close, nil
 }
 
-// supervise runs the agent until it ends, and returns the exit code (spec/config.md section 10).
-func (c *command) supervise(a *Agent, s *config.Settings) int {
+// supervise runs the agent until it ends or asked does, which is a request to stop as an interrupt is, and returns the exit
+// code (spec/config.md section 10). For a manager that asked for it a stop without leaving is no failure.
+func (c *command) supervise(asked context.Context, a *Agent, s *config.Settings) int {
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, syscall.SIGHUP, os.Interrupt, syscall.SIGTERM)
 	signal.Ignore(syscall.SIGPIPE)
@@ -181,6 +215,7 @@ func (c *command) supervise(a *Agent, s *config.Settings) int {
 	done := make(chan error, 1)
 	go func() { done <- a.Run(ctx) }()
 	end := func(code int) int {
+		c.manager.say(stopping)
 		cancel()
 		select {
 		case err := <-done:
@@ -193,7 +228,9 @@ func (c *command) supervise(a *Agent, s *config.Settings) int {
 		}
 		return code
 	}
+	ready, beat := a.ready, (<-chan time.Time)(nil)
 	for {
+		var sig os.Signal
 		select {
 		case err := <-done:
 			if err != nil {
@@ -203,18 +240,42 @@ func (c *command) supervise(a *Agent, s *config.Settings) int {
 			return 1
 		case <-a.stop:
 			return end(0)
-		case sig := <-signals:
-			if sig == syscall.SIGHUP {
-				if err := a.Reload(ctx); err != nil {
-					a.log.Error("configuration not reloaded", "error", err)
-				}
-				continue
+		case <-ready:
+			ready = nil
+			c.manager.say(serving)
+			if c.manager.every > 0 {
+				t := time.NewTicker(c.manager.every)
+				defer t.Stop()
+				beat = t.C
 			}
+		case <-beat:
+			a.responsive()
+			c.manager.alive()
+		case <-asked.Done():
+			sig = os.Interrupt
+		case <-c.manager.reloads:
+			sig = syscall.SIGHUP
+		case sig = <-signals:
+		}
+		switch sig {
+		case nil:
+		case syscall.SIGHUP:
+			if ready == nil {
+				c.manager.say(reloading)
+			}
+			if err := a.Reload(ctx); err != nil {
+				a.log.Error("configuration not reloaded", "error", err)
+			}
+			if ready == nil {
+				c.manager.say(serving)
+			}
+		default:
 			leaves := sig == os.Interrupt && !s.SkipLeaveOnInterrupt || sig == syscall.SIGTERM && s.LeaveOnTerminate
 			a.log.Info("stopping", "signal", sig, "leave", leaves)
 			if !leaves {
-				return end(1)
+				return end(c.manager.stopped())
 			}
+			c.manager.say(stopping)
 			if c.leave(a, signals, done) {
 				return end(0)
 			}

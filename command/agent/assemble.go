@@ -95,7 +95,8 @@ type Agent struct {
 
 	seeds chan struct{} // tells of a reload to who writes config_entries.bootstrap; holds one
 
-	stop chan stopReason // receives why the agent is to end
+	ready chan struct{}   // closed when all that is configured is served
+	stop  chan stopReason // receives why the agent is to end
 }
 
 // A stopReason says how an agent ends.
@@ -140,7 +141,7 @@ func newMember(src config.Sources, s *config.Settings, log hclog.InterceptLogger
 	if err != nil {
 		return nil, err
 	}
-	a := &Agent{sources: src, log: log, settings: s, node: node(s, id), stop: make(chan stopReason, 1), seeds: make(chan struct{}, 1), given: given}
+	a := &Agent{sources: src, log: log, settings: s, node: node(s, id), ready: make(chan struct{}), stop: make(chan stopReason, 1), seeds: make(chan struct{}, 1), given: given}
 	if a.tokens, err = newTokens(s, log.Named("tokens")); err != nil {
 		return nil, err
 	}
@@ -546,7 +547,22 @@ func (a *Agent) Run(ctx context.Context) error {
 		run("config entries", a.seedEntries)
 	}
 	run("memory", a.settle)
+	run("readiness", func(ctx context.Context) error {
+		select {
+		case <-a.pool.Ready():
+			close(a.ready)
+		case <-ctx.Done():
+		}
+		return nil
+	})
 	return g.Wait()
+}
+
+// responsive returns if the agent can still do its work: at once, or never if something holds one of the locks that all
+// requests take.
+func (a *Agent) responsive() {
+	a.current()
+	a.local.Services()
 }
 
 // settled is how long after its start an agent does nothing any more that it does only once.
