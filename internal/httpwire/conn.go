@@ -31,7 +31,7 @@ type conn struct {
 	raw    net.Conn
 	remote string
 
-	buf        []byte // read but not used: buf[start:end]; nil while a request is watched
+	buf        []byte // read but not used: buf[start:end]; nil while a watch reads, and when it has found the end
 	start, end int
 
 	fresh   bool // no request has begun
@@ -53,52 +53,42 @@ func newConn(f *front, raw net.Conn) *conn {
 	return c
 }
 
-// serve answers requests until the connection ends, is handed on, or a watch goes on with it.
+// serve answers requests until the connection ends or is handed on.
 func (c *conn) serve() {
-	switch c.answerAll() {
-	case over:
-		c.raw.Close()
-		fallthrough
-	case handed:
+	handed := false
+	defer func() {
 		c.f.remove(c)
-		c.f.serving.Done()
-	}
-}
-
-// A fate is why a goroutine is done with a connection.
-type fate int
-
-const (
-	over    fate = iota
-	handed       // to net/http
-	watched      // by the goroutine of a watch, which goes on with it
-)
-
-func (c *conn) answerAll() fate {
+		if !handed {
+			c.raw.Close()
+		}
+	}()
 	for {
 		head, err := c.readHead()
 		if err != nil {
-			return over
+			return
 		}
 		if head == nil || !c.request.parse(c, head) {
+			handed = true
 			c.f.rest.put(&prefixed{Conn: c.raw, left: bytes.Clone(c.buf[c.start:c.end])})
-			return handed
+			return
 		}
 		c.start += len(head)
 		if !c.begin() {
-			return over
+			return
 		}
 		again := c.handle()
-		again, still := c.finish(again)
-		switch {
-		case still && !again:
-			c.raw.Close() // ends the watch
-			return watched
-		case still:
-			return watched
-		case !again:
+		watched, open := c.finish()
+		again = again && open
+		if watched != nil {
+			// The watch waits for the next request: to wake it, and wait here, would cost more than a short answer.
+			if !again {
+				c.raw.Close()
+			}
+			<-watched
+		}
+		if !again || c.buf == nil {
 			c.linger()
-			return over
+			return
 		}
 	}
 }
@@ -165,15 +155,16 @@ func (c *conn) begin() bool {
 	return true
 }
 
-// finish ends the request's context, and reports whether the connection may be used for another request, as it may if
-// again says so, and whether a watch of it still reads. That then goes on with the connection.
-func (c *conn) finish(again bool) (usable, watched bool) {
+// finish ends the request's context, and reports whether the connection may be used for another request. While a watch
+// still reads from it, nothing else may, until watched is closed.
+func (c *conn) finish() (watched <-chan struct{}, open bool) {
 	c.mu.Lock()
 	ctx := c.ctx
 	c.active, c.ctx = false, nil
-	again = again && !c.closed
+	open = !c.closed
 	c.mu.Unlock()
-	return ctx.end(again)
+	watched, there := ctx.end()
+	return watched, there && open
 }
 
 // closeIdle closes the connection unless a request is in progress; that will then be the last.
@@ -327,10 +318,9 @@ type lifetime struct {
 	err      error
 	after    map[*func()]struct{}
 	timer    *time.Timer
-	watching bool // a watch reads from the connection
-	ended    bool // the request is done
-	again    bool // and the connection may be used for another
-	lost     bool // the connection ended while watched
+	watching chan struct{} // closed when the watch has ended; nil when there is none
+	ended    bool          // the request is done
+	lost     bool          // the connection ended while watched
 }
 
 // Deadline returns none.
@@ -401,8 +391,7 @@ func (x *lifetime) cancel(err error) {
 	}
 }
 
-// watch reads from the connection until something arrives or the client goes away. When the request has ended by then, it
-// goes on with the connection: waking it to have another goroutine read would cost more than a short answer.
+// watch reads from the connection until something arrives or the client goes away, even if the request ends before.
 func (x *lifetime) watch() {
 	x.mu.Lock()
 	c := x.c
@@ -411,48 +400,41 @@ func (x *lifetime) watch() {
 		x.mu.Unlock()
 		return
 	}
-	x.watching = true
+	ended := make(chan struct{})
+	x.watching = ended
 	// A request that waits needs no buffer, and nobody looks at it before the watch has ended.
 	reads.Put((*[readSize]byte)(c.buf))
 	c.buf = nil
 	x.mu.Unlock()
+	defer close(ended)
 	var first [1]byte
 	n, err := c.raw.Read(first[:])
-
 	x.mu.Lock()
-	x.watching = false
-	ended, again := x.ended, x.again
-	c.buf = reads.Get().(*[readSize]byte)[:]
+	x.watching = nil
 	if n == 1 { // the next request begins: it waits for its turn
+		c.buf = reads.Get().(*[readSize]byte)[:]
 		c.start, c.end, c.buf[0] = 0, 1, first[0]
 	}
+	over := x.ended
 	x.lost = n == 0 && err != nil
 	x.mu.Unlock()
-	switch {
-	case ended && (n == 0 || !again):
-		c.raw.Close()
-		c.f.remove(c)
-		c.f.serving.Done()
-	case ended:
-		c.serve()
-	case n == 0:
+	if !over && n == 0 {
 		x.cancel(context.Canceled)
 	}
 }
 
-// end ends the context with its request. It reports whether the connection may be used for another request, as it may
-// if again says so, and whether a watch still reads from it. From then on it is the watch's.
-func (x *lifetime) end(again bool) (usable, watched bool) {
+// end ends the context with its request. It reports whether the connection is still there, and returns what is closed at
+// the end of a watch that still reads from it, else nil.
+func (x *lifetime) end() (watched <-chan struct{}, open bool) {
 	x.mu.Lock()
 	x.ended = true
-	x.again = again && !x.lost
-	usable, watched = x.again, x.watching
 	if x.timer != nil {
 		x.timer.Stop()
 	}
+	watched, open = x.watching, !x.lost
 	x.mu.Unlock()
 	x.cancel(context.Canceled)
-	return usable, watched
+	return watched, open
 }
 
 // writer returns what net.Buffers write to with one system call where there is a socket below.

@@ -129,8 +129,7 @@ func (f *front) accept(l net.Listener) error {
 			raw.Close()
 			continue
 		}
-		f.serving.Add(1) // until the connection ends, whoever serves it then
-		go c.serve()
+		f.serving.Go(c.serve)
 	}
 }
 
