@@ -33,6 +33,7 @@ import (
 	"github.com/sarnmesh/sarn/command/servicescmd"
 	"github.com/sarnmesh/sarn/command/snapshotcmd"
 	"github.com/sarnmesh/sarn/command/tlscmd"
+	"github.com/sarnmesh/sarn/command/troubleshootcmd"
 	"github.com/sarnmesh/sarn/command/validatecmd"
 	"github.com/sarnmesh/sarn/command/verb"
 	"github.com/sarnmesh/sarn/command/versioncmd"
@@ -79,7 +80,7 @@ func all(ctx context.Context, s verb.Streams) map[string]cli.CommandFactory {
 	commands := map[string]cli.CommandFactory{}
 	for _, verbs := range [][]verb.Verb{
 		aclcmd.Verbs(), catalogcmd.Verbs(), clustercmd.Verbs(), configcmd.Verbs(), connectcmd.Verbs(), debugcmd.Verbs(), execcmd.Verbs(), explaincmd.Verbs(),
-		initcmd.Verbs(), intentioncmd.Verbs(), kvcmd.Verbs(), lockcmd.Verbs(), logincmd.Verbs(), operatorcmd.Verbs(), redirectcmd.Verbs(), runcmd.Verbs(), servicescmd.Verbs(), snapshotcmd.Verbs(), tlscmd.Verbs(), validatecmd.Verbs(),
+		initcmd.Verbs(), intentioncmd.Verbs(), kvcmd.Verbs(), lockcmd.Verbs(), logincmd.Verbs(), operatorcmd.Verbs(), redirectcmd.Verbs(), runcmd.Verbs(), servicescmd.Verbs(), snapshotcmd.Verbs(), tlscmd.Verbs(), troubleshootcmd.Verbs(), validatecmd.Verbs(),
 		versioncmd.Verbs(), watchcmd.Verbs(),
 		peeringcmd.Verbs(),
 	} {
@@ -114,11 +115,11 @@ func suggest(s verb.Streams, word string, commands map[string]cli.CommandFactory
 
 // groups order the commands in the help text.
 var groups = []struct{ title, names string }{
-	{"Run", "agent run validate reload leave maint"},
+	{"Run", "init agent run validate reload leave maint"},
 	{"Services", "services catalog config event"},
-	{"Mesh", "connect intention explain"},
+	{"Mesh", "connect intention explain peering troubleshoot"},
 	{"Data", "kv lock watch snapshot"},
-	{"Cluster", "members join force-leave operator info monitor rtt debug exec"},
+	{"Cluster", "members join join-token force-leave operator info monitor rtt debug exec"},
 	{"Keys", "acl login logout keygen keyring tls"},
 }
 
