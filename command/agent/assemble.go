@@ -84,7 +84,7 @@ type Agent struct {
 	watches   *watches
 	conns     httpapi.ConnLimit
 	rate      router.Rate // of calls that a server's own API makes
-	metrics   *telemetry
+	metrics   *measures
 	given     *newcomer.Keeper // keeps the certificate that the servers gave; nil without
 	rpcTLS    material
 	httpTLS   material
@@ -93,6 +93,7 @@ type Agent struct {
 	mu       sync.Mutex
 	settings *config.Settings // in force; replaced by Reload
 
+	owned chan struct{} // closed when the leader has told this server the token of its agent
 	seeds chan struct{} // tells of a reload to who writes config_entries.bootstrap; holds one
 
 	ready chan struct{}   // closed when all that is configured is served
@@ -124,6 +125,10 @@ func unsupported(s *config.Settings) error {
 			}
 		}
 	}
+	if t := &s.Telemetry; t.CirconusAPIToken != "" || t.CirconusSubmissionURL != "" {
+		errs = append(errs, errors.New("telemetry.circonus_*: metrics are not sent to Circonus by this version: use telemetry.otlp, statsd_address, "+
+			"dogstatsd_addr, statsite_address or prometheus_retention_time"))
+	}
 	return errors.Join(errs...)
 }
 
@@ -141,7 +146,7 @@ func newMember(src config.Sources, s *config.Settings, log hclog.InterceptLogger
 	if err != nil {
 		return nil, err
 	}
-	a := &Agent{sources: src, log: log, settings: s, node: node(s, id), ready: make(chan struct{}), stop: make(chan stopReason, 1), seeds: make(chan struct{}, 1), given: given}
+	a := &Agent{sources: src, log: log, settings: s, node: node(s, id), ready: make(chan struct{}), stop: make(chan stopReason, 1), seeds: make(chan struct{}, 1), owned: make(chan struct{}), given: given}
 	if a.tokens, err = newTokens(s, log.Named("tokens")); err != nil {
 		return nil, err
 	}
@@ -157,7 +162,7 @@ func newMember(src config.Sources, s *config.Settings, log hclog.InterceptLogger
 	if err := a.loadTLS(s); err != nil {
 		return nil, err
 	}
-	if a.metrics, err = newTelemetry(s); err != nil {
+	if a.metrics, err = newMeasures(s, dialOut, log.Named("telemetry")); err != nil {
 		return nil, err
 	}
 	if s.TLS.GRPC.CertFile == "" && (!s.Server || !s.Connect.Enabled) && (given == nil || !s.TLS.GRPC.UseAutoCert) {
@@ -418,7 +423,7 @@ func (a *Agent) newHTTP(s *config.Settings) (err error) {
 		UIPath: s.UI.ContentPath, UIMetrics: uiMetrics(s), Domain: s.DNS.Domain, MaxHeaderBytes: s.HTTP.MaxHeaderBytes, KVMaxValueSize: int64(s.Limits.KVMaxValueSize),
 		TxnMaxRequestLength: int64(s.Limits.TxnMaxReqLen), Events: &a.events,
 		Agent: httpapi.AgentConfig{
-			Local: a.local, Agent: a, Metrics: a.metrics.inmem, MetricsInterval: metricsInterval, Prometheus: a.metrics.prometheus, Logs: a.log,
+			Local: a.local, Agent: a, Metrics: a.metrics.store, Prometheus: a.metrics.prometheus, Logs: a.log,
 			Version: httpapi.AgentVersion{SHA: version.Commit, BuildDate: version.BuildDate, HumanVersion: version.Compat},
 		},
 		Connect: httpapi.ConnectConfig{Leaf: a.leaves, IntentionPolicy: s.DefaultIntentionPolicy},
@@ -505,7 +510,10 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	run("proxy configuration", a.proxies.Run)
 	run("reports of trusted roots", a.bundles.Run)
-	run("local state", a.local.Run)
+	run("local state", func(ctx context.Context) error {
+		a.awaitOwnToken(ctx, s)
+		return a.local.Run(ctx)
+	})
 	run("join", func(ctx context.Context) error {
 		return a.join(ctx, a.pool, withPort(s.Join.LAN, s.Ports.SerfLAN), s.Join.Interval, s.Join.Max)
 	})
@@ -533,7 +541,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	if s.AutoReload {
 		run("files of the configuration", a.watchFiles)
 	}
-	run("telemetry", a.metrics.run)
+	run("telemetry", func(ctx context.Context) error { return a.metrics.run(ctx, s.Telemetry.EnableHostMetrics, s.DataDir) })
 	if a.jobs != nil {
 		run("remote execution", a.jobs.Run)
 	}

@@ -161,13 +161,14 @@ func (a *Agent) joining(s *config.Settings) *introrpc.Join {
 
 // takeOwnToken asks the leader, until it answers, for the ACL token of this server's agent, where none is configured.
 func (a *Agent) takeOwnToken(ctx context.Context) error {
-	retry := time.Second
+	retry := 100 * time.Millisecond
 	for ctx.Err() == nil && a.tokens.Agent() == "" {
 		reply, err := intro.OwnTokenCall.Call(ctx, a.caller, &intro.OwnTokenRequest{Node: a.node.Node, Secret: a.server.Secret()})
 		if err == nil {
 			err = a.tokens.put(httpapi.TokenAgent, reply.AgentToken)
 		}
 		if err == nil {
+			close(a.owned)
 			a.local.SyncSoon()
 			return nil
 		}
@@ -176,4 +177,20 @@ func (a *Agent) takeOwnToken(ctx context.Context) error {
 		retry = min(2*retry, 15*time.Second)
 	}
 	return nil
+}
+
+// firstTokenWait is how long a server that starts for the first time registers nothing, since it would be refused.
+const firstTokenWait = 15 * time.Second
+
+// awaitOwnToken waits for the token of a server that has none yet.
+func (a *Agent) awaitOwnToken(ctx context.Context, s *config.Settings) {
+	if s.JoinTokens.CAKeyFile == "" || a.tokens.Agent() != "" {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, firstTokenWait)
+	defer cancel()
+	select {
+	case <-a.owned:
+	case <-ctx.Done():
+	}
 }
