@@ -1,0 +1,1 @@
+complete -o nospace -C /usr/bin/sarn sarn

@@ -1,0 +1,1 @@
+complete -c sarn -f -a '(COMP_LINE=(commandline -cp) /usr/bin/sarn)'
