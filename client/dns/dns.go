@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -97,7 +98,8 @@ type Server struct {
 	log      hclog.Logger
 
 	kept                *keeper
-	lookups, recursions chan struct{} // a token for each under way over UDP
+	lookups, recursions chan struct{} // a token for each under way over UDP or gRPC
+	told                atomic.Int64  // when a question was last said to have failed badly, in Unix nanoseconds
 	counts              counts
 }
 
@@ -194,17 +196,77 @@ func (s *Server) Run(ctx context.Context, packets []net.PacketConn, streams []ne
 
 // serve answers a question that came over TCP.
 func (s *Server) serve(ctx context.Context, w dns.ResponseWriter, req *dns.Msg) {
-	began := time.Now()
 	from, _ := netip.ParseAddrPort(w.RemoteAddr().String())
-	resp := s.AnswerTo(ctx, from.Addr(), req, true)
-	if resp == nil {
+	out := s.packed(ctx, asker{from, s.token()}, req, true, nil)
+	if out == nil {
 		return
 	}
-	if err := w.WriteMsg(resp); err != nil {
+	if _, err := w.Write(out); err != nil {
 		s.log.Debug("answer not sent", "client", w.RemoteAddr(), "error", err)
+	}
+}
+
+// An asker is who asks a question.
+type asker struct {
+	from  netip.AddrPort // its address matters to prepared queries alone; the zero address when it is not known
+	token string         // with which the catalog is asked
+}
+
+// packed answers a question and packs the answer, nil for what deserves none. Key is the question as it was packed, under
+// which the answer is kept if it may be; nil keeps nothing. A question that cannot be answered for a fault of this program
+// gets SERVFAIL: it must not end the process.
+func (s *Server) packed(ctx context.Context, who asker, req *dns.Msg, tcp bool, key []byte) (out []byte) {
+	failed := func() []byte {
+		resp := new(dns.Msg)
+		resp.SetRcode(req, dns.RcodeServerFailure)
+		out, _ := resp.Pack()
+		return out
+	}
+	defer func() {
+		if p := recover(); p != nil {
+			s.fault(p, who.from)
+			out = failed()
+		}
+	}()
+	began := time.Now()
+	resp, k := s.answer(ctx, who, req, tcp, key)
+	if resp == nil {
+		return nil
+	}
+	if k != nil {
+		s.kept.put(key, k)
+	}
+	out, err := resp.Pack()
+	if err != nil {
+		s.log.Debug("answer not packed", "error", err)
+		out = failed()
+	}
+	s.logAnswer(req, who.from, began)
+	return out
+}
+
+// unpack reads a question. A fault of the reader is an error too.
+func (s *Server) unpack(msg []byte, from netip.AddrPort) (req *dns.Msg, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			s.fault(p, from)
+			err = errors.New("the question cannot be read")
+		}
+	}()
+	req = new(dns.Msg)
+	return req, req.Unpack(msg)
+}
+
+// faultEvery is how often a fault is told of at most: whoever finds one must not fill the log.
+const faultEvery = time.Second
+
+// fault tells of a question that could not be answered for a fault of this program.
+func (s *Server) fault(p any, from netip.AddrPort) {
+	now, last := time.Now().UnixNano(), s.told.Load()
+	if now-last < int64(faultEvery) || !s.told.CompareAndSwap(last, now) {
 		return
 	}
-	s.logAnswer(req, from, began)
+	s.log.Error("a question could not be answered", "panic", p, "client", from, "stack", string(debug.Stack()))
 }
 
 // logAnswer says what was asked.
@@ -230,13 +292,13 @@ func (s *Server) Answer(ctx context.Context, req *dns.Msg, tcp bool) *dns.Msg {
 // AnswerTo returns the answer to req, fit for the transport it came over. It returns nil for what deserves none: a
 // message that is itself an answer. The client's address matters to prepared queries alone.
 func (s *Server) AnswerTo(ctx context.Context, client netip.Addr, req *dns.Msg, tcp bool) *dns.Msg {
-	resp, _ := s.answer(ctx, client, req, tcp, nil)
+	resp, _ := s.answer(ctx, asker{netip.AddrPortFrom(client, 0), s.token()}, req, tcp, nil)
 	return resp
 }
 
 // answer is AnswerTo, and returns the answer to be kept as well if there is one. Question is the one that req asks, as it
 // was packed; nil keeps nothing.
-func (s *Server) answer(ctx context.Context, client netip.Addr, req *dns.Msg, tcp bool, question []byte) (*dns.Msg, *kept) {
+func (s *Server) answer(ctx context.Context, who asker, req *dns.Msg, tcp bool, question []byte) (*dns.Msg, *kept) {
 	if req.Response {
 		return nil, nil
 	}
@@ -250,25 +312,37 @@ func (s *Server) answer(ctx context.Context, client netip.Addr, req *dns.Msg, tc
 		return resp, nil
 	}
 	resp.SetReply(req)
+	switch opts := optRecords(req); {
+	case opts > 1: // RFC 6891, section 6.1.1
+		resp.Rcode = dns.RcodeFormatError
+		return resp, nil
+	case opts == 1 && req.IsEdns0().Version() != 0: // section 6.1.3
+		opt := &dns.OPT{Hdr: dns.RR_Header{Name: ".", Rrtype: dns.TypeOPT}}
+		opt.SetUDPSize(req.IsEdns0().UDPSize())
+		resp.Rcode, resp.Extra = dns.RcodeBadVers, []dns.RR{opt}
+		return resp, nil
+	}
 	resp.RecursionAvailable = len(st.Recursors) > 0
 	q := req.Question[0]
 	zone, ours := s.zone(q.Name)
-	l := &lookup{Server: s, st: st, ctx: ctx, question: q, zone: zone, resp: resp, token: s.token()}
+	l := &lookup{Server: s, st: st, ctx: ctx, question: q, zone: zone, resp: resp, token: who.token}
 	var k *kept
 	began := time.Now()
+	defer func() {
+		if k == nil {
+			l.close()
+		}
+	}()
 	switch {
 	case ours:
 		resp.Authoritative = true
-		l.client = client
+		l.client = who.from.Addr()
 		if subnet := clientSubnet(req); subnet != nil {
 			l.client, _ = netip.AddrFromSlice(subnet.Address)
 		}
 		l.zoneQuestion()
 		if question != nil {
 			k = l.keep(question)
-		}
-		if k == nil {
-			l.close()
 		}
 		s.counts.zone(q.Qtype, time.Since(began))
 	case isReverse(q.Name):
@@ -295,6 +369,16 @@ func (s *Server) token() string {
 		return ""
 	}
 	return s.cfg.Token()
+}
+
+// optRecords counts the OPT records of a message.
+func optRecords(m *dns.Msg) (n int) {
+	for _, rr := range m.Extra {
+		if rr.Header().Rrtype == dns.TypeOPT {
+			n++
+		}
+	}
+	return n
 }
 
 // clientSubnet returns the option that tells on whose behalf a question is asked, nil if there is none.

@@ -57,7 +57,7 @@ func (s *Server) servePackets(ctx context.Context, conn net.PacketConn, work fun
 		st, token := s.settings.Load(), s.token()
 		for i := range n {
 			msg := b.msg(i)
-			out, ok := s.quick(st, token, msg, &sc, bufs[i][:0], b, i)
+			out, ok := s.guardedQuick(st, token, msg, &sc, bufs[i][:0], b, i)
 			if ok {
 				if cap(out) <= 1<<14 {
 					bufs[i] = out
@@ -69,6 +69,34 @@ func (s *Server) servePackets(ctx context.Context, conn net.PacketConn, work fun
 			s.later(ctx, b, i, work)
 		}
 		b.flush()
+	}
+}
+
+// guardedQuick is quick; a question that it fails at for a fault of this program is left to the longer way.
+func (s *Server) guardedQuick(st *Settings, token string, msg []byte, sc *scratch, out []byte, b batch, i int) (answer []byte, ok bool) {
+	defer func() {
+		if p := recover(); p != nil {
+			s.fault(p, b.from(i))
+			*sc = scratch{}
+			answer, ok = nil, false
+		}
+	}()
+	return s.quick(st, token, msg, sc, out, b, i)
+}
+
+// slot takes one of the places for questions under way; the place must be released. It reports false when none is free.
+func (s *Server) slot(req *dns.Msg) (release func(), ok bool) {
+	slots := s.recursions
+	if len(req.Question) == 1 {
+		if _, ours := s.zone(req.Question[0].Name); ours {
+			slots = s.lookups
+		}
+	}
+	select {
+	case slots <- struct{}{}:
+		return func() { <-slots }, true
+	default:
+		return nil, false
 	}
 }
 
@@ -96,39 +124,28 @@ func (s *Server) quick(st *Settings, token string, msg []byte, sc *scratch, out 
 // later answers a question beside the reading of others, or drops it when there are too many.
 func (s *Server) later(ctx context.Context, b batch, i int, work func(func())) {
 	msg := append([]byte(nil), b.msg(i)...)
-	req := new(dns.Msg)
-	if err := req.Unpack(msg); err != nil || req.Response || req.Opcode != dns.OpcodeQuery || len(req.Question) != 1 {
+	from := b.from(i)
+	req, err := s.unpack(msg, from)
+	if err != nil || req.Response || req.Opcode != dns.OpcodeQuery || len(req.Question) != 1 {
 		b.answer(i, refuse(msg, err))
 		return
 	}
-	slots := s.recursions
-	if _, ours := s.zone(req.Question[0].Name); ours {
-		slots = s.lookups
-	}
-	select {
-	case slots <- struct{}{}:
-	default:
+	release, ok := s.slot(req)
+	if !ok {
 		s.counts.dropped.Add(1)
 		return
 	}
-	from, reply := b.from(i), b.replier(i)
+	reply := b.replier(i)
 	work(func() {
-		defer func() { <-slots }()
-		began := time.Now()
+		defer release()
 		q, _ := parsePlain(msg)
-		resp, k := s.answer(ctx, from.Addr(), req, false, q.key)
-		if k != nil {
-			s.kept.put(q.key, k)
-		}
-		out, err := resp.Pack()
-		if err != nil {
-			s.log.Debug("answer not packed", "error", err)
-			out = failure(msg, dns.RcodeServerFailure)
+		out := s.packed(ctx, asker{from, s.token()}, req, false, q.key)
+		if out == nil {
+			return
 		}
 		if err := reply(out); err != nil {
 			s.log.Debug("answer not sent", "client", from, "error", err)
 		}
-		s.logAnswer(req, from, began)
 	})
 }
 
