@@ -391,9 +391,6 @@ func (a *Agent) newParts(s *config.Settings) (err error) {
 	if a.server != nil && s.PeeringEnabled && s.Connect.Enabled {
 		services = append(services, a.server.Peering())
 	}
-	a.grpc = grpcapi.New(listeners, services, grpcapi.Config{
-		KeepAlive: s.Performance.GRPCKeepaliveInterval, Timeout: s.Performance.GRPCKeepaliveTimeout, Logger: a.log.Named("grpc"),
-	})
 	source := &dnsSource{caller: a.caller, origin: query.Origin{Node: s.Node.Name, Datacenter: s.Node.Datacenter}}
 	if f, ok := a.caller.(follower); ok {
 		source.follow = f.Follow
@@ -403,6 +400,12 @@ func (a *Agent) newParts(s *config.Settings) (err error) {
 	a.dns = dns.New(dns.Config{
 		Domain: s.DNS.Domain, AltDomain: s.DNS.AltDomain, Datacenter: s.Node.Datacenter, Node: s.Node.Name, Source: source, Token: a.tokens.dns,
 		Logger: a.log.Named("dns"), Settings: dnsSettings(s),
+	})
+	if a.server != nil {
+		services = append(services, a.dns)
+	}
+	a.grpc = grpcapi.New(listeners, services, grpcapi.Config{
+		KeepAlive: s.Performance.GRPCKeepaliveInterval, Timeout: s.Performance.GRPCKeepaliveTimeout, Logger: a.log.Named("grpc"),
 	})
 	return a.newHTTP(s)
 }
@@ -667,16 +670,14 @@ func withPort(addrs []string, port int) (list []string) {
 func (a *Agent) sendCoordinates(ctx context.Context) error {
 	s := a.current()
 	period := max(s.Gossip.CoordinateUpdatePeriod, 15*time.Second)
-	if s.Dev {
-		period = s.Gossip.CoordinateUpdatePeriod
-	}
-	if period <= 0 {
-		period = 15 * time.Second
-	}
+	soon := s.Dev // a server for trying things out has its first coordinate at once
 	// A server handles so many of these per second; a large fleet sends less often.
 	const rate = 64
 	for {
 		wait := max(period, time.Duration(len(a.pool.Members()))*time.Second/rate)
+		if soon {
+			wait = max(s.Gossip.CoordinateUpdatePeriod, 100*time.Millisecond)
+		}
 		select {
 		case <-time.After(wait):
 		case <-ctx.Done():
@@ -695,6 +696,7 @@ func (a *Agent) sendCoordinates(ctx context.Context) error {
 		if err != nil && ctx.Err() == nil {
 			a.log.Debug("coordinate not sent", "error", err)
 		}
+		soon = soon && err != nil
 	}
 }
 
