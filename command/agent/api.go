@@ -185,7 +185,7 @@ func (a *Agent) reload(ctx context.Context, byItself bool) error {
 	for _, w := range warnings {
 		a.log.Warn(w)
 	}
-	for _, c := range config.Diff(a.settings, s) {
+	for _, c := range config.Diff(a.begun, s) {
 		if c.Restart {
 			a.log.Warn("a changed setting takes effect only after a restart", "key", c.Key)
 		}
@@ -222,6 +222,7 @@ func (a *Agent) reload(ctx context.Context, byItself bool) error {
 	a.xds.SetUpdateRate(s.XDS.UpdateMaxPerSecond)
 	a.metrics.filter(s)
 	if a.server != nil {
+		a.rate.Set(s.Limits.RPCRate, s.Limits.RPCMaxBurst)
 		limits := requestLimits(s)
 		err = a.server.Reload(server.Reload{
 			Limits:        &limits,

@@ -92,6 +92,7 @@ type Agent struct {
 
 	mu       sync.Mutex
 	settings *config.Settings // in force; replaced by Reload
+	begun    *config.Settings // that the agent began with
 
 	owned chan struct{} // closed when the leader has told this server the token of its agent
 	seeds chan struct{} // tells of a reload to who writes config_entries.bootstrap; holds one
@@ -146,7 +147,7 @@ func newMember(src config.Sources, s *config.Settings, log hclog.InterceptLogger
 	if err != nil {
 		return nil, err
 	}
-	a := &Agent{sources: src, log: log, settings: s, node: node(s, id), ready: make(chan struct{}), stop: make(chan stopReason, 1), seeds: make(chan struct{}, 1), owned: make(chan struct{}), given: given}
+	a := &Agent{sources: src, log: log, settings: s, begun: s, node: node(s, id), ready: make(chan struct{}), stop: make(chan stopReason, 1), seeds: make(chan struct{}, 1), owned: make(chan struct{}), given: given}
 	if a.tokens, err = newTokens(s, log.Named("tokens")); err != nil {
 		return nil, err
 	}
