@@ -32,6 +32,11 @@ func Verbs() []verb.Verb {
 				"flags, says what happened and leaves the rest to the servers; with -watch, shows it.",
 		},
 		{
+			Path: "connect expose", Synopsis: "Let callers in to a service by an ingress gateway", Setup: expose, Client: true, Server: true, Tenancy: true,
+			Help: "Adds the service to a listener of the gateway's configuration entry, and an intention that allows the gateway to call " +
+				"it. For a service that the listener has, replaces its hosts.",
+		},
+		{
 			Path: "connect envoy", Args: "[-- ENVOY-ARGUMENTS...]", Synopsis: "Run or configure an Envoy proxy", Setup: envoy,
 			Client: true, Tenancy: true,
 			Help: "Makes the bootstrap configuration of an Envoy proxy for a service of the agent and runs Envoy with it. With -bootstrap, " +

@@ -11,8 +11,10 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -45,6 +47,9 @@ const (
 	minInterval = 5 * time.Second
 )
 
+// journalTimeout is how long the system's journal may take to answer.
+const journalTimeout = time.Minute
+
 // Modes of what is written: logs and configuration are for their owner.
 const (
 	dirMode  fs.FileMode = 0o700
@@ -62,6 +67,7 @@ type job struct {
 	capture  []string
 	duration time.Duration
 	interval time.Duration
+	since    time.Duration // what is wanted of the journal; 0 for nothing
 
 	mu sync.Mutex // of warnings, which come from several at once
 }
@@ -71,12 +77,13 @@ func setup(f *flag.FlagSet) func(*verb.Call) error {
 	duration := f.Duration("duration", 5*time.Minute, "`time` to collect for, at least 10s")
 	interval := f.Duration("interval", 30*time.Second, "`time` between profiles, at least 5s")
 	archive := f.Bool("archive", true, "make one file of the folder, and remove that")
+	since := f.Duration("since", 0, "`time` before the start whose lines of the system's journal are added, for an agent on this machine that is a systemd unit sarn or consul; 0 for none")
 	output := f.String("output", "", "`path` of the folder; default consul-debug-TIME in the working folder")
 	return func(c *verb.Call) error {
 		if n := len(c.Args); n > 0 {
 			return verb.Usagef("Too many arguments provided, expected 0")
 		}
-		j := &job{call: c, dir: *output, capture: *capture, duration: *duration, interval: *interval}
+		j := &job{call: c, dir: *output, capture: *capture, duration: *duration, interval: *interval, since: *since}
 		if j.dir == "" {
 			j.dir = "consul-debug-" + time.Now().Format(stamp)
 		}
@@ -108,6 +115,8 @@ func (j *job) check() error {
 	switch {
 	case j.duration < minDuration:
 		return errors.New("duration must be longer than 10s")
+	case j.since < 0:
+		return errors.New("since can't be negative")
 	case j.interval < minInterval:
 		return errors.New("interval must be longer than 10s")
 	case j.duration < j.interval:
@@ -142,6 +151,9 @@ func (j *job) run(archive bool) error {
 	j.call.Printf("==> Collecting %s from the agent\n", strings.Join(j.capture, ", "))
 	if err := j.once(); err != nil {
 		return err
+	}
+	if j.since > 0 {
+		j.journal(ctx)
 	}
 	if slices.ContainsFunc(j.capture, func(t string) bool { return !slices.Contains(fast, t) }) {
 		j.call.Printf("    for %s, profiles every %s; interrupt to stop early\n", j.duration, j.interval)
@@ -193,6 +205,18 @@ func (j *job) once() error {
 		return err
 	}
 	return j.save("index.json", index)
+}
+
+// journal saves what the system's journal has about agents on this machine.
+func (j *job) journal(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, journalTimeout)
+	defer cancel()
+	j.record(ctx, "journal.log", func() (io.ReadCloser, error) {
+		from := "@" + strconv.FormatInt(time.Now().Add(-j.since).Unix(), 10)
+		cmd := exec.CommandContext(ctx, "journalctl", "--no-pager", "--quiet", "--output=short-iso-precise", "--since="+from, "--unit=sarn", "--unit=consul")
+		text, err := cmd.Output()
+		return io.NopCloser(bytes.NewReader(text)), err
+	})
 }
 
 // save writes a file of JSON.

@@ -9,7 +9,9 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -170,5 +172,34 @@ func TestRefusals(t *testing.T) {
 	}
 	if entries, _ := os.ReadDir("."); slices.ContainsFunc(entries, func(e os.DirEntry) bool { return strings.HasPrefix(e.Name(), "consul-debug") }) {
 		t.Error("a refused command left a folder")
+	}
+}
+
+// Lines of the journal are asked of the system's own program for it.
+func TestJournalIsCollected(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("has no journal")
+	}
+	bin := t.TempDir()
+	if err := os.WriteFile(bin+"/journalctl", []byte("#!/bin/sh\necho \"$@\"\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", bin)
+	dir := t.TempDir() + "/out"
+	out, errs, code := run(t, agent(t, false), "-capture=agent", "-since=1h", "-output="+dir)
+	if code != 0 || errs != "" {
+		t.Fatalf("exit %d: %s%s", code, out, errs)
+	}
+	got := contents(t, dir+".tar.gz")["out/journal.log"]
+	_, text, _ := strings.Cut(got, "--since=@")
+	text, _, _ = strings.Cut(text, " ")
+	at, err := strconv.ParseInt(text, 10, 64)
+	if ago := time.Since(time.Unix(at, 0)); err != nil || ago < time.Hour-time.Second || ago > time.Hour+time.Minute {
+		t.Errorf("journalctl was asked %q", got)
+	}
+	t.Setenv("PATH", t.TempDir())
+	dir = t.TempDir() + "/out"
+	if _, errs, code := run(t, agent(t, false), "-capture=agent", "-since=1h", "-output="+dir); code != 0 || !strings.Contains(errs, "Not collected: journal.log") {
+		t.Errorf("without a journal: exit %d: %s", code, errs)
 	}
 }

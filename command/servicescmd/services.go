@@ -19,6 +19,7 @@ import (
 
 	"github.com/sarnmesh/sarn/catalog"
 	"github.com/sarnmesh/sarn/catalog/definition"
+	"github.com/sarnmesh/sarn/catalog/filter"
 	"github.com/sarnmesh/sarn/command/agent/config"
 	"github.com/sarnmesh/sarn/command/verb"
 )
@@ -334,9 +335,14 @@ func merge(conf *api.ExportedServicesConfigEntry, name string, peers, partitions
 
 func exported(f *flag.FlagSet) func(*verb.Call) error {
 	format := f.String("format", "pretty", "`format` of the output: pretty or json")
+	filtered := f.String("filter", "", "`expression` to choose services by, such as Service == \"web\"")
 	return func(c *verb.Call) error {
 		if *format != "pretty" && *format != "json" {
 			return verb.Errorf("Invalid format, valid formats are {pretty|json}")
+		}
+		keep, err := filter.Compile[api.ResolvedExportedService](*filtered)
+		if err != nil {
+			return verb.Errorf("Error reading exported services: %w", err)
 		}
 		client, err := c.API()
 		if err != nil {
@@ -346,6 +352,7 @@ func exported(f *flag.FlagSet) func(*verb.Call) error {
 		if err != nil {
 			return verb.Errorf("Error reading exported services: %w", err)
 		}
+		all = slices.DeleteFunc(all, func(s api.ResolvedExportedService) bool { return !keep.Match(s) })
 		if *format == "json" {
 			return c.PrintJSON(all)
 		}
