@@ -86,7 +86,7 @@ func (l *limitListener) Accept() (net.Conn, error) {
 	for {
 		conn, err := l.Listener.Accept()
 		if err != nil {
-			l.refused.Wait() // no longer than lingerTime
+			l.refused.Wait() // no longer than twice lingerTime
 			return nil, err
 		}
 		tcp, ok := conn.RemoteAddr().(*net.TCPAddr)
@@ -111,6 +111,9 @@ func (l *limitListener) refuse(conn net.Conn) {
 	l.refused.Go(func() {
 		defer l.linger(-1)
 		defer conn.Close()
+		// An answer before the first byte of a request is none to many clients.
+		conn.SetReadDeadline(time.Now().Add(lingerTime))
+		conn.Read(make([]byte, 1))
 		conn.SetDeadline(time.Now().Add(lingerTime))
 		if _, err := io.WriteString(conn, tooMany); err != nil {
 			return
