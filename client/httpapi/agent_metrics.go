@@ -31,7 +31,6 @@ func (s *Server) summarize(v any) any {
 	if !ok {
 		return v
 	}
-	s.fill(&m)
 	out := metricsSummary{m.Timestamp, m.Gauges, m.Points, m.Counters, m.Samples}
 	for _, g := range m.PrecisionGauges {
 		out.Gauges = append(out.Gauges, metrics.GaugeValue{Name: g.Name, Value: float32(g.Value), DisplayLabels: g.DisplayLabels})

@@ -3,7 +3,6 @@ package httpapi
 import (
 	"context"
 	"net/http"
-	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/go-metrics"
@@ -104,7 +103,7 @@ type AgentVersion struct {
 	FIPS         string
 }
 
-// AgentMetrics are the metrics of the last intervals. A *metrics.InmemSink is one.
+// AgentMetrics are the metrics of the last intervals. A *telemetry.Store is one, and so is a *metrics.InmemSink.
 type AgentMetrics interface {
 	DisplayMetrics(w http.ResponseWriter, r *http.Request) (any, error)
 	Stream(ctx context.Context, e metrics.Encoder)
@@ -126,9 +125,6 @@ type AgentConfig struct {
 	Version AgentVersion
 	// Metrics answers the metrics endpoints. Nil answers them with 501.
 	Metrics AgentMetrics
-	// MetricsInterval is the interval of Metrics. With it requests are summed up here, and Metrics is told of one in each
-	// interval; 0, or the Prometheus form, has Metrics told of each.
-	MetricsInterval time.Duration
 	// Prometheus answers in that form, as "text/plain; version=0.0.4". Nil means it is off.
 	Prometheus http.Handler
 	// Logs is what the monitor endpoint shows. Nil answers it with 501.

@@ -102,9 +102,8 @@ type Server struct {
 	blocked       []string
 	defaultPolicy []string
 	instances     instanceCache
-	monitors      atomic.Int32  // how many follow the log
-	largeBodies   atomic.Int64  // bytes that large bodies take
-	tallyEvery    time.Duration // the interval of requests that are summed up, 0 when they are not
+	monitors      atomic.Int32 // how many follow the log
+	largeBodies   atomic.Int64 // bytes that large bodies take
 
 	// What belongs to the agent itself is out of reach of handlers that did not ask: cfg has none of it.
 	registered registrations // nil without agent endpoints
@@ -155,9 +154,6 @@ func New(cfg Config) (*Server, error) {
 	}
 	if cfg.Agent.Local != nil {
 		s.registered = cfg.Agent.Local
-	}
-	if cfg.Agent.Prometheus == nil && cfg.Agent.Metrics != nil {
-		s.tallyEvery = cfg.Agent.MetricsInterval
 	}
 	s.cfg.Agent, s.cfg.Events, s.cfg.Connect.Leaf = AgentConfig{}, nil, nil
 	for name, value := range cfg.ResponseHeaders {

@@ -1,76 +1,106 @@
 package httpapi
 
 import (
-	"encoding/json"
+	"bytes"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/hashicorp/go-metrics"
+
+	"github.com/sarnmesh/sarn/internal/measure"
 )
 
-// Summed up here or told one by one, requests show as the same figures.
+// batches collects what is told of requests.
+func batches(t *testing.T) (take func() map[string]measure.Batch) {
+	measure.Report() // what others have measured
+	var mu sync.Mutex
+	all := map[string]measure.Batch{}
+	measure.To(func(key []string, labels []metrics.Label, b measure.Batch) {
+		if len(key) != 2 || key[0] != "api" || key[1] != "http" {
+			return
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		name := ""
+		for _, l := range labels {
+			name += l.Value + " "
+		}
+		sum := all[name]
+		sum.Merge(b)
+		all[name] = sum
+	})
+	t.Cleanup(func() { measure.To(nil) })
+	return func() map[string]measure.Batch {
+		measure.Report()
+		mu.Lock()
+		defer mu.Unlock()
+		got := all
+		all = map[string]measure.Batch{}
+		return got
+	}
+}
+
 func TestRequestsAreCountedInMetrics(t *testing.T) {
-	type line struct {
-		Name                              string
-		Count                             int
-		Rate, Sum, Min, Max, Mean, Stddev float64
-		Labels                            map[string]string
+	take := batches(t)
+	s, _ := newAgent(t, Config{Caller: newFixedCaller()})
+	for range 3 {
+		do(s, "GET", "/v1/kv/a", "")
 	}
-	measure := func(t *testing.T, interval time.Duration) (all [][]line) {
-		synctest.Test(t, func(t *testing.T) {
-			sink := metrics.NewInmemSink(10*time.Second, time.Minute)
-			conf := metrics.DefaultConfig("consul")
-			conf.EnableHostname, conf.EnableRuntimeMetrics = false, false
-			if _, err := metrics.NewGlobal(conf, sink); err != nil {
-				t.Fatal(err)
-			}
-			defer metrics.NewGlobal(conf, &metrics.BlackholeSink{})
-			s, _ := newAgent(t, Config{Agent: AgentConfig{Metrics: sink, MetricsInterval: interval}})
-			show := func() {
-				var got struct{ Samples []line }
-				if err := json.Unmarshal(do(s, "GET", "/v1/agent/metrics", "").Body.Bytes(), &got); err != nil {
-					t.Fatal(err)
-				}
-				all = append(all, got.Samples)
-			}
-			request := func(took time.Duration, times int) {
-				for range times {
-					s.find("/v1/kv/a").measure(s, "GET", time.Now().Add(-took))
-				}
-			}
-			request(time.Millisecond, 3)
-			request(4*time.Millisecond, 1)
-			show() // of the interval that has begun
-			time.Sleep(10 * time.Second)
-			request(7*time.Millisecond, 2)
-			show()
-			time.Sleep(10 * time.Second)
-			show()
-			time.Sleep(10 * time.Second)
-			show()
-		})
-		return all
+	s.find("/v1/kv/a").measure("GET", time.Now().Add(-time.Minute))
+	do(s, "PUT", "/v1/kv/a", "x")
+	got := take()
+	if b := got["GET v1_kv_ "]; b.Count != 4 || b.Max < 60_000 || b.Min >= 60_000 {
+		t.Errorf("reads: %+v", b)
 	}
-	each, summed := measure(t, 0), measure(t, 10*time.Second)
-	if len(each) != 4 || len(each[0]) == 0 || each[0][0].Count != 4 || each[0][0].Max != 4 {
-		t.Fatalf("told one by one: %+v", each)
+	if b := got["PUT v1_kv_ "]; b.Count != 1 {
+		t.Errorf("writes: %+v", b)
 	}
-	for i := range each {
-		if got, want := len(summed[i]), len(each[i]); got != want {
-			t.Fatalf("interval %d: %d lines, want %d", i, got, want)
-		}
-		for j, want := range each[i] {
-			got := summed[i][j]
-			if d := got.Rate - want.Rate; d > 1e-9 || d < -1e-9 {
-				t.Errorf("interval %d, %v: %v a second, want %v", i, want.Labels, got.Rate, want.Rate)
-			}
-			a, _ := json.Marshal(got)
-			got.Rate = want.Rate
-			b, _ := json.Marshal(got)
-			if c, _ := json.Marshal(want); string(b) != string(c) {
-				t.Errorf("interval %d: got %s, want %s", i, a, c)
+	if len(got) != 2 {
+		t.Errorf("more was told: %v", got)
+	}
+}
+
+// What clients make up as paths, names and methods makes no new series, and takes no memory.
+func TestRequestsDoNotMakeSeries(t *testing.T) {
+	take := batches(t)
+	s, _ := newAgent(t, Config{Caller: newFixedCaller()})
+	routes := 0
+	for _, table := range []map[string]*route{s.exact, s.prefixes} {
+		for _, rt := range table {
+			routes += len(rt.methods)
+			for _, n := range rt.nested {
+				routes += len(n.methods)
 			}
 		}
+	}
+	random := func() string {
+		b := make([]byte, 1+rand.IntN(12))
+		for i := range b {
+			b[i] = byte(33 + rand.IntN(94))
+		}
+		return url.PathEscape(string(b))
+	}
+	all := map[string]bool{}
+	for range 3000 {
+		prefix := []string{"/v1/kv/", "/v1/health/service/", "/v1/catalog/node/", "/v1/agent/service/", "/v1/", "/", "/v1/session/info/", "/v1/acl/token/"}[rand.IntN(8)]
+		method := []string{"GET", "PUT", "DELETE", "LIST", "M" + fmt.Sprint(rand.IntN(1e6))}[rand.IntN(5)]
+		r := httptest.NewRequest("GET", prefix+random()+"?"+random()+"="+random(), bytes.NewReader(nil))
+		r.Method = method
+		s.ServeHTTP(&discard{header: http.Header{}}, r)
+	}
+	for name := range take() {
+		all[name] = true
+	}
+	if len(all) == 0 || len(all) > routes {
+		t.Errorf("%d series of %d routes", len(all), routes)
+	}
+	if len(all) > 40 {
+		t.Errorf("%d series: %v", len(all), all)
 	}
 }

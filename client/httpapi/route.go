@@ -12,6 +12,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"github.com/sarnmesh/sarn/internal/measure"
 	"github.com/sarnmesh/sarn/internal/wireerr"
 )
 
@@ -38,8 +39,8 @@ type route struct {
 	allow   []string // value of the Allow header, when it is asked for
 	refusal []string // value of the Allow header, when the method is not known
 	handle  handler
-	nested  []*route // with this prefix and a suffix
-	tallies []*tally // of its requests, by method
+	nested  []*route         // with this prefix and a suffix
+	timers  []*measure.Timer // of its requests, by method
 }
 
 func (s *Server) add(e endpoint) error {
@@ -149,7 +150,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.serveOther(w, r, raw)
 		return
 	}
-	defer rt.measure(s, r.Method, time.Now())
+	defer rt.measure(r.Method, time.Now())
 	rw := newResponse(s, w, r, rt)
 	if s.monitors.Load() == 0 && !s.log.IsDebug() {
 		rw.serve()

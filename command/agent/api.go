@@ -220,7 +220,9 @@ func (a *Agent) reload(ctx context.Context, byItself bool) error {
 	a.conns.SetMax(s.Limits.HTTPMaxConnsPerClient)
 	a.cache.SetRate(s.Cache.EntryFetchRate, s.Cache.EntryFetchMaxBurst)
 	a.xds.SetUpdateRate(s.XDS.UpdateMaxPerSecond)
-	a.metrics.filter(s)
+	if err := a.metrics.set(s); err != nil {
+		return err
+	}
 	if a.server != nil {
 		a.rate.Set(s.Limits.RPCRate, s.Limits.RPCMaxBurst)
 		limits := requestLimits(s)
@@ -250,7 +252,7 @@ func (a *Agent) reload(ctx context.Context, byItself bool) error {
 
 // mayHoldSecrets are fields in which users put what only they can tell from a secret: credentials of certificate
 // authorities and providers, headers and bodies of requests, parameters of watches.
-var mayHoldSecrets = []string{"CAConfig", "ConfigEntries", "MetricsProxyHeaders", "Watches", "Header", "Body"}
+var mayHoldSecrets = []string{"CAConfig", "ConfigEntries", "MetricsProxyHeaders", "OTLPHeaders", "Watches", "Header", "Body"}
 
 // redact copies a value of the configuration for people to look at, with every secret hidden.
 func redact(v reflect.Value) any {

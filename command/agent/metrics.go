@@ -1,9 +1,10 @@
 package agent
 
 import (
+	"slices"
 	"strings"
 
-	"github.com/hashicorp/go-metrics/prometheus"
+	"github.com/sarnmesh/sarn/command/agent/telemetry"
 )
 
 // Names of metrics that the Prometheus form has from the start, with 0 or NaN, so that dashboards find them before
@@ -33,26 +34,19 @@ const (
 		serf.queue.Intent serf.queue.Event serf.queue.Query serf.snapshot.appendLine serf.snapshot.compact xds.server.streamStart`
 )
 
-// known adds the metrics above to the options of the sink. Gauges carry the host's name unless it is empty.
-func known(opts *prometheus.PrometheusOpts, prefix, host string) {
-	parts := func(name string, before ...string) (list []string) {
-		for _, part := range before {
-			if part != "" {
-				list = append(list, part)
+// known has a store show the metrics above from the start. Gauges carry the host's name unless it is empty.
+func known(store *telemetry.Store, prefix, host string) {
+	for _, k := range []struct {
+		names  string
+		before []string
+		add    func(name string)
+	}{{knownGauges, []string{prefix, host}, store.KnownGauge}, {knownCounters, []string{prefix}, store.KnownCounter}, {knownSummaries, []string{prefix}, store.KnownSummary}} {
+		before := strings.Join(slices.DeleteFunc(k.before, func(s string) bool { return s == "" }), ".")
+		for name := range strings.FieldsSeq(k.names) {
+			if before != "" {
+				name = before + "." + name
 			}
+			k.add(name)
 		}
-		return append(list, strings.Split(name, ".")...)
-	}
-	for name := range strings.FieldsSeq(knownGauges) {
-		key := parts(name, prefix, host)
-		opts.GaugeDefinitions = append(opts.GaugeDefinitions, prometheus.GaugeDefinition{Name: key, Help: strings.Join(key, "_")})
-	}
-	for name := range strings.FieldsSeq(knownCounters) {
-		key := parts(name, prefix)
-		opts.CounterDefinitions = append(opts.CounterDefinitions, prometheus.CounterDefinition{Name: key, Help: strings.Join(key, "_")})
-	}
-	for name := range strings.FieldsSeq(knownSummaries) {
-		key := parts(name, prefix)
-		opts.SummaryDefinitions = append(opts.SummaryDefinitions, prometheus.SummaryDefinition{Name: key, Help: strings.Join(key, "_")})
 	}
 }

@@ -273,6 +273,17 @@ var meanings = map[string]string{
 	"telemetry.disable_hostname":                 "Leave the host name out of the names of metrics.",
 	"telemetry.filter_default":                   "Keep metrics that `prefix_filter` says nothing about.",
 	"telemetry.metrics_prefix":                   "First part of the names of metrics.",
+	"telemetry.dogstatsd_addr":                   "Where to [send metrics](../agent-metrics-export.md) as dogstatsd: `host:port`, or `unix:///path`.",
+	"telemetry.dogstatsd_tags":                   "Tags, `name:value`, of all that is sent there.",
+	"telemetry.enable_host_metrics":              "Measure the machine too: memory, processors, the disk of the data folder.",
+	"telemetry.otlp.ca_file":                     "Authorities that the collector's certificate may be of, in place of the system's.",
+	"telemetry.otlp.endpoint":                    "URL of an OpenTelemetry collector, without `/v1/metrics`, to [send metrics and traces](../agent-metrics-export.md) to.",
+	"telemetry.otlp.headers":                     "Headers of what is sent to the collector.",
+	"telemetry.otlp.metrics":                     "Send metrics to the collector.",
+	"telemetry.otlp.trace_sampling":              "Share of the requests to the API to trace, from 0 to 1; those whose client traces them are traced in any case, unless it is 0.",
+	"telemetry.retry_failed_connection":          "Start though a receiver of metrics cannot be reached. Once started, an agent tries again in any case.",
+	"telemetry.statsd_address":                   "Where to [send metrics](../agent-metrics-export.md) as statsd: `host:port`, with `tcp://` before it for TCP.",
+	"telemetry.statsite_address":                 "Where to [send metrics](../agent-metrics-export.md) as statsite, over TCP: `host:port`.",
 	"telemetry.prefix_filter":                    "Prefixes of metrics to keep, with `+`, or to leave out, with `-`.",
 	"tls.defaults.ca_file":                       caFile,
 	"tls.defaults.ca_path":                       caPath,
@@ -312,6 +323,8 @@ var meanings = map[string]string{
 // so.
 var absent = []struct{ says, keys string }{
 	{"Refused.", `segment segments`},
+	{"No effect; refused with a token or a submission URL: metrics are not sent to Circonus.", `telemetry.circonus_*`},
+	{"No effect: there are no tenants to tell apart.", `telemetry.disable_per_tenancy_usage_metrics`},
 	{"No effect yet: datacenters do not reach each other through gateways.", `primary_gateways primary_gateways_interval
 		connect.enable_mesh_gateway_wan_federation`},
 	{"No effect yet: the console does not link to metrics.", `ui_config.metrics_provider_files ui_config.metrics_provider_options_json
@@ -321,15 +334,14 @@ var absent = []struct{ says, keys string }{
 		rpc.enable_streaming disable_host_node_id advertise_reconnect_timeout
 		performance.grpc_keepalive_timeout raft_protocol
 		raft_logstore.backend raft_logstore.disable_log_cache raft_logstore.verification.* raft_logstore.boltdb.*
-		telemetry.statsite_address telemetry.statsd_address telemetry.dogstatsd_* telemetry.retry_failed_connection
-		telemetry.disable_per_tenancy_usage_metrics telemetry.enable_host_metrics telemetry.circonus_* xds.update_max_per_second ports.proxy_* disable_update_check disable_anonymous_signature version`},
+		xds.update_max_per_second ports.proxy_* disable_update_check disable_anonymous_signature version`},
 }
 
 // worked lists keys that the configuration itself works on, so that the agent needs not look at them.
 const worked = `ui_config.metrics_provider tls.defaults.* tls.*.tls_cipher_suites tls.*.use_auto_cert telemetry.prefix_filter`
 
 // shown lists keys without effect that are passed on all the same, to be shown or to find nothing to do.
-const shown = `ports.serf_wan acl.default_policy acl.enabled acl.tokens.replication`
+const shown = `telemetry.circonus_api_token telemetry.circonus_submission_url ports.serf_wan acl.default_policy acl.enabled acl.tokens.replication`
 
 const commandLineHead = `# Commands
 

@@ -448,33 +448,38 @@ type Header struct {
 
 // Telemetry configures metrics and where they go.
 type Telemetry struct {
-	Prefix                     string        `key:"metrics_prefix"`
-	DisableHostname            bool          `key:"disable_hostname"`
-	FilterDefault              bool          `key:"filter_default"`
-	PrefixFilter               []string      `key:"prefix_filter" reload:"yes"`
-	Allowed                    []string      // prefixes of PrefixFilter that begin with +
-	Blocked                    []string      // prefixes of PrefixFilter that begin with -
-	PrometheusRetention        time.Duration `key:"prometheus_retention_time"` // 0 turns the Prometheus form off
-	StatsiteAddr               string        `key:"statsite_address"`
-	StatsdAddr                 string        `key:"statsd_address"`
-	DogstatsdAddr              string        `key:"dogstatsd_addr"`
-	DogstatsdTags              []string      `key:"dogstatsd_tags"`
-	RetryFailedConnection      bool          `key:"retry_failed_connection"`
-	DisablePerTenancyUsage     bool          `key:"disable_per_tenancy_usage_metrics"`
-	EnableHostMetrics          bool          `key:"enable_host_metrics"`
-	CirconusAPIToken           string        `key:"circonus_api_token" secret:"yes"`
-	CirconusAPIApp             string        `key:"circonus_api_app"`
-	CirconusAPIURL             string        `key:"circonus_api_url"`
-	CirconusSubmissionInterval string        `key:"circonus_submission_interval"`
-	CirconusSubmissionURL      string        `key:"circonus_submission_url"`
-	CirconusCheckID            string        `key:"circonus_check_id"`
-	CirconusForceMetric        string        `key:"circonus_check_force_metric_activation"`
-	CirconusCheckInstanceID    string        `key:"circonus_check_instance_id"`
-	CirconusCheckSearchTag     string        `key:"circonus_check_search_tag"`
-	CirconusCheckTags          string        `key:"circonus_check_tags"`
-	CirconusCheckDisplayName   string        `key:"circonus_check_display_name"`
-	CirconusBrokerID           string        `key:"circonus_broker_id"`
-	CirconusBrokerSelectTag    string        `key:"circonus_broker_select_tag"`
+	Prefix                     string            `key:"metrics_prefix"`
+	DisableHostname            bool              `key:"disable_hostname"`
+	FilterDefault              bool              `key:"filter_default"`
+	PrefixFilter               []string          `key:"prefix_filter" reload:"yes"`
+	Allowed                    []string          // prefixes of PrefixFilter that begin with +
+	Blocked                    []string          // prefixes of PrefixFilter that begin with -
+	PrometheusRetention        time.Duration     `key:"prometheus_retention_time"` // 0 turns the Prometheus form off
+	StatsiteAddr               string            `key:"statsite_address" reload:"yes"`
+	StatsdAddr                 string            `key:"statsd_address" reload:"yes"`
+	DogstatsdAddr              string            `key:"dogstatsd_addr" reload:"yes"`
+	DogstatsdTags              []string          `key:"dogstatsd_tags" reload:"yes"`
+	RetryFailedConnection      bool              `key:"retry_failed_connection"`
+	DisablePerTenancyUsage     bool              `key:"disable_per_tenancy_usage_metrics"`
+	EnableHostMetrics          bool              `key:"enable_host_metrics"`
+	OTLPEndpoint               string            `key:"otlp.endpoint" reload:"yes"` // URL of a collector, without /v1/metrics
+	OTLPHeaders                map[string]string `key:"otlp.headers" reload:"yes"`  // they may be secrets
+	OTLPCAFile                 string            `key:"otlp.ca_file" reload:"yes"`
+	OTLPMetrics                bool              `key:"otlp.metrics" reload:"yes"`
+	OTLPTraceSampling          float64           `key:"otlp.trace_sampling" reload:"yes"` // share of API requests to trace, 0 to 1
+	CirconusAPIToken           string            `key:"circonus_api_token" secret:"yes"`
+	CirconusAPIApp             string            `key:"circonus_api_app"`
+	CirconusAPIURL             string            `key:"circonus_api_url"`
+	CirconusSubmissionInterval string            `key:"circonus_submission_interval"`
+	CirconusSubmissionURL      string            `key:"circonus_submission_url"`
+	CirconusCheckID            string            `key:"circonus_check_id"`
+	CirconusForceMetric        string            `key:"circonus_check_force_metric_activation"`
+	CirconusCheckInstanceID    string            `key:"circonus_check_instance_id"`
+	CirconusCheckSearchTag     string            `key:"circonus_check_search_tag"`
+	CirconusCheckTags          string            `key:"circonus_check_tags"`
+	CirconusCheckDisplayName   string            `key:"circonus_check_display_name"`
+	CirconusBrokerID           string            `key:"circonus_broker_id"`
+	CirconusBrokerSelectTag    string            `key:"circonus_broker_select_tag"`
 }
 
 // Log says where log lines go and which.
