@@ -130,7 +130,11 @@ func New(cfg Config) (*Server, error) {
 		cfg.Connect.Primary = connectrpc.Primary{Datacenter: primary, Caller: s.federation.Caller(primary), Token: s.replicationToken}
 	}
 	authority := connectrpc.New(cfg.Connect)
-	lookups := catalogrpc.Config{Resolve: configrpc.Resolve, LinkedGateways: configrpc.LinkedGateways}
+	coordinates := catalogrpc.NewCoordinates(coordinatePeriod)
+	if cfg.Dev {
+		coordinates = catalogrpc.NewCoordinates(coordinatePeriodDev)
+	}
+	lookups := catalogrpc.Config{Resolve: configrpc.Resolve, LinkedGateways: configrpc.LinkedGateways, Coordinates: coordinates}
 	queries := queryrpc.Config{Instances: lookups.Candidates, Logger: s.log}
 	var elsewhere transport.Elsewhere
 	if s.federation != nil {
@@ -183,6 +187,7 @@ func New(cfg Config) (*Server, error) {
 	s.duties = append([]leader.Duty{
 		s.membership.Reconcile(), s.membership.Autopilot(), sessions.Duty(), leader.Tombstones(s.fsm.Applied, kvrpc.ReapRequest),
 		leader.CA(authority), svidrpc.Duty(tokens), leader.APIGateways(configrpc.Bind), s.firstAutopilot(),
+		coordinates.Duty(),
 	}, cfg.Duties...)
 	if !cfg.PeeringDisabled {
 		s.duties = append(s.duties, s.peers.Duty())
@@ -213,6 +218,12 @@ func New(cfg Config) (*Server, error) {
 
 // maxIntroduction bounds what somebody says who is not known yet.
 const maxIntroduction = 64 << 10
+
+// How often the leader writes the coordinates that have come; the second in development mode.
+const (
+	coordinatePeriod    = 5 * time.Second
+	coordinatePeriodDev = 100 * time.Millisecond
+)
 
 // newPool prepares the gossip pool.
 func (s *Server) newPool() error {

@@ -28,6 +28,8 @@ type Config struct {
 	LinkedGateways func(v *state.View, kind, service string) (uint64, []string)
 	// Federation tells of other datacenters. The default knows none.
 	Federation Federation
+	// Coordinates writes what nodes send of their places; nil writes each for itself.
+	Coordinates *Coordinates
 }
 
 // A Federation tells of datacenters, this one among them and first.
@@ -49,10 +51,7 @@ func Register(r *transport.Registry, a *fsm.Appliers, cfg Config) {
 		tx.Deregister(req)
 		return nil, nil
 	})
-	fsm.Handle(a, fsm.UpdateCoordinates, func(tx *state.Tx, req *catalog.CoordinateUpdate) (*struct{}, error) {
-		tx.SetCoordinates(req.Updates)
-		return nil, nil
-	})
+	fsm.Handle(a, fsm.UpdateCoordinates, applyCoordinates)
 	transport.Handle(r, catalog.RegisterCall, h.register)
 	transport.Handle(r, catalog.DeregisterCall, h.deregister)
 	transport.Handle(r, catalog.UpdateCoordinateCall, h.updateCoordinates)
@@ -206,33 +205,4 @@ func (h *handlers) deregister(ctx context.Context, c *transport.Call, req *catal
 		return nil, acl.Permit{}, err
 	}
 	return done, t.Permit(), nil
-}
-
-func (h *handlers) updateCoordinates(ctx context.Context, c *transport.Call, req *catalog.CoordinateUpdate) (*struct{}, acl.Permit, error) {
-	command := &catalog.CoordinateUpdate{}
-	view := c.Store.View()
-	permit := acl.Open() // when there is nothing to be done
-	for _, u := range req.Updates {
-		if u == nil || u.Coord == nil {
-			return nil, acl.Permit{}, errors.New("invalid coordinate")
-		}
-		if err := u.Coord.Validate(); err != nil {
-			return nil, acl.Permit{}, err
-		}
-		vetter := NewVetter(c.Authorizer, view)
-		if err := vetter.writeNode(u.Node); err != nil {
-			return nil, acl.Permit{}, err
-		}
-		permit = vetter.Permit()
-		if view.Node(u.Node) != nil {
-			command.Updates = append(command.Updates, u)
-		}
-	}
-	if len(command.Updates) == 0 {
-		return done, permit, nil
-	}
-	if _, err := c.Apply(ctx, permit, fsm.UpdateCoordinates, command); err != nil {
-		return nil, acl.Permit{}, err
-	}
-	return done, permit, nil
 }
