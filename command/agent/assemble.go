@@ -92,7 +92,9 @@ type Agent struct {
 
 	mu       sync.Mutex
 	settings *config.Settings // in force; replaced by Reload
+	begun    *config.Settings // that the agent began with
 
+	owned chan struct{} // closed when the leader has told this server the token of its agent
 	seeds chan struct{} // tells of a reload to who writes config_entries.bootstrap; holds one
 
 	ready chan struct{}   // closed when all that is configured is served
@@ -145,7 +147,7 @@ func newMember(src config.Sources, s *config.Settings, log hclog.InterceptLogger
 	if err != nil {
 		return nil, err
 	}
-	a := &Agent{sources: src, log: log, settings: s, node: node(s, id), ready: make(chan struct{}), stop: make(chan stopReason, 1), seeds: make(chan struct{}, 1), given: given}
+	a := &Agent{sources: src, log: log, settings: s, begun: s, node: node(s, id), ready: make(chan struct{}), stop: make(chan stopReason, 1), seeds: make(chan struct{}, 1), owned: make(chan struct{}), given: given}
 	if a.tokens, err = newTokens(s, log.Named("tokens")); err != nil {
 		return nil, err
 	}
@@ -390,9 +392,6 @@ func (a *Agent) newParts(s *config.Settings) (err error) {
 	if a.server != nil && s.PeeringEnabled && s.Connect.Enabled {
 		services = append(services, a.server.Peering())
 	}
-	a.grpc = grpcapi.New(listeners, services, grpcapi.Config{
-		KeepAlive: s.Performance.GRPCKeepaliveInterval, Timeout: s.Performance.GRPCKeepaliveTimeout, Logger: a.log.Named("grpc"),
-	})
 	source := &dnsSource{caller: a.caller, origin: query.Origin{Node: s.Node.Name, Datacenter: s.Node.Datacenter}}
 	if f, ok := a.caller.(follower); ok {
 		source.follow = f.Follow
@@ -402,6 +401,12 @@ func (a *Agent) newParts(s *config.Settings) (err error) {
 	a.dns = dns.New(dns.Config{
 		Domain: s.DNS.Domain, AltDomain: s.DNS.AltDomain, Datacenter: s.Node.Datacenter, Node: s.Node.Name, Source: source, Token: a.tokens.dns,
 		Logger: a.log.Named("dns"), Settings: dnsSettings(s),
+	})
+	if a.server != nil {
+		services = append(services, a.dns)
+	}
+	a.grpc = grpcapi.New(listeners, services, grpcapi.Config{
+		KeepAlive: s.Performance.GRPCKeepaliveInterval, Timeout: s.Performance.GRPCKeepaliveTimeout, Logger: a.log.Named("grpc"),
 	})
 	return a.newHTTP(s)
 }
@@ -509,7 +514,10 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	run("proxy configuration", a.proxies.Run)
 	run("reports of trusted roots", a.bundles.Run)
-	run("local state", a.local.Run)
+	run("local state", func(ctx context.Context) error {
+		a.awaitOwnToken(ctx, s)
+		return a.local.Run(ctx)
+	})
 	run("join", func(ctx context.Context) error {
 		return a.join(ctx, a.pool, withPort(s.Join.LAN, s.Ports.SerfLAN), s.Join.Interval, s.Join.Max)
 	})
@@ -663,16 +671,14 @@ func withPort(addrs []string, port int) (list []string) {
 func (a *Agent) sendCoordinates(ctx context.Context) error {
 	s := a.current()
 	period := max(s.Gossip.CoordinateUpdatePeriod, 15*time.Second)
-	if s.Dev {
-		period = s.Gossip.CoordinateUpdatePeriod
-	}
-	if period <= 0 {
-		period = 15 * time.Second
-	}
+	soon := s.Dev // a server for trying things out has its first coordinate at once
 	// A server handles so many of these per second; a large fleet sends less often.
 	const rate = 64
 	for {
 		wait := max(period, time.Duration(len(a.pool.Members()))*time.Second/rate)
+		if soon {
+			wait = max(s.Gossip.CoordinateUpdatePeriod, 100*time.Millisecond)
+		}
 		select {
 		case <-time.After(wait):
 		case <-ctx.Done():
@@ -691,6 +697,7 @@ func (a *Agent) sendCoordinates(ctx context.Context) error {
 		if err != nil && ctx.Err() == nil {
 			a.log.Debug("coordinate not sent", "error", err)
 		}
+		soon = soon && err != nil
 	}
 }
 
