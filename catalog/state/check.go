@@ -111,6 +111,7 @@ func (t *Tx) SetCheck(c *catalog.Check) (*catalog.Check, error) {
 		created = old.CreateIndex
 	}
 	c.Indexes = catalog.Indexes{CreateIndex: created, ModifyIndex: t.Index}
+	t.shareCheck(c)
 	checks.Insert(t.tx, c)
 	t.mark(checks.Name())
 	t.checkChanged(n, of, c.ServiceID)

@@ -217,6 +217,7 @@ func (t *Tx) SetService(node string, s *catalog.Service) (*catalog.Service, erro
 		i.Checks = t.countingChecks(n.Node, s.ID)
 	}
 	s.Indexes = catalog.Indexes{CreateIndex: created, ModifyIndex: t.Index}
+	t.shareService(s)
 	instances.Insert(t.tx, i)
 	t.mark(instances.Name())
 	t.mark(nodeMark(n.Node))
@@ -408,6 +409,7 @@ func storedInstances(kind uint64) subject {
 			if r.Service.Weights == nil {
 				r.Service.Weights = catalog.DefaultWeights()
 			}
+			t.shareService(r.Service)
 			instances.Insert(t.tx, &catalog.Instance{Node: n, Service: r.Service, Checks: t.countingChecks(n.Node, r.Service.ID)})
 			return nil
 		},

@@ -136,6 +136,7 @@ func (t *Tx) SetNode(n *catalog.Node) (*catalog.Node, error) {
 		created = old.CreateIndex
 	}
 	n.Indexes = catalog.Indexes{CreateIndex: created, ModifyIndex: t.Index}
+	t.shareNode(n)
 	nodes.Insert(t.tx, n)
 	t.mark(nodes.Name())
 	t.mark(nodeMark(n.Node))

@@ -21,8 +21,8 @@ import (
 func subjects() []subject {
 	return []subject{
 		stored(1, indexes),
-		stored(2, nodes),
-		stored(3, checks),
+		stored(2, nodes, (*Tx).shareNode),
+		stored(3, checks, (*Tx).shareCheck),
 		storedInstances(4), // after nodes and checks
 		stored(5, keys),
 		stored(6, tombstones),
@@ -69,8 +69,8 @@ type subject struct {
 	fill   func(t *Tx) // only of derived tables
 }
 
-// stored describes a table whose objects are records of a snapshot.
-func stored[T any](kind uint64, t *mvcc.Table[*T]) subject {
+// stored describes a table whose objects are records of a snapshot. The functions share are called with what is restored.
+func stored[T any](kind uint64, t *mvcc.Table[*T], share ...func(*Tx, *T)) subject {
 	return subject{
 		schema: t, name: t.Name(), kind: kind,
 		dump: func(v *View, emit func([]byte) error) error {
@@ -92,6 +92,9 @@ func stored[T any](kind uint64, t *mvcc.Table[*T]) subject {
 			obj := new(T)
 			if err := rpc.Unmarshal(data, obj); err != nil {
 				return fmt.Errorf("decode record of table %s: %w", t.Name(), err)
+			}
+			for _, f := range share {
+				f(tx, obj)
 			}
 			t.Insert(tx.tx, obj)
 			return nil
