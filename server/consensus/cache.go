@@ -9,7 +9,7 @@ import (
 // Bounds of a cache. Followers that keep up ask for nothing older, and others are sent what is on disk.
 const (
 	maxCached      = 512
-	maxCachedBytes = 2 << 20
+	maxCachedBytes = 1 << 20
 )
 
 // A cache keeps the newest entries of a log in memory: those that are about to be applied or sent to followers.
