@@ -360,14 +360,18 @@ func (b *builder) only(v4 bool) netip.Addr {
 
 // distinct reports two listeners on one address.
 func (b *builder) distinct(a *Addresses) {
-	seen := map[string]string{}
+	type listener struct{ name, key string }
+	seen := map[string]listener{}
 	add := func(name, key, network, addr string) {
 		id := network + " " + addr
 		if other, ok := seen[id]; ok {
-			b.fail(key, "%s address %s already configured for %s", name, addr, other)
+			if !b.has(key) {
+				key = other.key
+			}
+			b.fail(key, "%s address %s already configured for %s", name, addr, other.name)
 			return
 		}
-		seen[id] = name
+		seen[id] = listener{name, key}
 	}
 	for _, ap := range a.DNS {
 		add("DNS", "ports.dns", "tcp", ap.String())

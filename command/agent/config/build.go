@@ -327,6 +327,10 @@ func (b *builder) checkDNS() {
 	first, _, _ := strings.Cut(s.DNS.AltDomain, ".")
 	reserved := []string{"service", "connect", "node", "query", "addr", s.Node.Datacenter}
 	if s.DNS.AltDomain != "" && slices.Contains(reserved, first) {
+		if !b.has("alt_domain") {
+			s.DNS.AltDomain = "" // the default gives way to the name of the datacenter
+			return
+		}
 		b.fail("alt_domain", "alt_domain cannot start with {%s}", strings.Join(reserved, ","))
 	}
 }

@@ -32,6 +32,10 @@ func FuzzLoad(f *testing.F) {
 		"a = [[[[{ b = -1.5e3 }]]]]",
 		"service { connect { sidecar_service { check {} check {} checks = { name = \"x\" } } } }",
 		"\"\\u00\" = \"${x(\"y\")}\"",
+		`datacenter = "sarn"`,
+		`ports { dns = 8500 }`,
+		`{"ports": {"http": "1"},` + "\n" + `"x": ]}`,
+		"bind_addr = \"0.0.0.0 ::\"\nadvertise_addr = \"\"",
 		"watches = [{ a { b = 1 } a { c = 2 } a = 3 }]",
 	} {
 		f.Add(s)
@@ -39,7 +43,7 @@ func FuzzLoad(f *testing.F) {
 	f.Fuzz(func(t *testing.T, text string) {
 		s, _, err := config.Load(dev(text))
 		if err != nil {
-			located(t, err)
+			located(t, text, err)
 			return
 		}
 		again, _, err := config.Load(dev(text))
@@ -52,22 +56,28 @@ func FuzzLoad(f *testing.F) {
 	})
 }
 
-// located fails unless each syntax error and each problem with a key that was written has a line and a column.
-func located(t *testing.T, err error) {
+// located fails unless every problem has its place in the text: a line and a column that are there.
+func located(t *testing.T, text string, err error) {
 	t.Helper()
 	if joined, ok := err.(interface{ Unwrap() []error }); ok {
 		if len(joined.Unwrap()) == 0 {
 			t.Fatalf("%T lists no errors", err)
 		}
 		for _, e := range joined.Unwrap() {
-			located(t, e)
+			located(t, text, e)
 		}
 		return
 	}
-	if s, ok := errors.AsType[*config.SyntaxError](err); ok && (s.Pos.Line < 1 || s.Pos.Column < 1) {
-		t.Fatalf("%v has no position", err)
+	var pos config.Pos
+	if s, ok := errors.AsType[*config.SyntaxError](err); ok {
+		pos = s.Pos
+	} else if k, ok := errors.AsType[*config.KeyError](err); ok {
+		pos = k.Pos
+	} else {
+		t.Fatalf("%T %v has no place", err, err)
 	}
-	if k, ok := errors.AsType[*config.KeyError](err); ok && k.Pos.File != "" && k.Pos.Line > 0 && k.Pos.Column < 1 {
-		t.Fatalf("%v has no column", err)
+	lines := strings.Split(text, "\n")
+	if pos.File != "flags-0.hcl" || pos.Line < 1 || pos.Line > len(lines) || pos.Column < 1 || pos.Column > len(lines[pos.Line-1])+1 {
+		t.Fatalf("%v: the place %v is none of %q", err, pos, text)
 	}
 }
