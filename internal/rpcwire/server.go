@@ -37,6 +37,8 @@ const (
 	maxReply = 1 << 30
 	// chunk is how much of a byte stream goes into one message.
 	chunk = 64 << 10
+	// readBuffer is what each connection of a server holds to read: requests are small, and agents many.
+	readBuffer = 8 << 10
 )
 
 // service is the gRPC service that holds every call.
@@ -56,6 +58,7 @@ func NewServer(methods []Method, streams []StreamMethod, maxRequest int) *Server
 		grpc.MaxRecvMsgSize(maxRequest),
 		grpc.MaxSendMsgSize(math.MaxInt32),
 		grpc.MaxConcurrentStreams(16<<10),
+		grpc.ReadBufferSize(readBuffer),
 		grpc.InitialWindowSize(1<<20), grpc.InitialConnWindowSize(4<<20),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 20 * time.Second}),
@@ -81,6 +84,14 @@ func NewServer(methods []Method, streams []StreamMethod, maxRequest int) *Server
 			},
 		})
 	}
+	byName := make(map[string]Method, len(methods))
+	for _, m := range methods {
+		byName[m.Name] = m
+	}
+	desc.Streams = append(desc.Streams, grpc.StreamDesc{
+		StreamName: laneName, ServerStreams: true, ClientStreams: true,
+		Handler: func(_ any, s grpc.ServerStream) error { return serveLane(s, byName) },
+	})
 	g.RegisterService(&desc, struct{}{})
 	return &Server{g}
 }
@@ -96,13 +107,6 @@ func (s *Server) Serve(l net.Listener) error {
 
 // Stop closes every connection and cancels the calls in progress.
 func (s *Server) Stop() { s.grpc.Stop() }
-
-// Drain takes no new calls and waits for those in progress until ctx ends, then stops.
-func (s *Server) Drain(ctx context.Context) {
-	stop := context.AfterFunc(ctx, s.grpc.Stop)
-	defer stop()
-	s.grpc.GracefulStop()
-}
 
 // passthrough leaves connections as they are: their security was settled before gRPC saw them.
 type passthrough struct{}
