@@ -148,6 +148,9 @@ func (b *builder) definitions() {
 	s, w := &b.doc.Settings, &b.doc.Written
 	report := func(n *node, err error) {
 		for _, e := range flatten(err) {
+			if _, ok := errors.AsType[*definition.FieldError](e); ok && b.rest {
+				continue // told by checkDefinition
+			}
 			b.problems = append(b.problems, &KeyError{Pos: n.pos, Text: e.Error()})
 		}
 	}

@@ -91,6 +91,7 @@ type builder struct {
 	doc      *document
 	warnings []string
 	problems Problems
+	rest     bool // what cannot be read has been told
 }
 
 func (b *builder) err() error {
@@ -126,7 +127,7 @@ func (b *builder) readable() bool {
 // buildRest looks for what else is wrong, in what is written: what is missing may be so because its key was misspelt.
 func (b *builder) buildRest() {
 	before := b.problems
-	b.problems = nil
+	b.problems, b.rest = nil, true
 	b.build()
 	for _, p := range b.problems {
 		if k, ok := p.(*KeyError); ok && k.Pos.File != "" {
