@@ -37,6 +37,10 @@ type clientConn struct {
 	grpc  *grpc.ClientConn
 	err   error
 	dead  atomic.Bool
+
+	mu       sync.Mutex
+	shared   *lane // nil when there is none
+	laneless bool  // the server knows no lanes
 }
 
 // Call performs a call. Beside what the server answers, the error is a *DialError, a *LostError or that of ctx.

@@ -18,6 +18,9 @@ type codec struct{}
 func (codec) Name() string { return "cbor" }
 
 func (codec) Marshal(v any) (mem.BufferSlice, error) {
+	if f, ok := v.(*frames); ok {
+		return mem.BufferSlice{mem.SliceBuffer(*f)}, nil
+	}
 	b, err := rpc.Marshal(v)
 	if err != nil {
 		return nil, err
@@ -26,6 +29,10 @@ func (codec) Marshal(v any) (mem.BufferSlice, error) {
 }
 
 func (codec) Unmarshal(data mem.BufferSlice, v any) error {
+	if f, ok := v.(*frames); ok {
+		*f = data.Materialize()
+		return nil
+	}
 	buf := data.MaterializeToBuffer(mem.DefaultBufferPool())
 	defer buf.Free()
 	return rpc.Unmarshal(buf.ReadOnlyData(), v)

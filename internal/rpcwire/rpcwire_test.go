@@ -8,8 +8,12 @@ import (
 	"errors"
 	"io"
 	"net"
+	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/sarnmesh/sarn/internal/rpcwire"
@@ -24,6 +28,8 @@ type port struct {
 	t      *testing.T
 	server *testkit.Host
 	client *testkit.Host
+	// hanging is how many calls do at present.
+	hanging atomic.Int32
 }
 
 func serve(t *testing.T, cfg rpcwire.PortConfig) *port {
@@ -58,6 +64,8 @@ func serve(t *testing.T, cfg rpcwire.PortConfig) *port {
 			return nil, errors.New(req.Text)
 		}},
 		{Name: "Hang", Handle: func(ctx context.Context, _ rpcwire.Peer, _ func(any) error) (any, error) {
+			p.hanging.Add(1)
+			defer p.hanging.Add(-1)
 			<-ctx.Done()
 			return nil, ctx.Err()
 		}},
@@ -203,6 +211,66 @@ func TestFailuresTellWhetherTheCallWasMade(t *testing.T) {
 		}
 		// The next call makes a new connection.
 		if err := c.Call(t.Context(), address, "Echo", &echo{"again"}, &got); err != nil || got.Text != "again" {
+			t.Errorf("afterwards: %q, %v", got.Text, err)
+		}
+	})
+}
+
+func TestShortCalls(t *testing.T) {
+	testkit.Bubble(t, func(t *testing.T) {
+		p := serve(t, rpcwire.PortConfig{})
+		c := p.rpc(&rpcwire.Security{})
+		var all sync.WaitGroup
+		for i := range 500 {
+			all.Go(func() {
+				want := strings.Repeat(strconv.Itoa(i), 1+i%100*200) // some of them are not small
+				var got echo
+				if err := c.CallShort(t.Context(), address, "Echo", &echo{want}, &got); err != nil || got.Text != want {
+					t.Errorf("call %d: %.20q, %v", i, got.Text, err)
+				}
+			})
+		}
+		all.Wait()
+
+		var got echo
+		for _, want := range []struct {
+			text   string
+			status int
+		}{{"status", 400}, {"leader", 500}, {"odd", 500}} {
+			err := c.CallShort(t.Context(), address, "Fail", &echo{want.text}, &got)
+			other := c.Call(t.Context(), address, "Fail", &echo{want.text}, &got)
+			if err == nil || err.Error() != other.Error() || wireerr.Status(err) != want.status || errors.Is(err, wireerr.ErrNoLeader) != errors.Is(other, wireerr.ErrNoLeader) {
+				t.Errorf("%s: %v (%d), alone %v", want.text, err, wireerr.Status(err), other)
+			}
+		}
+		if err := c.CallShort(t.Context(), address, "Nothing", &echo{}, &got); err == nil || !strings.Contains(err.Error(), "unknown method") {
+			t.Errorf("an unknown method: %v", err)
+		}
+
+		// One that is given up ends at the server, and holds up nobody.
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := c.CallShort(ctx, address, "Hang", &echo{}, &got); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("given up: %v", err)
+		}
+		synctest.Wait()
+		if n := p.hanging.Load(); n != 0 {
+			t.Errorf("%d calls that were given up go on", n)
+		}
+
+		result := make(chan error, 1)
+		go func() { result <- c.CallShort(context.Background(), address, "Hang", &echo{}, new(echo)) }()
+		time.Sleep(time.Second)
+		p.client.Crash()
+		err := <-result
+		if _, ok := errors.AsType[*rpcwire.LostError](err); !ok {
+			t.Errorf("a broken connection: %v", err)
+		}
+		synctest.Wait()
+		if n := p.hanging.Load(); n != 0 {
+			t.Errorf("%d calls of a client that is gone go on", n)
+		}
+		if err := c.CallShort(t.Context(), address, "Echo", &echo{"again"}, &got); err != nil || got.Text != "again" {
 			t.Errorf("afterwards: %q, %v", got.Text, err)
 		}
 	})
