@@ -59,10 +59,10 @@ func joinBy(ctx context.Context, token *intro.JoinToken, address, node string, d
 	var reply intro.JoinReply
 	req := &intro.JoinRequest{Secret: token.Secret[:], Server: token.Server, Node: node}
 	if err := client.Call(ctx, address, intro.JoinName, req, &reply); err != nil {
-		return nil, from, err
+		return nil, netip.Addr{}, err // a connection may still be made: from is not looked at
 	}
 	if err := checkJoin(token, node, &reply); err != nil {
-		return nil, from, fmt.Errorf("the server's answer is of no use: %w", err)
+		return nil, netip.Addr{}, fmt.Errorf("the server's answer is of no use: %w", err)
 	}
 	return &reply, from, nil
 }
