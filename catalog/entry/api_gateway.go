@@ -21,6 +21,8 @@ type APIGatewayListener struct {
 	Port     int
 	Protocol string // "http" or "tcp"
 	TLS      APIGatewayTLS
+	// MaxRequestHeadersKB bounds the headers of a request, in KiB; nil means the proxy's default.
+	MaxRequestHeadersKB *uint32 `json:",omitempty"`
 }
 
 // APIGatewayTLS is how a listener ends TLS.
@@ -99,7 +101,7 @@ func (e *APIGateway) Validate() error {
 			return fmt.Errorf("found multiple listeners with the name %q", l.Name)
 		}
 		names[l.Name] = true
-		if other := ports[l.Port]; other != nil && (other.Hostname != l.Hostname || other.Protocol != l.Protocol) {
+		if other := ports[l.Port]; other != nil && (other.Hostname != l.Hostname || other.Protocol != l.Protocol || valueOf(other.MaxRequestHeadersKB) != valueOf(l.MaxRequestHeadersKB)) {
 			return fmt.Errorf("listeners %q and %q cannot be merged", other.Name, l.Name)
 		}
 		ports[l.Port] = l
@@ -108,6 +110,25 @@ func (e *APIGateway) Validate() error {
 		}
 	}
 	return nil
+}
+
+// maxHeadersKB is the most that proxies take for the headers of a request, in KiB.
+const maxHeadersKB = 8192
+
+// checkHeaders checks a bound of the headers of a request.
+func checkHeaders(kb *uint32) error {
+	if kb != nil && (*kb == 0 || *kb > maxHeadersKB) {
+		return fmt.Errorf("MaxRequestHeadersKB %d not in the range 1-%d", *kb, maxHeadersKB)
+	}
+	return nil
+}
+
+// valueOf returns 0 for nil.
+func valueOf(n *uint32) uint32 {
+	if n == nil {
+		return 0
+	}
+	return *n
 }
 
 func validListener(name string) bool {
@@ -144,6 +165,9 @@ func (l *APIGatewayListener) check() error {
 		if c.Name == "" {
 			return errors.New("certificate reference must have a name")
 		}
+	}
+	if err := checkHeaders(l.MaxRequestHeadersKB); err != nil {
+		return err
 	}
 	return checkTLS(l.TLS.MinVersion, l.TLS.MaxVersion, l.TLS.CipherSuites)
 }

@@ -100,6 +100,9 @@ func TestDecodeErrors(t *testing.T) {
 // What the conformance cases do not reach; those pin the rest of the texts.
 func TestValidate(t *testing.T) {
 	tests := []struct{ name, in, want string }{
+		{"size of headers", `{"Kind": "service-defaults", "Name": "web", "MaxRequestHeadersKB": 8193}`, "1 error occurred:\n\t* MaxRequestHeadersKB 8193 not in the range 1-8192\n\n"},
+		{"no headers", `{"Kind": "api-gateway", "Name": "gw", "Listeners": [{"Name": "a", "Port": 1, "Protocol": "http", "MaxRequestHeadersKB": 0}]}`, `MaxRequestHeadersKB 0 not in the range 1-8192`},
+		{"sizes of headers on one port", `{"Kind": "api-gateway", "Name": "gw", "Listeners": [{"Name": "a", "Port": 1, "Protocol": "http", "MaxRequestHeadersKB": 1}, {"Name": "b", "Port": 1, "Protocol": "http"}]}`, `listeners "a" and "b" cannot be merged`},
 		{"several problems at once", `{"Kind": "service-defaults", "Name": "x", "Protocol": "a", "UpstreamConfig": {"Overrides": [{"Name": "u", "Limits": {"MaxPendingRequests": -1}}], "Defaults": {"Peer": "p"}}}`,
 			"3 errors occurred:\n\t* invalid value for protocol: a\n\t* error in upstream override for u: max pending requests cannot be negative\n\t* error in upstream defaults: Peer must be empty\n\n"},
 		{"rate limits", `{"Kind": "service-defaults", "Name": "x", "RateLimits": {"InstanceLevel": {}}}`, "invalid rate_limits config. Rate limiting is a consul enterprise feature"},
@@ -157,7 +160,7 @@ func TestResolveOrder(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	own, err := checked(t, `{"Kind": "service-defaults", "Name": "web", "MaxInboundConnections": 7, "MeshGateway": {"Mode": "local"}, "UpstreamConfig":
+	own, err := checked(t, `{"Kind": "service-defaults", "Name": "web", "MaxInboundConnections": 7, "MaxRequestHeadersKB": 96, "MeshGateway": {"Mode": "local"}, "UpstreamConfig":
 		{"Defaults": {"ConnectTimeoutMs": 3, "MeshGateway": {"Mode": "remote"}, "Limits": {"MaxConnections": 5}}, "Overrides": [{"Name": "db", "ConnectTimeoutMs": 4, "Protocol": "tcp"}]}}`)
 	if err != nil {
 		t.Fatal(err)
@@ -175,7 +178,7 @@ func TestResolveOrder(t *testing.T) {
 	})
 	gateway, limits := map[string]any{"mode": "remote"}, map[string]any{"MaxConnections": 5.0}
 	want := &entry.Resolved{
-		Config: map[string]any{"protocol": "http", "x": 1.0, "max_inbound_connections": 7}, Mode: "transparent",
+		Config: map[string]any{"protocol": "http", "x": 1.0, "max_inbound_connections": 7, "max_request_headers_kb": 96}, Mode: "transparent",
 		Upstreams: []entry.ResolvedUpstream{
 			{UpstreamID: entry.UpstreamID{Name: "*"}, Config: map[string]any{"protocol": "http", "connect_timeout_ms": 3, "limits": limits, "mesh_gateway": gateway}},
 			{UpstreamID: entry.UpstreamID{Name: "api"}, Config: map[string]any{"protocol": "grpc", "connect_timeout_ms": 3, "limits": limits, "mesh_gateway": gateway}},

@@ -74,6 +74,7 @@ func (r *Resolved) overlay(own *ServiceDefaults) {
 		{"max_inbound_connections", own.MaxInboundConnections},
 		{"local_connect_timeout_ms", own.LocalConnectTimeoutMs},
 		{"local_request_timeout_ms", own.LocalRequestTimeoutMs},
+		{"max_request_headers_kb", int(valueOf(own.MaxRequestHeadersKB))},
 	} {
 		if n.value > 0 {
 			set(n.key, n.value)

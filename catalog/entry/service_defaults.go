@@ -27,6 +27,7 @@ type ServiceDefaults struct {
 	BalanceInboundConnections string                   `json:",omitempty"` // "" or "exact_balance"
 	RateLimits                map[string]any           `json:",omitempty"` // always refused
 	EnvoyExtensions           []catalog.EnvoyExtension `json:",omitempty"`
+	MaxRequestHeadersKB       *uint32                  `json:",omitempty"` // of the headers of a request, in KiB; nil means the proxy's default
 }
 
 // UpstreamConfiguration says how a service calls others: defaults for all, and overrides by name.
@@ -106,6 +107,7 @@ func (e *ServiceDefaults) Validate() error {
 	var problems errorList
 	problems.add(checkProtocol(e.Protocol))
 	problems.add(checkMode(e.Mode))
+	problems.add(checkHeaders(e.MaxRequestHeadersKB))
 	problems.add(checkMeshGateway(e.MeshGateway))
 	if !validBalance(e.BalanceInboundConnections) {
 		problems.addf("invalid value for balance_inbound_connections: %s", e.BalanceInboundConnections)

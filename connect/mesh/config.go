@@ -24,6 +24,7 @@ type Config struct {
 	LocalRequestTimeoutMs     *int   `mapstructure:"local_request_timeout_ms"`
 	LocalIdleTimeoutMs        *int   `mapstructure:"local_idle_timeout_ms"`
 	MaxInboundConnections     int    `mapstructure:"max_inbound_connections"` // 0 for no limit
+	MaxRequestHeadersKB       int    `mapstructure:"max_request_headers_kb"`  // 0 for the proxy's default
 	BalanceInboundConnections string `mapstructure:"balance_inbound_connections"`
 	XDSFetchTimeoutMs         *int   `mapstructure:"xds_fetch_timeout_ms"`
 	PublicListenerJSON        string `mapstructure:"envoy_public_listener_json"`
@@ -49,6 +50,7 @@ func ParseConfig(opaque map[string]any) (Config, error) {
 	}
 	c.BindPort = max(0, c.BindPort)
 	c.MaxInboundConnections = max(0, c.MaxInboundConnections)
+	c.MaxRequestHeadersKB = min(max(0, c.MaxRequestHeadersKB), 8192) // no proxy takes more
 	if c.BalanceInboundConnections != "" && c.BalanceInboundConnections != ExactBalance {
 		if err == nil {
 			err = fmt.Errorf("balance_inbound_connections: %q is not %q", c.BalanceInboundConnections, ExactBalance)

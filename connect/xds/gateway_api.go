@@ -112,6 +112,9 @@ func (b *build) apiHTTP(p *mesh.APIPort) error {
 		err := b.add(Listener, name, from, func() (made, error) {
 			e := &edge{name: name, ip: ip, port: p.Listener.Port, routes: []string{routes}}
 			manager := b.edgeManager(p.Listener.Protocol, "ingress_upstream_"+routes, routes)
+			if n := p.Listener.MaxRequestHeadersKB; n != nil {
+				manager.MaxRequestHeadersKb = wrapperspb.UInt32(*n)
+			}
 			return b.apiListener(e, p, filter(filterHCM, manager))
 		})
 		if err != nil {

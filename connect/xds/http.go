@@ -86,6 +86,9 @@ func (b *build) inboundManager() (*hcmv3.HttpConnectionManager, []ref, error) {
 	m := b.manager(cfg.Protocol, statPrefix("", publicListener), &routeSource{
 		inline: inlineRoute(publicListener, publicListener, action),
 	}, filters)
+	if n := cfg.MaxRequestHeadersKB; n > 0 {
+		m.MaxRequestHeadersKb = wrapperspb.UInt32(uint32(n))
+	}
 	if forward {
 		m.ForwardClientCertDetails = hcmv3.HttpConnectionManager_APPEND_FORWARD
 		m.SetCurrentClientCertDetails = &hcmv3.HttpConnectionManager_SetCurrentClientCertDetails{
