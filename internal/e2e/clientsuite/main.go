@@ -42,14 +42,13 @@ const (
 
 // known says why tests fail.
 var known = map[string]string{
-	"TestAPI_AgentService":             "the ContentHash of a service is opaque, and another",
-	"TestAPI_AgentReload_MultiPort":    "several ports of a service came after 1.21",
-	"TestAPI_AgentServices_MultiPort":  "several ports of a service came after 1.21",
-	"TestAPI_ConfigEntries_APIGateway": "MaxRequestHeadersKB came after 1.21",
-	"TestAPI_ConfigEntries_HTTPRoute":  "a rule without matches is shown with the one that it stands for",
-	"TestAPI_ConnectCAConfig_get_set":  "the built-in authority keeps no state that only a test sets",
-	"TestAPI_DiscoveryChain_Get":       "the CustomizationHash of a chain is opaque, and another",
-	"TestAPI_RawV2ExportedServices":    "there are no resources of version 2",
+	"TestAPI_AgentService":            "the ContentHash of a service is opaque, and another",
+	"TestAPI_AgentReload_MultiPort":   "several ports of a service came after 1.21",
+	"TestAPI_AgentServices_MultiPort": "several ports of a service came after 1.21",
+	"TestAPI_ConfigEntries_HTTPRoute": "a rule without matches is shown with the one that it stands for",
+	"TestAPI_ConnectCAConfig_get_set": "the built-in authority keeps no state that only a test sets",
+	"TestAPI_DiscoveryChain_Get":      "the CustomizationHash of a chain is opaque, and another",
+	"TestAPI_RawV2ExportedServices":   "there are no resources of version 2",
 }
 
 func main() {
