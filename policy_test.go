@@ -25,6 +25,7 @@ var allowed = []struct {
 	{"internal", "", "mechanisms know no subject"},
 	{"internal/docgen", "*", "the reference is made from the whole"},
 	{"internal/e2e", "*", "end-to-end tests drive the whole"},
+	{"internal/fleetbench", "client connect catalog acl", "its agents are made of the parts of real ones"},
 	{"internal/testkit", "*", "test support may use what it supports"},
 	{"acl", "", "decisions know no other subject"},
 	{"catalog", "acl", "subjects stand on acl and the mechanisms"},

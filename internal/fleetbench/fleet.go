@@ -45,6 +45,9 @@ type fleet struct {
 	agents   []*agent
 	services int
 
+	// ownOnly leaves out what only proxies watch: certificates, rules and routes.
+	ownOnly bool
+
 	run    sync.WaitGroup
 	cancel context.CancelFunc
 	ctx    context.Context
@@ -246,18 +249,22 @@ func (f *fleet) watch() (n int) {
 	began := time.Now()
 	for i, a := range f.agents {
 		pause.For(f.ctx, time.Until(began.Add(time.Duration(i)*time.Second/time.Duration(f.o.ramp))))
-		follow(f, a, ca.RootsCall, &ca.RootsRequest{}, nil)
-		follow(f, a, entry.GetCall, &entry.GetRequest{Options: options, Kind: entry.KindMesh, Name: entry.MeshName}, nil)
-		follow(f, a, intention.MatchCall, &intention.MatchRequest{
-			Options: options, By: intention.ByDestination, Names: []string{serviceName(i % f.services)},
-		}, nil)
-		n += 3
+		if !f.ownOnly {
+			follow(f, a, ca.RootsCall, &ca.RootsRequest{}, nil)
+			follow(f, a, entry.GetCall, &entry.GetRequest{Options: options, Kind: entry.KindMesh, Name: entry.MeshName}, nil)
+			follow(f, a, intention.MatchCall, &intention.MatchRequest{
+				Options: options, By: intention.ByDestination, Names: []string{serviceName(i % f.services)},
+			}, nil)
+			for _, s := range a.uses {
+				follow(f, a, chain.GetCall, &chain.GetRequest{Options: options, Service: s}, nil)
+			}
+			n += 3 + len(a.uses)
+		}
 		// One and the same twice is one view with two watchers.
 		for _, s := range a.uses {
-			follow(f, a, chain.GetCall, &chain.GetRequest{Options: options, Service: s}, nil)
 			follow(f, a, catalog.InstancesCall, &catalog.InstancesRequest{Options: options, Service: s, Connect: true},
 				f.sight(s))
-			n += 2
+			n++
 		}
 		f.run.Go(func() { f.ask(a, a.uses[0]) })
 		n++

@@ -302,8 +302,11 @@ func (f *fleet) spread(ctx context.Context, c *cluster, out io.Writer) error {
 		var last, each []time.Duration
 		watchers := 0
 		var cpu time.Duration
+		began, used := time.Now(), c.used()
+		time.Sleep(2 * time.Second)
+		idle := float64(c.used()-used) / float64(time.Since(began))
 		for i := range f.o.changes {
-			before := c.used()
+			before, at := c.used(), time.Now()
 			service := shared
 			if kind != "the service all use" {
 				service = f.agents[i*31%len(f.agents)].uses[0]
@@ -316,13 +319,13 @@ func (f *fleet) spread(ctx context.Context, c *cluster, out io.Writer) error {
 			each = append(each, heard...)
 			last = append(last, slices.Max(heard))
 			time.Sleep(300 * time.Millisecond) // for what goes on afterwards
-			cpu += c.used() - before
+			cpu += c.used() - before - time.Duration(idle*float64(time.Since(at)))
 			if err := f.settle(ctx); err != nil {
 				return err
 			}
 		}
 		fmt.Fprintf(out, "| %s | %.0f | %v | %v | %v | %v | %v per change |\n", kind, float64(watchers)/float64(f.o.changes),
-			quantile(last, 0.5), quantile(last, 1), quantile(each, 0.5), quantile(each, 0.99), (cpu / time.Duration(f.o.changes)).Round(100*time.Microsecond))
+			quantile(last, 0.5), quantile(last, 1), quantile(each, 0.5), quantile(each, 0.99), max(0, cpu/time.Duration(f.o.changes)).Round(time.Millisecond))
 	}
 	return nil
 }
@@ -409,5 +412,3 @@ func round(d time.Duration) time.Duration {
 	}
 	return d.Round(100 * time.Microsecond)
 }
-
-func compare(ctx context.Context, o options, out io.Writer) error { return nil }
