@@ -2,11 +2,14 @@ package server
 
 import (
 	"context"
+	"crypto/x509"
+	"encoding/pem"
 	"time"
 
 	"github.com/hashicorp/go-metrics"
 
 	"github.com/sarnmesh/sarn/catalog/entry"
+	"github.com/sarnmesh/sarn/catalog/trust"
 	"github.com/sarnmesh/sarn/internal/gossip"
 )
 
@@ -23,7 +26,10 @@ import (
 //	state.connect_instances{kind}          proxies, gateways and native instances
 //	state.config_entries{kind}
 //	members.clients, members.servers       alive members of gossip
+//	state.kv_entries, state.peerings
+//	session_ttl.active                     sessions that end unless they are renewed; on the leader
 //	mesh.active-root-ca.expiry             seconds until the active root of the mesh expires
+//	mesh.active-signing-ca.expiry          the same of the certificate that leaves are signed with
 
 // reportEvery is the time between two reports.
 const reportEvery = 9 * time.Second
@@ -70,6 +76,13 @@ func (s *Server) reportOnce() {
 	set(usage.Services, nil, "state", "services")
 	set(usage.ServiceInstances, nil, "state", "service_instances")
 	set(usage.BillableServiceInstance, nil, "state", "billable_service_instances")
+	if index := v.KeyIndex(); index != s.keysAt || index == 0 {
+		s.keysAt, s.keys = index, v.CountKeys()
+	}
+	set(s.keys, nil, "state", "kv_entries")
+	_, peerings := v.Peerings()
+	set(len(peerings), nil, "state", "peerings")
+	metrics.SetGauge([]string{"session_ttl", "active"}, float32(s.sessions.Active()))
 	for kind, n := range usage.MeshInstances {
 		set(n, []metrics.Label{{Name: "kind", Value: kind}}, "state", "connect_instances")
 	}
@@ -92,7 +105,28 @@ func (s *Server) reportOnce() {
 	_, roots := v.CARoots()
 	for _, r := range roots {
 		if r.Active {
-			metrics.SetGauge([]string{"mesh", "active-root-ca", "expiry"}, float32(time.Until(r.NotAfter).Seconds()))
+			left := float32(time.Until(r.NotAfter).Seconds())
+			metrics.SetGauge([]string{"mesh", "active-root-ca", "expiry"}, left)
+			if end, ok := signerEnds(r); ok {
+				left = float32(time.Until(end).Seconds())
+			}
+			metrics.SetGauge([]string{"mesh", "active-signing-ca", "expiry"}, left)
 		}
 	}
+}
+
+// signerEnds returns when the certificate that leaves are signed with ends, if it is not the root itself.
+func signerEnds(r *trust.Root) (time.Time, bool) {
+	if len(r.IntermediateCerts) == 0 {
+		return time.Time{}, false
+	}
+	block, _ := pem.Decode([]byte(r.IntermediateCerts[len(r.IntermediateCerts)-1]))
+	if block == nil {
+		return time.Time{}, false
+	}
+	cert, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		return time.Time{}, false
+	}
+	return cert.NotAfter, true
 }

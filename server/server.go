@@ -54,6 +54,9 @@ type Server struct {
 	raft       *consensus.Raft
 	membership *membership.Membership
 	dispatcher *transport.Dispatcher
+	sessions   *leader.Sessions
+	keys       int // how many there were when the last change of any had this index; of report
+	keysAt     uint64
 	grpc       *rpcwire.Server
 	intro      *rpcwire.Server
 	peers      *peering.Engine
@@ -124,6 +127,7 @@ func New(cfg Config) (*Server, error) {
 	})
 
 	sessions := leader.NewSessions()
+	s.sessions = sessions
 	cfg.Connect.Datacenter = cfg.Datacenter
 	if s.secondary() {
 		primary := cfg.ACL.PrimaryDatacenter

@@ -19,6 +19,7 @@ import (
 
 	"github.com/fxamacker/cbor/v2"
 	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/go-metrics"
 
 	"github.com/sarnmesh/sarn/catalog/read"
 	"github.com/sarnmesh/sarn/internal/rpc"
@@ -112,7 +113,7 @@ func New(caller rpc.Caller, cfg Config) *Cache {
 // after that return ErrStopped.
 func (c *Cache) Run(ctx context.Context) error {
 	var views sync.WaitGroup
-	tick := time.NewTicker(max(c.cfg.TTL/64, time.Second))
+	tick := time.NewTicker(min(max(c.cfg.TTL/64, time.Second), expireEvery))
 	defer tick.Stop()
 	for {
 		c.mu.Lock()
@@ -194,6 +195,7 @@ func Get[Req, Resp any](ctx context.Context, c *Cache, m rpc.Method[Req, Resp], 
 			return nil, Info{}, err
 		}
 		if e == nil { // no room for another view
+			metricBypass.Add(1)
 			return direct(ctx, c, m, req)
 		}
 		resp, info, err := get[Resp](ctx, c, e, opts)
@@ -201,6 +203,7 @@ func Get[Req, Resp any](ctx context.Context, c *Cache, m rpc.Method[Req, Resp], 
 			continue // to make way for others, while we waited
 		}
 		info.Hit = info.Hit && !made
+		e.counts.got(err == nil && info.Hit, opts.MinIndex > 0)
 		return resp, info, err
 	}
 }
@@ -378,6 +381,8 @@ func (c *Cache) expire() {
 			gone = append(gone, e)
 		}
 	}
+	metricExpired.Add(int64(len(gone)))
+	metrics.SetGauge(metricEntries, float32(len(c.entries)+len(c.kept)))
 	for k, e := range c.kept {
 		if e.used.Load() <= before {
 			delete(c.kept, k)

@@ -48,6 +48,8 @@ type entry struct {
 	cancel      context.CancelFunc
 	ended       bool
 	forget      []func() // told when the view leaves the cache
+
+	counts *counts // of its method
 }
 
 type watcher struct {
@@ -57,7 +59,7 @@ type watcher struct {
 }
 
 func newEntry[Req, Resp any](c *Cache, key string, m rpc.Method[Req, Resp], req *Req) *entry {
-	e := &entry{c: c, key: key, kicked: make(chan struct{}, 1)}
+	e := &entry{c: c, key: key, kicked: make(chan struct{}, 1), counts: countsOf(m.Name)}
 	e.current.Store(&result{})
 	own := *req
 	e.fetch = func(ctx context.Context, minIndex uint64) (any, uint64, error) {
@@ -127,6 +129,8 @@ func (e *entry) run(ctx context.Context) {
 			break
 		}
 		if err != nil {
+			metricFetchError.Add(1)
+			e.counts.fetchError.Add(1)
 			failures++
 			fruitless = 0
 			e.publishError(err)
@@ -142,6 +146,7 @@ func (e *entry) run(ctx context.Context) {
 			continue
 		}
 		failures = 0
+		e.counts.fetched(since != 0 && index == since)
 		if since != 0 && index == since && time.Since(began) < fruitlessQuick {
 			fruitless++
 		} else {

@@ -8,6 +8,8 @@ import (
 
 	"github.com/hashicorp/go-metrics"
 	"github.com/miekg/dns"
+
+	"github.com/sarnmesh/sarn/internal/measure"
 )
 
 // Names of the metrics of this package.
@@ -31,9 +33,6 @@ var measuredTypes = [...]uint16{0, dns.TypeA, dns.TypeAAAA, dns.TypeSRV, dns.Typ
 
 const (
 	reportEvery = time.Second
-	// samplesAtOnce bounds the samples of a type in one report: with more questions than that the summaries are of some
-	// of them.
-	samplesAtOnce = 1000
 	// staleAfter is the age from which on an answer counts as stale.
 	staleAfter = 5 * time.Second
 )
@@ -54,13 +53,13 @@ func (s *sum) add(d time.Duration) {
 	s.nanos.Add(int64(d))
 }
 
-// take returns how many samples to tell, and their mean in milliseconds, and begins again.
-func (s *sum) take() (n int64, mean float32) {
-	if n = s.n.Swap(0); n == 0 {
-		return 0, 0
+// take returns what came up, each question as if it had taken the mean of the time, and begins again.
+func (s *sum) take() measure.Batch {
+	n := s.n.Swap(0)
+	if n == 0 {
+		return measure.Batch{}
 	}
-	mean = float32(s.nanos.Swap(0)) / float32(n) / float32(time.Millisecond)
-	return min(n, samplesAtOnce), mean
+	return measure.Same(n, float64(s.nanos.Swap(0))/float64(n)/float64(time.Millisecond))
 }
 
 func typeAt(qtype uint16) int {
@@ -86,12 +85,10 @@ func (s *Server) report(ctx context.Context) error {
 	defer tick.Stop()
 	node := metrics.Label{Name: "node", Value: s.cfg.Node}
 	samples := func(c *sum, name []string, labels ...metrics.Label) {
-		n, mean := c.take()
-		for range n {
-			metrics.AddSampleWithLabels(name, mean, labels)
-			if len(labels) > 1 {
-				metrics.AddSampleWithLabels(metricDomain, mean, labels[:1])
-			}
+		b := c.take()
+		measure.Tell(name, labels, b)
+		if len(labels) > 1 {
+			measure.Tell(metricDomain, labels[:1], b)
 		}
 	}
 	for {

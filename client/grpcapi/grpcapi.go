@@ -49,6 +49,7 @@ type Server struct {
 	cfg       Config
 	listeners []Listener
 	services  []Service
+	load      load
 }
 
 // New returns a server of the services, and of gRPC health, on the listeners.
@@ -85,6 +86,9 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	failed := make(chan error, len(servers))
 	var serving sync.WaitGroup
+	reporting, reported := context.WithCancel(ctx)
+	defer reported()
+	serving.Go(func() { s.load.report(reporting) })
 	for i, g := range servers {
 		serving.Go(func() {
 			if err := g.Serve(s.listeners[i].Listener); err != nil && !errors.Is(err, grpc.ErrServerStopped) {
@@ -97,6 +101,7 @@ func (s *Server) Run(ctx context.Context) error {
 	case <-ctx.Done():
 	case err = <-failed:
 	}
+	reported()
 	healthy.Shutdown()
 	s.stop(servers)
 	serving.Wait()
@@ -139,6 +144,7 @@ func (s *Server) server(l Listener) *grpc.Server {
 		// There are many clients and each says little: what they may send ahead need not be found out by pings.
 		grpc.StaticConnWindowSize(window), grpc.StaticStreamWindowSize(window),
 		grpc.ConnectionTimeout(20 * time.Second), // for a client to say hello
+		grpc.StatsHandler(&s.load), grpc.ChainUnaryInterceptor(s.load.unary), grpc.ChainStreamInterceptor(s.load.stream),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 15 * time.Second, PermitWithoutStream: true}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: s.cfg.KeepAlive, Timeout: s.cfg.Timeout}),
 	}

@@ -69,6 +69,9 @@ func (w *response) free() {
 // WriteHeader sends the status.
 func (w *response) WriteHeader(status int) {
 	w.wrote = true
+	if t := w.route.tally; t != nil && status >= 200 {
+		t.count(status)
+	}
 	w.ResponseWriter.WriteHeader(status)
 }
 

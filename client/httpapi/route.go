@@ -41,6 +41,7 @@ type route struct {
 	handle  handler
 	nested  []*route         // with this prefix and a suffix
 	timers  []*measure.Timer // of its requests, by method
+	tally   *tally           // nil for none
 }
 
 func (s *Server) add(e endpoint) error {
@@ -54,6 +55,7 @@ func (s *Server) add(e endpoint) error {
 	var inside bool
 	rt.prefix, rt.suffix, inside = strings.Cut(e.path, "*")
 	rt.label()
+	rt.tally = tallyOf(e.path, s.cfg.NodeName)
 	if inside {
 		parent := s.prefixes[rt.prefix]
 		if parent == nil {

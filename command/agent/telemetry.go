@@ -30,7 +30,6 @@ type measures struct {
 	batches    *funnel
 	prometheus http.Handler // nil when that form is off
 	host       string       // in the names of gauges, empty for none
-	gauges     func()       // sets those of the agent itself
 }
 
 const (
@@ -178,8 +177,8 @@ func reachAll(targets []telemetry.Target, dial telemetry.Dial) error {
 	return errors.Join(errs...)
 }
 
-// run measures the process, and sends metrics where they are to go, until ctx ends.
-func (m *measures) run(ctx context.Context, enableHost bool, disk string) error {
+// run measures the process, has gauges set what else there is to measure, and sends metrics where they are to go, until ctx ends.
+func (m *measures) run(ctx context.Context, enableHost bool, disk string, gauges func()) error {
 	pushed := make(chan error, 1)
 	go func() { pushed <- m.pusher.Run(ctx) }()
 	process, batch := time.NewTicker(runtimeEvery), time.NewTicker(batchEvery)
@@ -192,9 +191,7 @@ func (m *measures) run(ctx context.Context, enableHost bool, disk string) error 
 		metrics.SetGaugeWithLabels([]string{"version"}, 1, []metrics.Label{
 			{Name: "version", Value: version.Number()}, {Name: "pre_release", Value: version.Prerelease()},
 		})
-		if m.gauges != nil {
-			m.gauges()
-		}
+		gauges()
 		if enableHost && time.Since(looked) >= hostEvery-runtimeEvery/2 {
 			looked = time.Now()
 			host.Report(disk)
@@ -210,6 +207,22 @@ func (m *measures) run(ctx context.Context, enableHost bool, disk string) error 
 		case <-batch.C:
 			measure.Report()
 		}
+	}
+}
+
+// tell sets the gauges of the agent itself: agent.tls.cert.expiry, the seconds until the certificate of its calls to servers
+// ends, and leaf-certs.entries_count, how many certificates of services it keeps.
+func (a *Agent) tell() {
+	if k := a.rpcTLS.now.Load(); k != nil && k.cert != nil && k.cert.Leaf != nil {
+		metrics.SetGauge([]string{"agent", "tls", "cert", "expiry"}, float32(time.Until(k.cert.Leaf.NotAfter).Seconds()))
+	} else if a.rpcTLS.auto != nil {
+		if given := a.rpcTLS.auto(); given != nil && given.Certificate() != nil && given.Certificate().Leaf != nil {
+			metrics.SetGauge([]string{"agent", "tls", "cert", "expiry"}, float32(time.Until(given.Certificate().Leaf.NotAfter).Seconds()))
+		}
+	}
+	if a.leaves != nil {
+		n, _ := a.leaves.Count("")
+		metrics.SetGauge([]string{"leaf-certs", "entries_count"}, float32(n))
 	}
 }
 

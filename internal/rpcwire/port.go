@@ -94,6 +94,7 @@ func (p *Port) Run(ctx context.Context) error {
 			}
 			continue
 		}
+		metricAccepted.Add(1)
 		release, ok := p.admit(conn.RemoteAddr())
 		if !ok {
 			p.cfg.Logger.Debug("too many connections", "client", conn.RemoteAddr())
@@ -123,6 +124,9 @@ func (p *Port) hand(ctx context.Context, conn net.Conn, release func()) {
 	}
 	conn.SetDeadline(time.Time{})
 	c.release = release
+	if proto == ProtoRaft {
+		metricRaft.Add(1)
+	}
 	select {
 	case l.queue <- c:
 	case <-l.closed:

@@ -390,6 +390,7 @@ func (r *Raft) beginLeading(ctx context.Context, ra *raft.Raft) (stop func()) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
+		began := time.Now()
 		for ra.Barrier(0).Error() != nil {
 			select {
 			case <-ctx.Done():
@@ -397,6 +398,7 @@ func (r *Raft) beginLeading(ctx context.Context, ra *raft.Raft) (stop func()) {
 			case <-time.After(100 * time.Millisecond):
 			}
 		}
+		metricBarrier.Since(began)
 		r.setStatus(func(s *Status) { s.Leading = ctx.Err() == nil })
 		if ctx.Err() != nil {
 			return

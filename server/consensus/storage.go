@@ -69,7 +69,7 @@ func Disk(cfg DiskConfig) (*Storage, error) {
 		return nil, fmt.Errorf("log in %s: %w", dir, err)
 	}
 	meta := &metadb.BoltMetaDB{} // kept, since the log does not close it
-	log, err := wal.Open(dir, wal.WithSegmentSize(cfg.SegmentBytes), wal.WithMetaStore(meta), wal.WithLogger(cfg.Logger.Named("wal")))
+	log, err := wal.Open(dir, wal.WithSegmentSize(cfg.SegmentBytes), wal.WithMetaStore(meta), wal.WithLogger(cfg.Logger.Named("wal")), wal.WithMetricsCollector(walMetrics{}))
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("log in %s: %w", dir, err), meta.Close())
 	}

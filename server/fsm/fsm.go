@@ -81,6 +81,7 @@ func Handle[Req, Resp any](a *Appliers, k Kind, f func(tx *state.Tx, req *Req) (
 	if _, taken := a.byKind[k]; taken {
 		panic(fmt.Sprintf("fsm: kind %d registered twice", k))
 	}
+	f = timed(k, f)
 	a.byKind[k] = applier{1, func(tx *state.Tx, data []byte) (any, error) {
 		req := new(Req)
 		if err := rpc.Unmarshal(data, req); err != nil {

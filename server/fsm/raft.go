@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"sync/atomic"
+	"time"
 
 	"github.com/hashicorp/raft"
 
@@ -77,6 +78,7 @@ type snapshot struct{ view *state.View }
 
 // Persist writes the state as it was when the snapshot was taken.
 func (s *snapshot) Persist(sink raft.SnapshotSink) error {
+	defer metricPersist.Since(time.Now())
 	if err := s.view.Dump(sink); err != nil {
 		sink.Cancel()
 		return fmt.Errorf("write snapshot: %w", err)

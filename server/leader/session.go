@@ -148,6 +148,7 @@ func (s *Sessions) expire(ctx context.Context, l *Leader, e expiry) {
 	if _, session := l.Store.View().Session(e.id); session == nil {
 		return
 	}
+	defer metricInvalidate.Since(time.Now())
 	_, err := l.Apply(ctx, fsm.SessionDestroy, &kv.SessionDestroyRequest{ID: e.id})
 	switch {
 	case err == nil:

@@ -34,7 +34,10 @@ func Tombstones(applied func() uint64, request func(upTo uint64) any) Duty {
 				samples = samples[1:]
 			}
 			if oldest := l.Store.View().OldestTombstone(); oldest > 0 && oldest <= upTo {
-				if _, err := l.Apply(ctx, fsm.TombstoneReap, request(upTo)); err != nil && ctx.Err() == nil {
+				began := time.Now()
+				_, err := l.Apply(ctx, fsm.TombstoneReap, request(upTo))
+				metricReap.Since(began)
+				if err != nil && ctx.Err() == nil {
 					l.Log.Warn("cannot reap deletion marks, will retry", "error", err)
 					samples = append([]sample{{now.Add(-tombstoneAge), upTo}}, samples...)
 				}

@@ -87,6 +87,7 @@ func (r *reconciler) changes(ctx context.Context) (next time.Duration) {
 
 // all compares every member and every node.
 func (r *reconciler) all(ctx context.Context) {
+	defer metricReconcile.Since(time.Now())
 	members := r.cfg.Members()
 	known := map[string]bool{}
 	for _, o := range members {
@@ -137,6 +138,7 @@ func (r *reconciler) reap(ctx context.Context, known map[string]bool) error {
 }
 
 func (r *reconciler) handle(ctx context.Context, o gossip.Member, kind gossip.EventKind) error {
+	defer metricMember.Since(time.Now())
 	switch kind {
 	case gossip.Joined, gossip.Updated:
 		return r.alive(ctx, o)

@@ -146,7 +146,7 @@ func (d *Dispatcher) confirmed(ctx context.Context, r request, address string) (
 	d.counts.queries.Add(1)
 	began := time.Now()
 	reply, err = r.rt.view(ctx, c, v, r.req)
-	measure(r.rt.Name, began)
+	timed(r.rt.Name, began)
 	if err != nil {
 		return nil, true, err
 	}

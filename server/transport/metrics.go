@@ -1,10 +1,13 @@
 package transport
 
 import (
+	"strings"
 	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-metrics"
+
+	"github.com/sarnmesh/sarn/internal/measure"
 )
 
 // Names of the metrics of this package.
@@ -20,10 +23,15 @@ var (
 	metricLimited = []string{"rpc", "rate_limit", "exceeded"}
 	// metricLimitUnsaid counts those of them that the log does not name.
 	metricLimitUnsaid = []string{"rpc", "rate_limit", "log_dropped"}
+
+	// metricElsewhere counts calls passed on to servers of another datacenter. Label: datacenter.
+	metricElsewhere = "rpc.cross-dc"
+	// metricConsistent is a summary of the milliseconds until the leader knows that it still leads, for consistent reads.
+	metricConsistent = measure.NewTimer("rpc.consistentRead")
 )
 
 // measured are the summaries, in milliseconds, of the time that calls of these names take on the server that does them.
-var measured = map[string][]string{
+var measured = timers(map[string][]string{
 	"Catalog.Register": {"catalog", "register"}, "Catalog.Deregister": {"catalog", "deregister"},
 	"KV.Apply": {"kvs", "apply"}, "Txn.Apply": {"txn", "apply"}, "Txn.Read": {"txn", "read"},
 	"Session.Create": {"session", "apply"}, "Session.Destroy": {"session", "apply"}, "Session.Renew": {"session", "renew"},
@@ -32,12 +40,26 @@ var measured = map[string][]string{
 	"Intention.Upsert": {"intention", "apply"}, "Intention.Remove": {"intention", "apply"}, "Intention.Legacy": {"intention", "apply"},
 	"ConfigEntry.Apply": {"config_entry", "apply"}, "ConfigEntry.Delete": {"config_entry", "delete"},
 	"ConfigEntry.Get": {"config_entry", "get"}, "ConfigEntry.List": {"config_entry", "list"},
+	"ACL.TokenSet": {"acl", "token", "upsert"}, "ACL.TokenDelete": {"acl", "token", "delete"}, "ACL.TokenClone": {"acl", "token", "clone"},
+	"ACL.PolicySet": {"acl", "policy", "upsert"}, "ACL.PolicyDelete": {"acl", "policy", "delete"},
+	"ACL.RoleSet": {"acl", "role", "upsert"}, "ACL.RoleDelete": {"acl", "role", "delete"},
+	"ACL.BindingRuleSet": {"acl", "bindingrule", "upsert"}, "ACL.BindingRuleDelete": {"acl", "bindingrule", "delete"},
+	"ACL.AuthMethodSet": {"acl", "authmethod", "upsert"}, "ACL.AuthMethodDelete": {"acl", "authmethod", "delete"},
+	"ACL.Login": {"acl", "login"}, "ACL.Logout": {"acl", "logout"},
+})
+
+func timers(names map[string][]string) map[string]*measure.Timer {
+	m := map[string]*measure.Timer{}
+	for call, name := range names {
+		m[call] = measure.NewTimer(strings.Join(name, "."))
+	}
+	return m
 }
 
-// measure notes how long a call has taken, if that is measured.
-func measure(name string, began time.Time) {
-	if key := measured[name]; key != nil {
-		metrics.MeasureSince(key, began)
+// timed notes how long a call has taken, if that is measured.
+func timed(name string, began time.Time) {
+	if t := measured[name]; t != nil {
+		t.Since(began)
 	}
 }
 
@@ -62,3 +84,8 @@ func (d *Dispatcher) Report() {
 
 // Blocked returns how many reads wait for a change at present.
 func (d *Dispatcher) Blocked() int { return int(d.counts.blocking.Load()) }
+
+// countElsewhere counts a call passed on to another datacenter; elsewhere has found out that there is one of that name.
+func (d *Dispatcher) countElsewhere(datacenter string) {
+	measure.NewCounter(metricElsewhere, metrics.Label{Name: "datacenter", Value: datacenter}).Add(1)
+}
