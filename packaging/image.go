@@ -149,7 +149,7 @@ func (r *release) imageFor(l layout, arch string, labels map[string]string) (des
 	}
 	plain := sha256.Sum256(content)
 	var packed bytes.Buffer
-	w, _ := gzip.NewWriterLevel(&packed, gzip.BestCompression)
+	w := gzip.NewWriter(&packed)
 	w.Write(content)
 	if err := w.Close(); err != nil {
 		return descriptor{}, err
