@@ -34,7 +34,7 @@ import (
 func Verbs() []verb.Verb {
 	return []verb.Verb{
 		{
-			Path: "init", Synopsis: "Set up a secure cluster, or join one with a token", Setup: setup,
+			Path: "init", Synopsis: "Set up a secure cluster, or join one with a token", Example: "init -datacenter dc1", Setup: setup,
 			Help: "On the first machine, makes an authority for the certificates of servers, a key for gossip and a token for the operator, writes a configuration that uses them, " +
 				"with access control on and every connection between machines encrypted and verified, and starts the server. It prints what to run on the machines that join:\n\n" +
 				"sarn init -join TOKEN\n\n" +
@@ -43,7 +43,7 @@ func Verbs() []verb.Verb {
 				"The configuration is an ordinary one: change it as you like. Nothing that exists is written over.",
 		},
 		{
-			Path: "join-token", Synopsis: "Make a token by which one machine joins", Client: true, Setup: joinToken,
+			Path: "join-token", Synopsis: "Make a token by which one machine joins", Client: true, Formats: true, Example: "join-token -server -ttl 30m", Setup: joinToken,
 			Help: "Makes a token by which one more machine joins a cluster that was set up by sarn init, and prints the command to run on that machine. " +
 				"The token is good once, and for the time in -ttl. Needs acl:write and operator:write.",
 		},
@@ -86,6 +86,8 @@ type setupRun struct {
 	options
 	call *verb.Call
 	give *owner // who the files are for; nil leaves them to who runs this
+	// examples are files of a package that say nothing of their own. They are put aside.
+	examples []string
 }
 
 // complete fills in what was not given, and refuses what cannot be.
@@ -140,7 +142,11 @@ func (s *setupRun) vacant() error {
 	}
 	for _, e := range entries {
 		path := filepath.Join(s.configDir, e.Name())
-		if ext := filepath.Ext(path); ext != ".hcl" && ext != ".json" || isExample(path) {
+		if ext := filepath.Ext(path); ext != ".hcl" && ext != ".json" {
+			continue
+		}
+		if isExample(path) {
+			s.examples = append(s.examples, path)
 			continue
 		}
 		return verb.Errorf("There is a configuration already: %s. Nothing was changed. To begin anew, move it away; to add a machine to the cluster, make a token with sarn join-token", path)
@@ -178,14 +184,18 @@ func (s *setupRun) vacant() error {
 	return os.Remove(probe.Name())
 }
 
-// isExample reports whether a configuration file says nothing: all of it is comments.
+// exampleLines are what the file of a package says, with which an agent runs alone.
+var exampleLines = []string{`data_dir = "/var/lib/sarn"`, `bind_addr = "127.0.0.1"`}
+
+// isExample reports whether a configuration file says no more than a package's does.
 func isExample(path string) bool {
 	data, err := os.ReadFile(path)
 	if err != nil || filepath.Ext(path) != ".hcl" {
 		return false
 	}
 	for line := range strings.Lines(string(data)) {
-		if line = strings.TrimSpace(line); line != "" && line[0] != '#' && !strings.HasPrefix(line, "//") {
+		line = strings.TrimSpace(line)
+		if line != "" && line[0] != '#' && !strings.HasPrefix(line, "//") && !slices.Contains(exampleLines, line) {
 			return false
 		}
 	}
@@ -285,6 +295,9 @@ func (s *setupRun) joinCluster() error {
 	return s.start()
 }
 
+// asideSuffix ends the names of files that were put aside: an agent does not read them.
+const asideSuffix = ".example"
+
 // A file is one to write.
 type file struct {
 	path, text string
@@ -293,14 +306,27 @@ type file struct {
 
 // write writes new files, all or none, and checks that an agent can start with them.
 func (s *setupRun) write(files []file) (err error) {
-	var written []string
+	var written, aside []string
 	defer func() {
-		if err != nil {
-			for _, path := range written {
-				os.Remove(path)
-			}
+		if err == nil {
+			return
+		}
+		for _, path := range written {
+			os.Remove(path)
+		}
+		for _, path := range aside {
+			err = errors.Join(err, os.Rename(path+asideSuffix, path))
 		}
 	}()
+	for _, path := range s.examples {
+		if _, err := os.Lstat(path + asideSuffix); !errors.Is(err, os.ErrNotExist) {
+			return verb.Errorf("%s is to be put aside, and %s exists already", path, path+asideSuffix)
+		}
+		if err := os.Rename(path, path+asideSuffix); err != nil {
+			return err
+		}
+		aside = append(aside, path)
+	}
 	for _, f := range files {
 		out, err := os.OpenFile(f.path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, f.mode)
 		if err != nil {

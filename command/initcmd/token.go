@@ -32,16 +32,12 @@ func joinToken(f *flag.FlagSet) func(*verb.Call) error {
 	server := f.Bool("server", false, "make a token for a server")
 	client := f.Bool("client", false, "make a token for a client agent; the default")
 	ttl := f.Duration("ttl", intro.DefaultJoinTTL, "`time` for which the token is good, from 1s to 24h")
-	format := f.String("format", "pretty", "`form` of the output: pretty or json")
 	return func(c *verb.Call) error {
 		if err := c.NoArgs(); err != nil {
 			return err
 		}
-		switch {
-		case *server && *client:
+		if *server && *client {
 			return verb.Usagef("Please provide only one of -server and -client")
-		case *format != "pretty" && *format != "json":
-			return verb.Errorf("Invalid format %q: it is pretty or json", *format)
 		}
 		conn, err := c.API()
 		if err != nil {
@@ -51,7 +47,7 @@ func joinToken(f *flag.FlagSet) func(*verb.Call) error {
 		if err != nil {
 			return verb.Errorf("Error making a join token: %w", err)
 		}
-		if *format == "json" {
+		if c.WantsJSON() {
 			return c.PrintJSON(m)
 		}
 		c.Println(m.command())
