@@ -51,7 +51,7 @@ func (c *command) Help() string {
 
   As a server and as a client in production:
 
-      sarn agent -config-dir /etc/sarn.d
+      sarn agent -config-dir /etc/sarn
 
 Options
 
