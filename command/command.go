@@ -2,19 +2,23 @@
 package command
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 
 	"github.com/hashicorp/cli"
+	"github.com/posener/complete"
 
 	"github.com/sarnmesh/sarn/command/aclcmd"
 	"github.com/sarnmesh/sarn/command/agent"
 	"github.com/sarnmesh/sarn/command/catalogcmd"
 	"github.com/sarnmesh/sarn/command/clustercmd"
+	"github.com/sarnmesh/sarn/command/completioncmd"
 	"github.com/sarnmesh/sarn/command/configcmd"
 	"github.com/sarnmesh/sarn/command/connectcmd"
 	"github.com/sarnmesh/sarn/command/debugcmd"
@@ -79,20 +83,41 @@ var assembled = map[string]func(ui cli.Ui) cli.Command{
 func all(ctx context.Context, s verb.Streams) map[string]cli.CommandFactory {
 	commands := map[string]cli.CommandFactory{}
 	for _, verbs := range [][]verb.Verb{
-		aclcmd.Verbs(), catalogcmd.Verbs(), clustercmd.Verbs(), configcmd.Verbs(), connectcmd.Verbs(), debugcmd.Verbs(), execcmd.Verbs(), explaincmd.Verbs(),
+		aclcmd.Verbs(), catalogcmd.Verbs(), clustercmd.Verbs(), completioncmd.Verbs(), configcmd.Verbs(), connectcmd.Verbs(), debugcmd.Verbs(), execcmd.Verbs(), explaincmd.Verbs(),
 		initcmd.Verbs(), intentioncmd.Verbs(), kvcmd.Verbs(), lockcmd.Verbs(), logincmd.Verbs(), operatorcmd.Verbs(), redirectcmd.Verbs(), runcmd.Verbs(), servicescmd.Verbs(), snapshotcmd.Verbs(), tlscmd.Verbs(), troubleshootcmd.Verbs(), validatecmd.Verbs(),
 		versioncmd.Verbs(), watchcmd.Verbs(),
 		peeringcmd.Verbs(),
 	} {
 		for _, v := range verbs {
+			v.Example = cmp.Or(v.Example, examples[v.Path])
+			if v.Complete == nil {
+				v.Complete = kinds[v.Path]
+			}
 			commands[v.Path] = v.Factory(ctx, s)
 		}
 	}
 	ui := &cli.BasicUi{Reader: s.In, Writer: s.Out, ErrorWriter: s.Err}
 	for path, factory := range assembled {
-		commands[path] = func() (cli.Command, error) { return factory(ui), nil }
+		commands[path] = func() (cli.Command, error) { return completed{factory(ui)}, nil }
 	}
 	return commands
+}
+
+// A completed command has the flags completed that its help lists.
+type completed struct{ cli.Command }
+
+var listedFlag = regexp.MustCompile(`(?m)^\s+-([a-zA-Z][a-z0-9-]*)`)
+
+// AutocompleteArgs predicts nothing: these commands take flags only.
+func (completed) AutocompleteArgs() complete.Predictor { return complete.PredictNothing }
+
+// AutocompleteFlags predicts the flags, and files for their values.
+func (c completed) AutocompleteFlags() complete.Flags {
+	out := complete.Flags{}
+	for _, found := range listedFlag.FindAllStringSubmatch(c.Help(), -1) {
+		out["-"+found[1]] = complete.PredictFiles("*")
+	}
+	return out
 }
 
 // Paths lists the names of all commands.
@@ -113,14 +138,14 @@ func suggest(s verb.Streams, word string, commands map[string]cli.CommandFactory
 	fmt.Fprintln(s.Err)
 }
 
-// groups order the commands in the help text.
-var groups = []struct{ title, names string }{
-	{"Run", "init agent run validate reload leave maint"},
-	{"Services", "services catalog config event"},
-	{"Mesh", "connect intention explain peering troubleshoot"},
-	{"Data", "kv lock watch snapshot"},
-	{"Cluster", "members join join-token force-leave operator info monitor rtt debug exec"},
-	{"Keys", "acl login logout keygen keyring tls"},
+// groups order the commands in the help text by what they are for, each with a line to begin with.
+var groups = []struct{ title, names, example string }{
+	{"Set up and run an agent", "init join-token agent validate reload leave maint", "agent -dev"},
+	{"Register and find services", "run services catalog event", "run -name web -port 8080 -- ./web"},
+	{"Connect services", "connect intention config explain peering troubleshoot", "intention create web db"},
+	{"Keep keys, locks and backups", "kv lock watch snapshot", "kv put app/color red"},
+	{"Look after the cluster", "members join force-leave operator info monitor rtt debug exec", "members"},
+	{"Say who may do what", "acl login logout keygen keyring tls", "acl token create -service-identity web"},
 }
 
 // help lists the commands by group.
@@ -128,7 +153,7 @@ func help(commands map[string]cli.CommandFactory) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "Usage: %s [--version] [--help] COMMAND [options] [arguments]\n", name)
 	left := maps.Clone(commands)
-	section := func(title string, names []string) {
+	section := func(title, example string, names []string) {
 		began := false
 		for _, n := range names {
 			factory, ok := left[n]
@@ -146,11 +171,14 @@ func help(commands map[string]cli.CommandFactory) string {
 			}
 			fmt.Fprintf(&b, "  %-12s  %s\n", n, c.Synopsis())
 		}
+		if began && example != "" {
+			fmt.Fprintf(&b, "    $ %s %s\n", name, example)
+		}
 	}
 	for _, g := range groups {
-		section(g.title, strings.Fields(g.names))
+		section(g.title, g.example, strings.Fields(g.names))
 	}
-	section("Other", slices.Sorted(maps.Keys(left)))
+	section("Other", "", slices.Sorted(maps.Keys(left)))
 	fmt.Fprintf(&b, "\n%s COMMAND -h tells more about a command.", name)
 	return b.String()
 }

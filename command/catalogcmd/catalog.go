@@ -20,15 +20,15 @@ func Verbs() []verb.Verb {
 	return []verb.Verb{
 		{Path: "catalog", Synopsis: "Read the catalog of nodes and services"},
 		{
-			Path: "catalog datacenters", Synopsis: "List datacenters", Client: true, Server: true, Setup: datacenters,
+			Path: "catalog datacenters", Synopsis: "List datacenters", Client: true, Server: true, Formats: true, Setup: datacenters,
 			Help: "Prints the datacenters the agent knows, nearest first.",
 		},
 		{
-			Path: "catalog nodes", Synopsis: "List nodes", Client: true, Server: true, Setup: nodes,
+			Path: "catalog nodes", Synopsis: "List nodes", Client: true, Server: true, Formats: true, Setup: nodes,
 			Help: "Prints the nodes of the catalog, or those that run a service.",
 		},
 		{
-			Path: "catalog services", Synopsis: "List services", Client: true, Server: true, Tenancy: true, Setup: services,
+			Path: "catalog services", Synopsis: "List services", Client: true, Server: true, Tenancy: true, Formats: true, Setup: services,
 			Help: "Prints the names of the services in the catalog, or of those on one node.",
 		},
 	}
@@ -46,6 +46,9 @@ func datacenters(*flag.FlagSet) func(*verb.Call) error {
 		dcs, err := client.Catalog().Datacenters()
 		if err != nil {
 			return verb.Errorf("Error listing datacenters: %w", err)
+		}
+		if c.WantsJSON() {
+			return c.PrintJSON(dcs)
 		}
 		for _, dc := range dcs {
 			c.Println(dc)
@@ -81,6 +84,9 @@ func nodes(f *flag.FlagSet) func(*verb.Call) error {
 		}
 		if *near == "" {
 			slices.SortFunc(list, func(a, b *api.Node) int { return cmp.Compare(a.Node, b.Node) })
+		}
+		if c.WantsJSON() {
+			return c.PrintJSON(list)
 		}
 		rows := [][]string{{"Node", "ID", "Address", "DC"}}
 		if *detailed {
@@ -155,6 +161,9 @@ func services(f *flag.FlagSet) func(*verb.Call) error {
 		if len(found) == 0 {
 			c.Warnf("No services match the given query - try expanding your search.")
 			return nil
+		}
+		if c.WantsJSON() {
+			return c.PrintJSON(found)
 		}
 		w := tabwriter.NewWriter(c.Out, 0, 2, 6, ' ', 0)
 		for _, name := range slices.Sorted(maps.Keys(found)) {

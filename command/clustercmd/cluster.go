@@ -23,14 +23,14 @@ import (
 func Verbs() []verb.Verb {
 	return []verb.Verb{
 		{
-			Path: "event", Args: "[PAYLOAD]", Synopsis: "Fire a user event", Client: true, Setup: event,
+			Path: "event", Args: "[PAYLOAD]", Synopsis: "Fire a user event", Client: true, Formats: true, Setup: event,
 			Help: "Sends an event to every node, or to those the filters match.",
 		},
 		{
 			Path: "force-leave", Args: "NODE", Synopsis: "Take a failed member out of the cluster", Client: true, Setup: forceLeave,
 			Help: "Moves a failed member to the state left, so that it is not waited for any more. A member that is alive rejoins.",
 		},
-		{Path: "info", Synopsis: "Print figures about the agent", Client: true, Setup: info},
+		{Path: "info", Synopsis: "Print figures about the agent", Client: true, Formats: true, Setup: info},
 		{
 			Path: "join", Args: "ADDRESS...", Synopsis: "Join the agent to a cluster", Client: true, Setup: join,
 			Help: "Tells the agent to join the cluster that members at the addresses belong to.",
@@ -40,7 +40,7 @@ func Verbs() []verb.Verb {
 			Help: "Prints 32 random bytes in base64, for the key encrypt of the configuration.",
 		},
 		{
-			Path: "keyring", Synopsis: "Look after the gossip encryption keys", Client: true, Setup: keyring,
+			Path: "keyring", Synopsis: "Look after the gossip encryption keys", Client: true, Formats: true, Setup: keyring,
 			Help: "Lists, adds, changes to and removes gossip encryption keys on all members at once. One action at a time.",
 		},
 		{
@@ -48,10 +48,10 @@ func Verbs() []verb.Verb {
 			Help: "Makes the agent leave the cluster gracefully and stop.",
 		},
 		{
-			Path: "maint", Synopsis: "Switch maintenance of the node or a service", Client: true, Setup: maint,
+			Path: "maint", Synopsis: "Switch maintenance of the node or a service", Client: true, Formats: true, Setup: maint,
 			Help: "Takes the node, or one service, out of discovery and back. Without flags, lists what is in maintenance.",
 		},
-		{Path: "members", Synopsis: "List the members of the cluster", Client: true, Setup: members},
+		{Path: "members", Synopsis: "List the members of the cluster", Client: true, Formats: true, Setup: members},
 		{
 			Path: "monitor", Synopsis: "Stream the agent's log", Client: true, Setup: monitor,
 			Help: "Prints the log lines of the agent as they come, at any level, until interrupted.",
@@ -102,6 +102,9 @@ func event(f *flag.FlagSet) func(*verb.Call) error {
 		if err != nil {
 			return verb.Errorf("Error firing event: %w", err)
 		}
+		if c.WantsJSON() {
+			return c.PrintJSON(map[string]string{"ID": id})
+		}
 		c.Printf("Event ID: %s\n", id)
 		return nil
 	}
@@ -138,6 +141,9 @@ func info(*flag.FlagSet) func(*verb.Call) error {
 		stats, ok := self["Stats"]
 		if !ok {
 			return verb.Errorf("Agent response did not contain 'Stats' key: %v", slices.Sorted(maps.Keys(self)))
+		}
+		if c.WantsJSON() {
+			return c.PrintJSON(stats)
 		}
 		for _, section := range slices.Sorted(maps.Keys(stats)) {
 			values, ok := stats[section].(map[string]any)
@@ -290,6 +296,12 @@ func inMaintenance(c *verb.Call, agent *api.Agent) error {
 	if err != nil {
 		return verb.Errorf("Error getting checks: %w", err)
 	}
+	if c.WantsJSON() {
+		maps.DeleteFunc(checks, func(id string, _ *api.AgentCheck) bool {
+			return id != nodeMaintenance && !strings.HasPrefix(id, serviceMaintenance)
+		})
+		return c.PrintJSON(checks)
+	}
 	for _, id := range slices.Sorted(maps.Keys(checks)) {
 		switch check := checks[id]; {
 		case check.CheckID == nodeMaintenance:
@@ -345,6 +357,9 @@ func members(f *flag.FlagSet) func(*verb.Call) error {
 				cmp.Compare(a.Name, b.Name),
 			)
 		})
+		if c.WantsJSON() {
+			return c.PrintJSON(list)
+		}
 		rows := [][]string{{"Node", "Address", "Status", "Type", "Build", "Protocol", "DC", "Partition", "Segment"}}
 		if *detailed {
 			rows = [][]string{{"Node", "Address", "Status", "Tags"}}

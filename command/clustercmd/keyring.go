@@ -51,12 +51,17 @@ func keyring(f *flag.FlagSet) func(*verb.Call) error {
 			if *primary {
 				what = "installed primary encryption"
 			}
-			c.Printf("==> Gathering %s keys...\n", what)
+			if !c.WantsJSON() {
+				c.Printf("==> Gathering %s keys...\n", what)
+			}
 			q := c.Query()
 			q.RelayFactor, q.LocalOnly = uint8(*relay), *local
 			pools, err := op.KeyringList(q)
 			if err != nil {
 				return verb.Errorf("error: %w", err)
+			}
+			if c.WantsJSON() {
+				return c.PrintJSON(pools)
 			}
 			for _, p := range pools {
 				describePool(c, p, *primary)

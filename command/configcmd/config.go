@@ -28,7 +28,7 @@ func Verbs() []verb.Verb {
 			Help: "Writes the entry in an HCL or JSON file; - is standard input.",
 		}),
 		common(verb.Verb{Path: "config read", Synopsis: "Print a configuration entry", Setup: read}),
-		common(verb.Verb{Path: "config list", Synopsis: "List the configuration entries of a kind", Setup: list}),
+		common(verb.Verb{Path: "config list", Synopsis: "List the configuration entries of a kind", Setup: list, Formats: true}),
 		common(verb.Verb{
 			Path: "config delete", Synopsis: "Delete a configuration entry", Setup: del,
 			Help: "Deletes the entry that -kind and -name, or the file of -filename, name.",
@@ -200,6 +200,13 @@ func list(f *flag.FlagSet) func(*verb.Call) error {
 		var entries []struct{ Name string }
 		if _, err := client.Raw().Query("/v1/config/"+*kind, &entries, q); err != nil {
 			return verb.Errorf("Error listing config entries for kind %q: %w", *kind, err)
+		}
+		if c.WantsJSON() {
+			names := []string{}
+			for _, e := range entries {
+				names = append(names, e.Name)
+			}
+			return c.PrintJSON(names)
 		}
 		for _, e := range entries {
 			c.Println(e.Name)

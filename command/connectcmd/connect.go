@@ -43,6 +43,10 @@ func Verbs() []verb.Verb {
 				"prints the configuration and exits.",
 		},
 		{
+			Path: "connect envoy pipe-bootstrap", Args: "PATH", Synopsis: "Hand a configuration to a program by a pipe", Setup: pipeBootstrap,
+			Help: "Copies the standard input into the named pipe PATH, and removes it. For programs that start Envoy.",
+		},
+		{
 			Path: "connect grpc", Args: "[-- PROGRAM [ARGUMENTS...]]", Synopsis: "Let a gRPC client into the mesh without a proxy", Setup: grpcClient,
 			Client: true,
 			Help: "Makes the bootstrap of a gRPC client that calls xds:///SERVICE in the name of a service of the agent, fetches the " +

@@ -30,10 +30,10 @@ func Verbs() []verb.Verb {
 				"files of intentions.",
 		}),
 		common(verb.Verb{
-			Path: "intention get", Args: "SOURCE DESTINATION | ID", Synopsis: "Print an intention", Setup: get,
+			Path: "intention get", Args: "SOURCE DESTINATION | ID", Synopsis: "Print an intention", Setup: get, Formats: true,
 		}),
 		common(verb.Verb{
-			Path: "intention list", Synopsis: "List all intentions", Setup: list,
+			Path: "intention list", Synopsis: "List all intentions", Setup: list, Formats: true,
 			Help: "Lists all intentions by precedence. Exits 2 if there are none.",
 		}),
 		common(verb.Verb{
@@ -41,7 +41,7 @@ func Verbs() []verb.Verb {
 			Help: "Prints whether SOURCE may connect to DESTINATION. Exits 0 if it may, 1 if not, 2 if that cannot be told.",
 		}),
 		common(verb.Verb{
-			Path: "intention match", Args: "NAME", Synopsis: "List the intentions that apply to a service", Setup: match,
+			Path: "intention match", Args: "NAME", Synopsis: "List the intentions that apply to a service", Setup: match, Formats: true,
 			Help: "Lists the intentions that apply to a service, in the order in which they are looked at.",
 		}),
 		common(verb.Verb{
@@ -230,6 +230,9 @@ func get(*flag.FlagSet) func(*verb.Call) error {
 		if err != nil {
 			return err
 		}
+		if c.WantsJSON() {
+			return c.PrintJSON(i)
+		}
 		rows := [][]string{{"Source:", i.SourceString()}, {"Destination:", i.DestinationString()}}
 		if i.Action != "" {
 			rows = append(rows, []string{"Action:", string(i.Action)})
@@ -271,6 +274,9 @@ func list(*flag.FlagSet) func(*verb.Call) error {
 		}
 		if len(all) == 0 {
 			return verb.Exit(2, verb.Errorf("There are no intentions."))
+		}
+		if c.WantsJSON() {
+			return c.PrintJSON(all)
 		}
 		rows := [][]string{{"ID", "Source", "Action", "Destination", "Precedence"}}
 		for _, i := range all {
@@ -326,6 +332,9 @@ func match(f *flag.FlagSet) func(*verb.Call) error {
 		found, _, err := client.Connect().IntentionMatch(&api.IntentionMatch{By: by, Names: c.Args}, c.Query())
 		if err != nil {
 			return verb.Errorf("Error matching the connection: %w", err)
+		}
+		if c.WantsJSON() {
+			return c.PrintJSON(found[c.Args[0]])
 		}
 		for _, i := range found[c.Args[0]] {
 			c.Println(i)

@@ -23,7 +23,7 @@ func Verbs() []verb.Verb {
 	return []verb.Verb{
 		{Path: "kv", Synopsis: "Read and write the key/value store"},
 		common(verb.Verb{
-			Path: "kv get", Args: "[KEY]", Synopsis: "Read a key, or all keys below one", Setup: get,
+			Path: "kv get", Args: "[KEY]", Synopsis: "Read a key, or all keys below one", Setup: get, Formats: true,
 			Help: "Prints the value stored at KEY. With -recurse, prints key:value for every key that begins with KEY; with -keys, only\n" +
 				"the names, up to the next separator.",
 		}),
@@ -76,6 +76,9 @@ func get(f *flag.FlagSet) func(*verb.Call) error {
 			if err != nil {
 				return verb.Errorf("Error querying Sarn agent: %w", err)
 			}
+			if c.WantsJSON() {
+				return c.PrintJSON(names)
+			}
 			for _, n := range names {
 				c.Println(n)
 			}
@@ -83,6 +86,9 @@ func get(f *flag.FlagSet) func(*verb.Call) error {
 			pairs, _, err := client.KV().List(key, c.Query())
 			if err != nil {
 				return verb.Errorf("Error querying Sarn agent: %w", err)
+			}
+			if c.WantsJSON() {
+				return c.PrintJSON(pairs)
 			}
 			for i, p := range pairs {
 				if *detailed {
@@ -101,6 +107,8 @@ func get(f *flag.FlagSet) func(*verb.Call) error {
 				return verb.Errorf("Error querying Sarn agent: %w", err)
 			case pair == nil:
 				return verb.Errorf("Error! No key exists at: %s", key)
+			case c.WantsJSON():
+				return c.PrintJSON(pair)
 			case *detailed:
 				describe(c, pair, *b64)
 			default:

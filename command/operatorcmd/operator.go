@@ -26,7 +26,7 @@ func Verbs() []verb.Verb {
 	return []verb.Verb{
 		{Path: "operator", Synopsis: "Look after the servers"},
 		{Path: "operator raft", Synopsis: "Look after the consensus of the servers"},
-		common(verb.Verb{Path: "operator raft list-peers", Synopsis: "List the servers of the Raft configuration", Setup: listPeers}),
+		common(verb.Verb{Path: "operator raft list-peers", Synopsis: "List the servers of the Raft configuration", Setup: listPeers, Formats: true}),
 		common(verb.Verb{
 			Path: "operator raft remove-peer", Synopsis: "Take a server out of the Raft configuration", Setup: removePeer,
 			Help: "Takes a server that is gone for good out of the Raft configuration. One of -address and -id names it.",
@@ -36,7 +36,7 @@ func Verbs() []verb.Verb {
 			Help: "Makes the leader hand leadership to another server, or to the one with -id.",
 		}),
 		{Path: "operator autopilot", Synopsis: "Look after the automatic care of the servers"},
-		common(verb.Verb{Path: "operator autopilot get-config", Synopsis: "Print the settings of autopilot", Setup: getConfig}),
+		common(verb.Verb{Path: "operator autopilot get-config", Synopsis: "Print the settings of autopilot", Setup: getConfig, Formats: true}),
 		common(verb.Verb{
 			Path: "operator autopilot set-config", Synopsis: "Change the settings of autopilot", Setup: setConfig,
 			Help: "Changes the settings that are given and keeps the others.",
@@ -44,7 +44,7 @@ func Verbs() []verb.Verb {
 		common(verb.Verb{Path: "operator autopilot state", Synopsis: "Print what autopilot thinks of the servers", Setup: state}),
 		{Path: "operator usage", Synopsis: "Count what is registered"},
 		common(verb.Verb{
-			Path: "operator usage instances", Synopsis: "Count services, their instances and nodes", Setup: usageInstances,
+			Path: "operator usage instances", Synopsis: "Count services, their instances and nodes", Setup: usageInstances, Formats: true,
 			Help: "Counts services, their instances, nodes, and the instances of the mesh by kind. Billable is what the product this one " +
 				"is compatible with calls ordinary instances, those of the servers left out.",
 		}),
@@ -60,6 +60,9 @@ func listPeers(*flag.FlagSet) func(*verb.Call) error {
 		conf, err := client.Operator().RaftGetConfiguration(c.Query())
 		if err != nil {
 			return verb.Errorf("Error getting peers: %w", err)
+		}
+		if c.WantsJSON() {
+			return c.PrintJSON(conf)
 		}
 		var leader uint64
 		for _, s := range conf.Servers {
@@ -146,6 +149,9 @@ func getConfig(*flag.FlagSet) func(*verb.Call) error {
 		conf, err := client.Operator().AutopilotGetConfiguration(c.Query())
 		if err != nil {
 			return verb.Errorf("Error querying Autopilot configuration: %w", err)
+		}
+		if c.WantsJSON() {
+			return c.PrintJSON(conf)
 		}
 		c.Printf("CleanupDeadServers = %v\n", conf.CleanupDeadServers)
 		c.Printf("LastContactThreshold = %v\n", duration(conf.LastContactThreshold))

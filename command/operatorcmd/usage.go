@@ -36,6 +36,9 @@ func usageInstances(f *flag.FlagSet) func(*verb.Call) error {
 		if err != nil {
 			return verb.Errorf("Error fetching usage information: %w", err)
 		}
+		if c.WantsJSON() {
+			return c.PrintJSON(reply.Usage)
+		}
 		dcs := slices.Sorted(maps.Keys(reply.Usage))
 		if !*connect {
 			total := 0

@@ -32,6 +32,11 @@ type Verb struct {
 	Server  bool // takes -datacenter and -stale
 	Tenancy bool // takes -namespace and -partition
 
+	Formats bool   // takes -format, which the Call tells by WantsJSON
+	Example string // a command line, without the name of the program
+	// Complete says what arguments and flags, by their names, are called; arguments have the name "".
+	Complete map[string]Kind
+
 	// FlagExit is the exit code for flags that do not parse; 0 means 1.
 	FlagExit int
 
@@ -67,6 +72,7 @@ type options struct {
 	datacenter                                        string
 	stale                                             bool
 	namespace, partition                              string
+	format                                            string
 }
 
 // An exit ends a command with a code other than 1.
@@ -118,6 +124,9 @@ func (c *command) flags(opt *options) (all, own, shared *flag.FlagSet, run func(
 	if c.Setup != nil {
 		run = c.Setup(own)
 	}
+	if c.Formats {
+		own.StringVar(&opt.format, "format", "pretty", "`format` of the output: pretty or json")
+	}
 	if c.Client {
 		shared.StringVar(&opt.addr, "http-addr", "", "`address` of the agent: host:port, http(s)://host:port or unix:///path; CONSUL_HTTP_ADDR")
 		shared.StringVar(&opt.token, "token", "", "ACL `token`; CONSUL_HTTP_TOKEN")
@@ -165,6 +174,10 @@ func (c *command) Run(args []string) int {
 	call.Args = all.Args()
 	if run == nil {
 		return cli.RunResultHelp
+	}
+	if c.Formats && call.opt.format != "pretty" && call.opt.format != "json" {
+		fmt.Fprintf(c.streams.Err, "Unknown format: %s\n", call.opt.format)
+		return 1
 	}
 	err := run(call)
 	switch e := (*exit)(nil); {
@@ -215,6 +228,9 @@ func (c *command) Help() string {
 		text = c.Verb.Synopsis + "."
 	}
 	fmt.Fprintf(&b, "Usage: %s\n\n%s\n", usage, indent(paragraphs(text), "  "))
+	if c.Example != "" {
+		fmt.Fprintf(&b, "\nExample:\n\n  sarn %s\n", c.Example)
+	}
 	printFlags(&b, "Options", own)
 	printFlags(&b, "Options for reaching an agent", shared)
 	return strings.TrimRight(b.String(), "\n")
@@ -282,8 +298,11 @@ func wrap(s string, width int) string {
 	return b.String()
 }
 
-// AutocompleteArgs predicts files: the commands that take names cannot know them without asking an agent.
+// AutocompleteArgs predicts names where the command says which, else files.
 func (c *command) AutocompleteArgs() complete.Predictor {
+	if kind, ok := c.Complete[""]; ok {
+		return c.predict(kind)
+	}
 	if c.Args == "" {
 		return complete.PredictNothing
 	}
@@ -301,6 +320,12 @@ func (c *command) AutocompleteFlags() complete.Flags {
 		}
 		if strings.HasSuffix(f.Name, "-file") || strings.HasSuffix(f.Name, "-path") || strings.HasSuffix(f.Name, "-dir") {
 			out["-"+f.Name] = complete.PredictFiles("*")
+		}
+		if f.Name == "format" {
+			out["-format"] = complete.PredictSet("json", "pretty")
+		}
+		if kind, ok := c.Complete[f.Name]; ok {
+			out["-"+f.Name] = c.predict(kind)
 		}
 	})
 	return out
@@ -379,6 +404,9 @@ func (c *Call) Printf(format string, args ...any) { fmt.Fprintf(c.Out, format, a
 
 // Println writes a line to standard output.
 func (c *Call) Println(args ...any) { fmt.Fprintln(c.Out, args...) }
+
+// WantsJSON reports whether the output is to be JSON; only commands that say Formats can be asked.
+func (c *Call) WantsJSON() bool { return c.opt.format == "json" }
 
 // PrintJSON writes a value to standard output as JSON for people.
 func (c *Call) PrintJSON(v any) error {
