@@ -60,6 +60,14 @@ const (
 
 // meanings say what keys are for, where the code's comments and flags do not.
 var meanings = map[string]string{
+	"advertise_reconnect_timeout":                              "Clients: how long the others remember this agent once it has failed; 0 leaves that to their `reconnect_timeout`. For machines that come and go.",
+	"xds.update_max_per_second":                                "How many streams of proxies are told of changes per second; 0 does not limit. What a proxy begins with and asks for does not wait.",
+	"raft_logstore.disable_log_cache":                          "Do not keep the newest entries of the log in memory.",
+	"raft_logstore.verification.enabled":                       "Compare the logs of the servers from time to time.",
+	"raft_logstore.verification.interval":                      "How often.",
+	"use_streaming_backend":                                    "Have changes streamed to agents.",
+	"rpc.enable_streaming":                                     "Servers: stream changes to agents.",
+	"disable_kv_key_validation":                                "Accept every key.",
 	"alt_domain":                                               "Second domain, alike.",
 	"read_replica":                                             "A server that never votes: it copies the state and [answers stale reads](../three-servers.md#servers-that-only-answer-reads).",
 	"bootstrap_expect":                                         "Servers to wait for before the first election: the same number on all of them.",
@@ -67,7 +75,7 @@ var meanings = map[string]string{
 	"check_output_max_size":                                    "Most bytes kept of the output of a check.",
 	"check_update_interval":                                    "How long a change of nothing but the output is held back.",
 	"default_query_time":                                       "Wait of a blocking query that names none.",
-	"disable_host_node_id":                                     "Make a random node ID. Sarn always does.",
+	"disable_host_node_id":                                     "Make a random node ID. `false` makes one of the ID of the host, the same after `data_dir` is lost: not where several agents share a host.",
 	"discovery_max_stale":                                      "Age of answers that reads of `catalog` and `health` accept from any server when the request says nothing; 0 asks the leader.",
 	"dns_config.recursor_strategy":                             "`sequential` or `random`.",
 	"enable_agent_tls_for_checks":                              "Show the agent's certificate in HTTPS and gRPC checks.",
@@ -85,10 +93,10 @@ var meanings = map[string]string{
 	"node_name":                                                "Name of this node.",
 	"peering.enabled":                                          "Let this cluster [peer with others](../peering.md).",
 	"performance.rpc_hold_timeout":                             "How long a call waits for a leader.",
-	"ports.proxy_min_port":                                     "Unused.",
-	"ports.proxy_max_port":                                     "Unused.",
+	"ports.proxy_min_port":                                     "First port for proxies that are not sidecars.",
+	"ports.proxy_max_port":                                     "Last port for proxies that are not sidecars.",
 	"primary_datacenter":                                       "Datacenter with the certificate authority and the ACLs.",
-	"protocol":                                                 "Version of the gossip protocol, 2 or 3.",
+	"protocol":                                                 "Version of the gossip protocol to tell others, 2 or 3; what is spoken is the same.",
 	"reconnect_timeout":                                        "How long a failed member is remembered.",
 	"rejoin_after_leave":                                       "Rejoin the members known from before, also after having left.",
 	"server":                                                   "Be a server rather than a client agent.",
@@ -135,7 +143,7 @@ var meanings = map[string]string{
 	"advertise_addr_wan_ipv4":                                  "IPv4 address of that kind.",
 	"advertise_addr_wan_ipv6":                                  "IPv6 address of that kind.",
 	"auto_config.authorization.enabled":                        "Servers: give agents [their configuration](../agent-certificates.md#auto-config) for a web token.",
-	"auto_config.authorization.static.allow_reuse":             "Whether a token may be used more than once. It may, until it expires.",
+	"auto_config.authorization.static.allow_reuse":             "Whether a token may be used more than once.",
 	"auto_config.authorization.static.bound_audiences":         "Audiences of which a token must have one.",
 	"auto_config.authorization.static.bound_issuer":            "Issuer that a token must have.",
 	"auto_config.authorization.static.claim_mappings":          "Names that assertions know claims by.",
@@ -182,10 +190,10 @@ var meanings = map[string]string{
 	"data_dir":                                   "Folder for what has to survive a restart; made if it is not there, closed to others.",
 	"datacenter":                                 "Datacenter the agent belongs to.",
 	"default_intention_policy":                   "What holds between services that no intention is about: `allow`, `deny`, or empty to follow the ACLs, which allows as long as there are none.",
-	"disable_anonymous_signature":                "Leave out an ID from the update check. There is no update check.",
+	"disable_anonymous_signature":                "Leave out an ID from the update check.",
 	"disable_coordinates":                        "Do not estimate round-trip times.",
 	"disable_http_unprintable_char_filter":       "Allow control characters in paths of requests.",
-	"disable_update_check":                       "Do not look for new versions. There is no update check.",
+	"disable_update_check":                       "Do not look for new versions.",
 	"discard_check_output":                       "Do not keep the output of checks.",
 	"dns_config.a_record_limit":                  "Most addresses in an answer; 0 does not limit.",
 	"dns_config.allow_stale":                     "Let any server answer, not only the leader.",
@@ -206,9 +214,9 @@ var meanings = map[string]string{
 	"dns_config.use_cache":                       "Answer from what this agent knows, even without `allow_stale`.",
 	"domain":                                     "Domain to answer DNS questions under.",
 	"enable_central_service_config":              "Complete registrations from `service-defaults` and `proxy-defaults`.",
-	"encrypt":                                    "Gossip encryption key, base64 of 16, 24 or 32 bytes, from `sarn keygen`. Only for the first start: then the ring of keys in `data_dir` rules.",
-	"encrypt_verify_incoming":                    "Refuse gossip that is not encrypted. Off only while encryption is brought in.",
-	"encrypt_verify_outgoing":                    "Send encrypted gossip only.",
+	"encrypt":                                    "Gossip encryption key, base64 of 16, 24 or 32 bytes, from `sarn keygen`. Only for the first start: then the ring of keys in `data_dir` rules. See [gossip encryption](../gossip-encryption.md).",
+	"encrypt_verify_incoming":                    "Refuse gossip that is not encrypted. Off only while [encryption is brought in](../gossip-encryption.md#bring-it-in).",
+	"encrypt_verify_outgoing":                    "Send encrypted gossip only. Off only while [encryption is brought in](../gossip-encryption.md#bring-it-in).",
 	"gossip_wan.gossip_interval":                 "Time between messages to random members.",
 	"gossip_wan.gossip_nodes":                    "Members each of those goes to.",
 	"gossip_wan.probe_interval":                  "Time between probes of a random member.",
@@ -253,7 +261,7 @@ var meanings = map[string]string{
 	"ports.sidecar_max_port":                     "Last port for sidecars whose registration names none.",
 	"ports.sidecar_min_port":                     "First port for sidecars whose registration names none.",
 	"primary_gateways":                           "Mesh gateways of the primary datacenter.",
-	"raft_logstore.backend":                      "Form of the log on disk. There is one: `wal`.",
+	"raft_logstore.backend":                      "Form of the log on disk: `wal`, also where `boltdb` is written.",
 	"raft_logstore.wal.segment_size_mb":          "Size of a file of the log, 1 to 1024.",
 	"raft_prevote_disabled":                      "Elect without asking first whether an election can be won.",
 	"raft_snapshot_interval":                     "How often a server looks whether to take a snapshot.",
@@ -329,16 +337,19 @@ var absent = []struct{ says, keys string }{
 		connect.enable_mesh_gateway_wan_federation`},
 	{"No effect yet: the console does not link to metrics.", `ui_config.metrics_provider_files ui_config.metrics_provider_options_json
 		ui_config.dashboard_url_templates`},
-	{"No effect.", `auto_config.authorization.static.allow_reuse`},
-	{"No effect yet.", `protocol disable_kv_key_validation use_streaming_backend
-		rpc.enable_streaming disable_host_node_id advertise_reconnect_timeout
-		performance.grpc_keepalive_timeout raft_protocol
-		raft_logstore.backend raft_logstore.disable_log_cache raft_logstore.verification.* raft_logstore.boltdb.*
-		xds.update_max_per_second ports.proxy_* disable_update_check disable_anonymous_signature version`},
+	{"No effect: a token is good until it ends, since agents that start again show theirs again.", `auto_config.authorization.static.allow_reuse`},
+	{"No effect: any bytes that a URL can carry are a key, and there is no check to turn off.", `disable_kv_key_validation`},
+	{"No effect: agents keep one standing query for each answer, and have no other way of asking to choose.", `use_streaming_backend rpc.enable_streaming`},
+	{"No effect: both names stand for the one form there is.", `raft_logstore.backend`},
+	{"No effect: the log is in no such file.", `raft_logstore.boltdb.*`},
+	{"No effect yet: a file of the log is checked when it is opened, not compared between servers.", `raft_logstore.verification.*`},
+	{"No effect: nothing takes ports of this range.", `ports.proxy_*`},
+	{"No effect: this program calls nobody.", `disable_update_check disable_anonymous_signature`},
+	{"No effect.", `version`},
 }
 
 // worked lists keys that the configuration itself works on, so that the agent needs not look at them.
-const worked = `ui_config.metrics_provider tls.defaults.* tls.*.tls_cipher_suites tls.*.use_auto_cert telemetry.prefix_filter`
+const worked = `raft_protocol ui_config.metrics_provider tls.defaults.* tls.*.tls_cipher_suites tls.*.use_auto_cert telemetry.prefix_filter`
 
 // shown lists keys without effect that are passed on all the same, to be shown or to find nothing to do.
 const shown = `telemetry.circonus_api_token telemetry.circonus_submission_url ports.serf_wan acl.default_policy acl.enabled acl.tokens.replication`
