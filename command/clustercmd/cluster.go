@@ -171,7 +171,10 @@ func join(f *flag.FlagSet) func(*verb.Call) error {
 		}
 		joined := 0
 		for _, addr := range c.Args {
-			if err := client.Agent().Join(addr, *wan); err != nil {
+			done := c.Waiting("Joining " + addr)
+			err := client.Agent().Join(addr, *wan)
+			done()
+			if err != nil {
 				c.Warnf("Error joining address '%s': %v", addr, strings.TrimSpace(err.Error()))
 				continue
 			}
@@ -381,7 +384,20 @@ func members(f *flag.FlagSet) func(*verb.Call) error {
 			build, _, _ = strings.Cut(build, ":")
 			rows = append(rows, append(row, kind, build, m.Tags["vsn"], m.Tags["dc"], m.Tags["ap"], m.Tags["segment"]))
 		}
-		c.Printf("%s", verb.Table(rows))
+		// Colours come last: they have no width.
+		table := strings.Split(verb.Table(rows), "\n")
+		c.Println(table[0])
+		for i, m := range list {
+			state, colour := memberStatus[m.Status], verb.Bad
+			if state == "alive" {
+				colour = verb.Good
+			}
+			if state == "alive" || state == "failed" {
+				head, rest := table[i+1][:len(m.Name)], table[i+1][len(m.Name):]
+				table[i+1] = head + strings.Replace(rest, "  "+state+"  ", "  "+c.Paint(colour, state)+"  ", 1)
+			}
+			c.Println(table[i+1])
+		}
 		return nil
 	}
 }

@@ -157,7 +157,9 @@ func (j *job) run(archive bool) error {
 	}
 	if slices.ContainsFunc(j.capture, func(t string) bool { return !slices.Contains(fast, t) }) {
 		j.call.Printf("    for %s, profiles every %s; interrupt to stop early\n", j.duration, j.interval)
+		done := j.call.Waiting("Collecting")
 		j.watch(ctx)
+		done()
 	}
 	path := j.dir
 	if archive {

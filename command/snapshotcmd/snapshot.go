@@ -88,7 +88,9 @@ func save(f *flag.FlagSet) func(*verb.Call) error {
 			return verb.Errorf("Error saving snapshot: %w", err)
 		}
 		defer stream.Close()
-		meta, err := keep(stream, file)
+		watched, done := c.Progress("Saving the snapshot", stream)
+		meta, err := keep(watched, file)
+		done()
 		if err != nil {
 			return err
 		}
@@ -157,7 +159,10 @@ func restore(*flag.FlagSet) func(*verb.Call) error {
 			return verb.Errorf("Error opening snapshot file: %w", err)
 		}
 		defer in.Close()
-		if err := client.Snapshot().Restore(c.Write(), in); err != nil {
+		watched, done := c.Progress("Restoring the snapshot", in)
+		err = client.Snapshot().Restore(c.Write(), watched)
+		done()
+		if err != nil {
 			return verb.Errorf("Error restoring snapshot: %w", err)
 		}
 		c.Println("Restored snapshot")

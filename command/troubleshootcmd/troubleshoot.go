@@ -182,11 +182,11 @@ func proxy(f *flag.FlagSet) func(*verb.Call) error {
 		}
 		c.Println("==> Validation")
 		for _, v := range findings {
-			mark := " ✓ "
+			mark := c.Paint(verb.Good, "✓")
 			if !v.Success {
-				mark = " ! "
+				mark = c.Paint(verb.Bad, "!")
 			}
-			c.Println(mark + v.Message)
+			c.Println(" " + mark + " " + v.Message)
 			for _, action := range v.PossibleActions {
 				c.Println("  -> " + action)
 			}
