@@ -96,6 +96,13 @@ func TestSecureStart(t *testing.T) {
 	for i, name := range []string{"stranger", "s1", "s2", "s3", "c1", "c2"} {
 		made[name] = &founder{machine: all[i], bin: bin, dir: t.TempDir(), as: name}
 	}
+	defer func() { // nobody waits for them to leave
+		for _, f := range made {
+			if f.proc != nil {
+				f.proc.cmd.Process.Kill()
+			}
+		}
+	}()
 	s1, s2, s3, c1, c2, stranger := made["s1"], made["s2"], made["s3"], made["c1"], made["c2"], made["stranger"]
 	operatorToken := filepath.Join(s1.dir, "lib", "operator.token")
 
