@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -117,8 +118,10 @@ var observations = map[string]observation{
 	"workload_api.rule":                func(g *guardedAgent) string { return asText(len(workloadRules(g.current()))) },
 	"watches":                          part(func(a *Agent) any { return a.watches }, "wanted"),
 	"service":                          registered, "services": registered, "check": registered, "checks": registered,
-	"log_level":               func(g *guardedAgent) string { return g.Agent.log.GetLevel().String() },
-	"telemetry.prefix_filter": func(g *guardedAgent) string { return asText(g.metrics.global.BlockedPrefixes) },
+	"log_level":                func(g *guardedAgent) string { return g.Agent.log.GetLevel().String() },
+	"telemetry.prefix_filter":  func(g *guardedAgent) string { return asText(g.metrics.global.BlockedPrefixes) },
+	"telemetry.statsd_address": pushed, "telemetry.statsite_address": pushed, "telemetry.dogstatsd_addr": pushed, "telemetry.dogstatsd_tags": pushed,
+	"telemetry.otlp.*": pushed,
 	"config_entries.bootstrap": func(g *guardedAgent) string {
 		code, _ := g.do("GET", "/v1/config/service-defaults/reloaded", managementSecret, "")
 		return asText(code)
@@ -134,6 +137,12 @@ func raftSetting(field string) observation {
 		c := pointer.MethodByName("Load").Call(nil)[0].MethodByName("ReloadableConfig").Call(nil)[0]
 		return asText(c.FieldByName(field).Interface())
 	}
+}
+
+// pushed is where metrics are sent.
+func pushed(g *guardedAgent) string {
+	targets, err := json.Marshal(inside(g.metrics.pusher, "targets"))
+	return string(targets) + asText(err)
 }
 
 func registered(g *guardedAgent) string {
@@ -172,6 +181,12 @@ func TestReloadOfEveryKey(t *testing.T) {
 		"enable_debug":                `enable_debug = false`,
 		"ui_config.dir":               `ui_config { enabled = false dir = "x" }`,
 		"ui_dir":                      "ui_config { enabled = false }\nui_dir = \"x\"",
+		"telemetry.dogstatsd_tags":    `telemetry { dogstatsd_addr = "127.0.0.1:1" dogstatsd_tags = ["x"] }`,
+		"telemetry.otlp.ca_file":      fmt.Sprintf(`telemetry { otlp { ca_file = %q } }`, authority),
+		"workload_api.rule":           `workload_api { socket = "/tmp/s" rule { service = "web" uid = 1 } }`,
+		"telemetry.statsd_address":    `telemetry { statsd_address = "127.0.0.1:1" }`,
+		"telemetry.statsite_address":  `telemetry { statsite_address = "127.0.0.1:1" }`,
+		"telemetry.dogstatsd_addr":    `telemetry { dogstatsd_addr = "127.0.0.1:1" }`,
 		"locality.zone":               `locality { region = "r" zone = "z" }`,
 		"performance.raft_multiplier": `performance { raft_multiplier = 7 }`,
 	}
@@ -183,7 +198,7 @@ func TestReloadOfEveryKey(t *testing.T) {
 			values[name] = text // its old name
 		}
 	}
-	g := runServerWith(t, nil)
+	g := runServerWith(t, nil, `telemetry { otlp { endpoint = "http://127.0.0.1:1" } }`)
 	base := slices.Clone(g.sources.Fragments)
 	reload := func(more ...string) (string, error) {
 		before := len(g.log.String())
