@@ -467,9 +467,6 @@ func (b *builder) checkTelemetry() {
 	if u := t.OTLPEndpoint; u != "" && !isHTTP(u) {
 		b.fail("telemetry.otlp.endpoint", "telemetry.otlp.endpoint must be a valid http or https URL")
 	}
-	if x := t.OTLPTraceSampling; !(x >= 0 && x <= 1) {
-		b.fail("telemetry.otlp.trace_sampling", "telemetry.otlp.trace_sampling must be between 0 and 1, got %v", x)
-	}
 }
 
 func (b *builder) checkRest() {

@@ -466,7 +466,6 @@ type Telemetry struct {
 	OTLPHeaders                map[string]string `key:"otlp.headers" reload:"yes"`  // they may be secrets
 	OTLPCAFile                 string            `key:"otlp.ca_file" reload:"yes"`
 	OTLPMetrics                bool              `key:"otlp.metrics" reload:"yes"`
-	OTLPTraceSampling          float64           `key:"otlp.trace_sampling" reload:"yes"` // share of API requests to trace, 0 to 1
 	CirconusAPIToken           string            `key:"circonus_api_token" secret:"yes"`
 	CirconusAPIApp             string            `key:"circonus_api_app"`
 	CirconusAPIURL             string            `key:"circonus_api_url"`

@@ -24,7 +24,7 @@ import (
 
 // OTLP is a collector that speaks the OpenTelemetry protocol over HTTP, in protobuf.
 type OTLP struct {
-	Endpoint string            // its URL, to whose path /v1/metrics and /v1/traces are added
+	Endpoint string            // its URL, to whose path /v1/metrics is added
 	Headers  map[string]string // of each request; they may be secrets
 	Resource map[string]string // attributes of this agent
 	TLS      *tls.Config       // nil for the system's authorities

@@ -88,8 +88,16 @@ func (s *Store) Dropped() int64 {
 	return s.dropped
 }
 
-// KnownGauge has the text form show a gauge from the start, as 0.
-func (s *Store) KnownGauge(name string) { s.known(gauge, name) }
+// KnownGauge has the text form show a gauge from the start, as 0, and one that tells when something ends as not a number,
+// so that nobody is warned of what there is not.
+func (s *Store) KnownGauge(name string) {
+	s.known(gauge, name)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if x := s.find(gauge, []string{name}, nil, time.Now()); x != nil && strings.HasSuffix(name, ".expiry") {
+		x.value = math.NaN()
+	}
+}
 
 // KnownCounter has the text form show a counter from the start.
 func (s *Store) KnownCounter(name string) { s.known(counter, name) }
