@@ -13,10 +13,10 @@ import (
 
 func TestTimersAndCountersOfOneNameAreOne(t *testing.T) {
 	l := metrics.Label{Name: "op", Value: "x"}
-	if measure.NewTimer("test.same", l) != measure.NewTimer("test.same", l) || measure.NewTimer("test.same") == measure.NewTimer("test.same", l) {
+	if one, same, other := measure.NewTimer("test.same", l), measure.NewTimer("test.same", l), measure.NewTimer("test.same"); one != same || one == other {
 		t.Error("timers are not told apart by name and labels")
 	}
-	if measure.NewCounter("test.same", l) != measure.NewCounter("test.same", l) || measure.NewCounter("test.same") == measure.NewCounter("test.same", l) {
+	if one, same, other := measure.NewCounter("test.same", l), measure.NewCounter("test.same", l), measure.NewCounter("test.same"); one != same || one == other {
 		t.Error("counters are not told apart by name and labels")
 	}
 }
