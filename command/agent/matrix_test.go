@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/sarnmesh/sarn/acl"
 )
@@ -53,6 +54,13 @@ func (f *fixture) put(g *guardedAgent) {
 		checks = ""
 	}
 	g.must("PUT", "/v1/coordinate/update", `{"Node": "zqx-node", "Coord": {"Vec": [0,0,0,0,0,0,0,0], "Error": 1, "Height": 0.00001}}`)
+	for end := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) { // it is written with others, a little later
+		if code, _ := g.do("GET", "/v1/coordinate/node/zqx-node", managementSecret, ""); code == 200 {
+			break
+		} else if time.Now().After(end) {
+			g.t.Fatal("the coordinate of zqx-node is not written")
+		}
+	}
 	g.must("PUT", "/v1/kv/zqx-key", "zqx-value")
 	g.must("PUT", "/v1/agent/service/register", `{"ID": "zqx-localid", "Name": "zqx-local", "Port": 90, "Meta": {"k": "zqx-localmeta"},
 		"Check": {"CheckID": "zqx-localcheck", "TTL": "1h", "Status": "passing", "Notes": "zqx-notes"}}`)
