@@ -527,7 +527,9 @@ func engine(t *testing.T, start http.HandlerFunc, ended string) func(context.Con
 	})
 	mux.HandleFunc("POST /exec/e1/start", start)
 	mux.HandleFunc("GET /exec/e1/json", func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, ended) })
-	mux.HandleFunc("POST /containers/elsewhere/exec", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/containers/web/exec", http.StatusTemporaryRedirect) })
+	mux.HandleFunc("POST /containers/elsewhere/exec", func(w http.ResponseWriter, r *http.Request) {
+		http.Redirect(w, r, "/containers/web/exec", http.StatusTemporaryRedirect)
+	})
 	mux.HandleFunc("POST /containers/stopped/exec", func(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(409)
 		io.WriteString(w, `{"message":"container stopped is not running"}`)

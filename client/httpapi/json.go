@@ -475,7 +475,9 @@ func appendUpstream(dst []byte, u *catalog.Upstream, agent bool) []byte {
 }
 
 // appendCheck appends a health check (section 3.4).
-func appendCheck(dst []byte, c *catalog.Check) []byte { return appendTaggedCheck(dst, c, appendStrings) }
+func appendCheck(dst []byte, c *catalog.Check) []byte {
+	return appendTaggedCheck(dst, c, appendStrings)
+}
 
 // appendTxnCheck appends one as transactions answer it: the check of a node has null for tags.
 func appendTxnCheck(dst []byte, c *catalog.Check) []byte {

@@ -545,7 +545,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	if s.AutoReload {
 		run("files of the configuration", a.watchFiles)
 	}
-	run("telemetry", func(ctx context.Context) error { return a.metrics.run(ctx, s.Telemetry.EnableHostMetrics, s.DataDir, a.tell) })
+	run("telemetry", func(ctx context.Context) error {
+		return a.metrics.run(ctx, s.Telemetry.EnableHostMetrics, s.DataDir, a.tell)
+	})
 	if a.jobs != nil {
 		run("remote execution", a.jobs.Run)
 	}
