@@ -40,7 +40,7 @@ func TestFollowersAnswerAsTheLeaderDoes(t *testing.T) {
 		}
 		time.Sleep(time.Second)
 		// What is sent over the network is another object each time.
-		if read() != read() {
+		if first, second := read(), read(); first != second {
 			t.Error("the leader was asked for an answer that the follower has")
 		}
 	})
