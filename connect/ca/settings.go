@@ -229,10 +229,6 @@ func (s *Settings) validate(provider string, config map[string]any) error {
 		return ""
 	}
 	switch provider {
-	case BuiltIn:
-		if s.RootCert != "" && s.PrivateKey == "" {
-			return errors.New("must provide a private key when providing a root cert")
-		}
 	case Vault:
 		_, hasMethod := config["AuthMethod"]
 		if text("Token") == "" && !hasMethod {

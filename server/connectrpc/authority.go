@@ -11,6 +11,7 @@ import (
 	"maps"
 	"reflect"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -275,6 +276,7 @@ func (a *Authority) Maintain(ctx context.Context, store *state.Store, apply Appl
 		return nil
 	}
 	next := *config
+	next.Config = withKeyType(config.Config, "", 0) // of a root that was given nothing is left to make another of
 	return a.change(ctx, view, apply, &next, true)
 }
 
@@ -305,6 +307,13 @@ func (a *Authority) change(ctx context.Context, view *state.View, apply ApplyFun
 		if kept := view.CAProvider(present.ID); kept != nil && providerName(kept) == next.Provider {
 			wanted.Current = kept
 		}
+	}
+	// The key that came with the root that is there is kept apart, and never shown.
+	if next.Provider == ca.BuiltIn && settings.RootCert != "" && settings.PrivateKey == "" &&
+		(wanted.Current == nil || strings.TrimSpace(settings.RootCert) != strings.TrimSpace(wanted.Current.RootCert)) {
+		return errors.New("error configuring provider: must provide a private key when providing a root cert")
+	}
+	if active != nil {
 		if !next.ForceWithoutCrossSigning && (newRoot || wanted.Current == nil) {
 			// Told before anything is made outside.
 			if old, err := a.providerOf(view, active); err == nil && !old.CrossSigns() {

@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -288,13 +289,16 @@ func TestGivenRoot(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	config := map[string]any{"LeafCertTTL": "5h"}
-	for k, v := range conf.Config.Config {
-		config[k] = v
-	}
-	delete(config, "RootCert")
+	config := maps.Clone(conf.Config.Config)
+	config["LeafCertTTL"] = "5h"
 	if err := setConfig(t.Context(), s.Caller(), config); err != nil || roots(t, s.Caller()).ActiveRootID != active {
 		t.Errorf("written back: %v, active root %s, was %s", err, roots(t, s.Caller()).ActiveRootID, active)
+	}
+	if _, err := sign(t, s.Caller(), "dc1"); err != nil {
+		t.Errorf("a certificate by the given root: %v", err)
+	}
+	if _, err := ca.RotationCall.Call(t.Context(), s.Caller(), &ca.RotationRequest{}); err != nil {
+		t.Errorf("the state of rotation: %v", err)
 	}
 }
 
