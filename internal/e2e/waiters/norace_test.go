@@ -1,0 +1,5 @@
+//go:build !race
+
+package waiters
+
+const raceEnabled = false
