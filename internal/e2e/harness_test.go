@@ -57,12 +57,23 @@ func binary(t testing.TB) string {
 	return builtOnce.path
 }
 
+// handedOut are the ports that freePorts has returned. None is returned twice.
+var handedOut = struct {
+	sync.Mutex
+	ports map[int]bool
+}{ports: map[int]bool{}}
+
 // freePorts returns ports that were free for TCP and UDP a moment ago.
 func freePorts(n int) []int {
+	handedOut.Lock()
+	defer handedOut.Unlock()
 	var ports []int
 	var held []io.Closer
 	for len(ports) < n {
 		port := 10000 + rand.IntN(20000)
+		if handedOut.ports[port] {
+			continue // somebody is about to use it
+		}
 		addr := "127.0.0.1:" + strconv.Itoa(port)
 		l, err := net.Listen("tcp", addr)
 		if err != nil {
@@ -75,6 +86,7 @@ func freePorts(n int) []int {
 		}
 		held = append(held, u)
 		ports = append(ports, port)
+		handedOut.ports[port] = true
 	}
 	for _, c := range held {
 		c.Close()
