@@ -22,6 +22,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -52,8 +53,16 @@ type agent struct {
 
 var portNames = []string{"http", "dns", "grpc", "grpc_tls", "server", "serf_lan", "serf_wan", "https"}
 
+// handedOut are the ports that freePorts has returned. None is returned twice.
+var handedOut = struct {
+	sync.Mutex
+	ports map[int]bool
+}{ports: map[int]bool{}}
+
 // freePorts returns ports that were free for TCP and UDP a moment ago.
 func freePorts(n int) []int {
+	handedOut.Lock()
+	defer handedOut.Unlock()
 	var ports []int
 	var held []io.Closer
 	defer func() {
@@ -63,6 +72,9 @@ func freePorts(n int) []int {
 	}()
 	for len(ports) < n {
 		port := 10000 + rand.IntN(20000)
+		if handedOut.ports[port] {
+			continue // another agent is about to use it
+		}
 		addr := "127.0.0.1:" + strconv.Itoa(port)
 		l, err := net.Listen("tcp", addr)
 		if err != nil {
@@ -75,6 +87,7 @@ func freePorts(n int) []int {
 		}
 		held = append(held, u)
 		ports = append(ports, port)
+		handedOut.ports[port] = true
 	}
 	return ports
 }
