@@ -190,7 +190,7 @@ func New(cfg Config) (*Server, error) {
 	}
 	s.duties = append([]leader.Duty{
 		s.membership.Reconcile(), s.membership.Autopilot(), sessions.Duty(), leader.Tombstones(s.fsm.Applied, kvrpc.ReapRequest),
-		leader.CA(authority), svidrpc.Duty(tokens), leader.APIGateways(configrpc.Bind), s.firstAutopilot(),
+		leader.CA(authority), svidrpc.Duty(tokens), leader.APIGateways(configrpc.Bind),
 		coordinates.Duty(),
 	}, cfg.Duties...)
 	if !cfg.PeeringDisabled {
@@ -407,10 +407,13 @@ func (s *Server) Run(ctx context.Context) error {
 
 // lead is what the leader does.
 func (s *Server) lead(ctx context.Context) {
-	leader.Run(ctx, &leader.Leader{
+	l := &leader.Leader{
 		Calls: s.dispatcher.Internal(), Store: s.store, Apply: s.raft.Apply, Datacenter: s.cfg.Datacenter, Node: s.cfg.NodeName,
 		NodeID: s.cfg.NodeID, Log: s.cfg.Logger.Named("leader"),
-	}, s.duties)
+	}
+	// Before members are in the catalog, by which others know that the cluster is there.
+	leader.Run(ctx, l, []leader.Duty{s.firstAutopilot()})
+	leader.Run(ctx, l, s.duties)
 }
 
 // autopilot returns the configuration in use.

@@ -332,11 +332,13 @@ func keysOf(pool *gossip.Pool, op gossip.KeyOp, req *operator.KeyringRequest) *o
 // autopilotFact is the name under which the configuration is stored.
 const autopilotFact = "autopilot"
 
-// A setAutopilot command replaces the configuration; with CAS only at that index, where 0 matches no stored one.
+// A setAutopilot command replaces the configuration; with CAS only at that index, where 0 matches no stored one; with
+// First only where none is stored.
 type setAutopilot struct {
 	Config operator.AutopilotConfig
 	CAS    bool
 	Index  uint64
+	First  bool
 }
 
 func applyAutopilot(tx *state.Tx, cmd *setAutopilot) (*operator.SetAutopilotConfigReply, error) {
@@ -345,6 +347,9 @@ func applyAutopilot(tx *state.Tx, cmd *setAutopilot) (*operator.SetAutopilotConf
 	data, err := rpc.Marshal(&conf)
 	if err != nil {
 		return nil, err
+	}
+	if cmd.First && tx.Fact(autopilotFact) != nil {
+		return &operator.SetAutopilotConfigReply{}, nil
 	}
 	if cmd.CAS {
 		return &operator.SetAutopilotConfigReply{OK: tx.CompareAndSetFact(autopilotFact, data, cmd.Index)}, nil
@@ -395,6 +400,6 @@ func StoreAutopilot(ctx context.Context, store *state.Store, conf operator.Autop
 	if _, ok := StoredAutopilot(store.View()); ok {
 		return nil
 	}
-	_, err := apply(ctx, fsm.Autopilot, &setAutopilot{Config: conf})
+	_, err := apply(ctx, fsm.Autopilot, &setAutopilot{Config: conf, First: true})
 	return err
 }

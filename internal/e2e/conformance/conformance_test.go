@@ -4,9 +4,11 @@ import (
 	"bufio"
 	"flag"
 	"io/fs"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -32,15 +34,23 @@ func pending(t *testing.T) map[string]bool {
 	return list
 }
 
-func names(t *testing.T) (list []string) {
-	err := filepath.WalkDir("cases", func(path string, d fs.DirEntry, err error) error {
-		if name, ok := strings.CutSuffix(filepath.ToSlash(path), ".json"); ok {
-			list = append(list, strings.TrimPrefix(name, "cases/"))
+// files returns the files of the cases by their names: those of the contract, and this project's own.
+func files(t *testing.T) map[string]string {
+	list := map[string]string{}
+	for _, dir := range []string{"cases", "own"} {
+		err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+			if name, ok := strings.CutSuffix(filepath.ToSlash(path), ".json"); ok {
+				name = strings.TrimPrefix(name, dir+"/")
+				if list[name] != "" {
+					t.Errorf("two cases are named %s", name)
+				}
+				list[name] = path
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
 		}
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
 	}
 	return list
 }
@@ -62,11 +72,11 @@ func TestCases(t *testing.T) {
 		t.Fatal(err)
 	}
 	late := pending(t)
-	all := names(t)
+	all := files(t)
 	if len(all) == 0 {
 		t.Fatal("there are no cases")
 	}
-	for _, name := range all {
+	for _, name := range slices.Sorted(maps.Keys(all)) {
 		if ok, err := filepath.Match(*only, name); err != nil {
 			t.Fatal(err)
 		} else if *only != "" && !ok {
@@ -74,7 +84,7 @@ func TestCases(t *testing.T) {
 		}
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			err := replay(bin, filepath.Join("cases", filepath.FromSlash(name)+".json"))
+			err := replay(bin, all[name])
 			switch {
 			case err != nil && late[name] && *only == "":
 				t.Skipf("pending: %v", err)
@@ -90,12 +100,9 @@ func TestCases(t *testing.T) {
 // TestPendingListOnlyShrinks compares the list with its last committed version.
 func TestPendingListOnlyShrinks(t *testing.T) {
 	now := pending(t)
-	known := map[string]bool{}
-	for _, name := range names(t) {
-		known[name] = true
-	}
+	known := files(t)
 	for name := range now {
-		if !known[name] {
+		if known[name] == "" {
 			t.Errorf("pending.txt names %s, which is no case", name)
 		}
 	}
