@@ -7,17 +7,15 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"strconv"
-	"strings"
 
-	commonv1 "go.opentelemetry.io/proto/otlp/common/v1"
-	resourcev1 "go.opentelemetry.io/proto/otlp/resource/v1"
-	tracev1 "go.opentelemetry.io/proto/otlp/trace/v1"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/sarnmesh/sarn/connect/proxy/filter"
 	"github.com/sarnmesh/sarn/connect/proxy/message"
 	"github.com/sarnmesh/sarn/connect/proxy/model"
+	"github.com/sarnmesh/sarn/internal/span"
 )
 
 // maxAnswer bounds what a collector may say.
@@ -27,51 +25,17 @@ const maxAnswer = 64 << 10
 type otlp struct {
 	conf     *model.OpenTelemetry
 	env      *filter.Env
-	resource *resourcev1.Resource
-}
-
-// valid is the text as collectors take it: one that is no UTF-8 would make them refuse the whole batch.
-func valid(s string) string { return strings.ToValidUTF8(s, "\uFFFD") }
-
-func text(key, value string) *commonv1.KeyValue {
-	value = valid(value)
-	return &commonv1.KeyValue{Key: key, Value: &commonv1.AnyValue{Value: &commonv1.AnyValue_StringValue{StringValue: value}}}
+	resource map[string]string
 }
 
 func newOTLP(conf *model.OpenTelemetry, env *filter.Env) *otlp {
-	r := &resourcev1.Resource{Attributes: []*commonv1.KeyValue{text("service.name", cmp.Or(conf.Service, env.NodeCluster, "unknown_service:sarn"))}}
-	for k, v := range conf.Resource {
-		r.Attributes = append(r.Attributes, text(k, v))
-	}
+	r := map[string]string{"service.name": cmp.Or(conf.Service, env.NodeCluster, "unknown_service:sarn")}
+	maps.Copy(r, conf.Resource)
 	return &otlp{conf, env, r}
 }
 
-func (o *otlp) send(ctx context.Context, spans []*Span) error {
-	out := make([]*tracev1.Span, len(spans))
-	for i, s := range spans {
-		p := &tracev1.Span{
-			TraceId: s.trace[:], SpanId: s.id[:], TraceState: valid(s.state), Name: valid(s.name),
-			StartTimeUnixNano: uint64(s.start.UnixNano()), EndTimeUnixNano: uint64(s.end.UnixNano()),
-			Kind: tracev1.Span_SPAN_KIND_SERVER,
-		}
-		if s.kind == Client {
-			p.Kind = tracev1.Span_SPAN_KIND_CLIENT
-		}
-		if s.parent != [8]byte{} {
-			p.ParentSpanId = s.parent[:]
-		}
-		if s.failed {
-			p.Status = &tracev1.Status{Code: tracev1.Status_STATUS_CODE_ERROR}
-		}
-		for _, t := range s.tags {
-			p.Attributes = append(p.Attributes, text(t.key, t.value))
-		}
-		out[i] = p
-	}
-	// The same bytes as an ExportTraceServiceRequest, whose package brings much that is not needed.
-	body, err := proto.Marshal(&tracev1.TracesData{ResourceSpans: []*tracev1.ResourceSpans{{
-		Resource: o.resource, ScopeSpans: []*tracev1.ScopeSpans{{Scope: &commonv1.InstrumentationScope{Name: "sarn"}, Spans: out}},
-	}}})
+func (o *otlp) send(ctx context.Context, spans []*span.Data) error {
+	body, err := proto.Marshal(span.Encode(o.resource, "sarn", spans))
 	if err != nil {
 		return err
 	}
@@ -127,26 +91,26 @@ type zipkinEndpoint struct {
 	Service string `json:"serviceName"`
 }
 
-func (z *zipkin) send(ctx context.Context, spans []*Span) error {
+func (z *zipkin) send(ctx context.Context, spans []*span.Data) error {
 	out := make([]zipkinSpan, len(spans))
 	for i, s := range spans {
-		trace := s.trace[:]
+		trace := s.Trace[:]
 		if [8]byte(trace[:8]) == [8]byte{} {
 			trace = trace[8:]
 		}
 		o := zipkinSpan{
-			TraceID: hex.EncodeToString(trace), ID: hex.EncodeToString(s.id[:]), Name: s.name, Kind: "SERVER",
-			Timestamp: s.start.UnixMicro(), Duration: max(s.end.Sub(s.start).Microseconds(), 1),
+			TraceID: hex.EncodeToString(trace), ID: hex.EncodeToString(s.Span[:]), Name: s.Name, Kind: "SERVER",
+			Timestamp: s.Start.UnixMicro(), Duration: max(s.End.Sub(s.Start).Microseconds(), 1),
 			Local: zipkinEndpoint{cmp.Or(z.env.NodeCluster, "sarn")}, Tags: map[string]string{},
 		}
-		if s.kind == Client {
+		if s.Kind == span.Client {
 			o.Kind = "CLIENT"
 		}
-		if s.parent != [8]byte{} {
-			o.ParentID = hex.EncodeToString(s.parent[:])
+		if s.Parent != (span.ID{}) {
+			o.ParentID = hex.EncodeToString(s.Parent[:])
 		}
-		for _, t := range s.tags {
-			o.Tags[t.key] = t.value
+		for _, a := range s.Attributes {
+			o.Tags[a.Key] = a.Text
 		}
 		out[i] = o
 	}

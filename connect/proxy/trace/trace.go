@@ -11,13 +11,13 @@ import (
 	"os"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"github.com/sarnmesh/sarn/connect/proxy/filter"
 	"github.com/sarnmesh/sarn/connect/proxy/message"
 	"github.com/sarnmesh/sarn/connect/proxy/model"
 	"github.com/sarnmesh/sarn/connect/proxy/stats"
+	"github.com/sarnmesh/sarn/internal/span"
 )
 
 // Stats counts decisions and what became of spans, under http.<prefix>.tracing.
@@ -34,22 +34,18 @@ type Stats struct {
 // Bounds of what waits for the collector.
 const (
 	maxQueued     = 2048
-	maxBatch      = 512
 	flushSpans    = 5
-	flushInterval = 5 * time.Second
 	exportTimeout = 5 * time.Second
 	maxPath       = 256
 )
 
 // A Tracer records the requests of a connection manager.
 type Tracer struct {
-	conf    *model.Tracing
-	env     *filter.Env
-	stats   *Stats
-	zipkin  *model.Zipkin // nil: W3C headers
-	queue   chan *Span
-	waiting atomic.Int64
-	kick    chan struct{}
+	conf   *model.Tracing
+	env    *filter.Env
+	stats  *Stats
+	zipkin *model.Zipkin // nil: W3C headers
+	queue  *span.Queue
 }
 
 // New returns a tracer, or nil if the configuration only passes headers on. Spans are sent until the environment ends.
@@ -57,7 +53,8 @@ func New(conf *model.Tracing, env *filter.Env) (*Tracer, error) {
 	if conf == nil || conf.Provider == nil {
 		return nil, nil
 	}
-	t := &Tracer{conf: conf, env: env, stats: stats.Struct[Stats](env.Stats), queue: make(chan *Span, maxQueued), kick: make(chan struct{}, 1)}
+	t := &Tracer{conf: conf, env: env, stats: stats.Struct[Stats](env.Stats)}
+	t.queue = span.NewQueue(maxQueued, flushSpans, func(n int) { t.stats.SpansDropped.Add(uint64(n)) })
 	var e exporter
 	switch p := conf.Provider.(type) {
 	case *model.OpenTelemetry:
@@ -74,37 +71,13 @@ func New(conf *model.Tracing, env *filter.Env) (*Tracer, error) {
 
 // An exporter sends spans to a collector.
 type exporter interface {
-	send(ctx context.Context, spans []*Span) error
+	send(ctx context.Context, spans []*span.Data) error
 }
-
-// A Kind says which side of a request a span is.
-type Kind uint8
-
-// The kinds.
-const (
-	Server Kind = iota
-	Client
-)
 
 // A Span is a piece of work for a request. A nil Span records nothing.
 type Span struct {
-	t       *Tracer
-	trace   [16]byte
-	id      [8]byte
-	parent  [8]byte // zero: none
-	sampled bool
-	state   string // tracestate
-	kind    Kind
-	name    string
-	start   time.Time
-	end     time.Time
-	failed  bool
-	tags    []tag
-}
-
-type tag struct {
-	key, value string
-	number     bool
+	span.Data
+	t *Tracer
 }
 
 // TraceID returns the id of the trace in hex; empty for a nil Span.
@@ -112,19 +85,16 @@ func (s *Span) TraceID() string {
 	if s == nil {
 		return ""
 	}
-	return hex.EncodeToString(s.trace[:])
+	return s.Trace.String()
 }
 
 // Sampled reports whether the span will be sent.
-func (s *Span) Sampled() bool { return s != nil && s.sampled }
+func (s *Span) Sampled() bool { return s != nil && s.Context.Sampled }
 
 // parent is where a request comes from.
 type parent struct {
-	trace   [16]byte
-	span    [8]byte
-	sampled bool
-	decided bool // sampled says something
-	state   string
+	span.Context
+	decided bool // Sampled says something
 }
 
 // Start begins the span of a request, which is one of gRPC or HTTP at its beginning. It decides whether to record it.
@@ -134,23 +104,24 @@ func (t *Tracer) Start(x *filter.Exchange, operation string) *Span {
 	}
 	h := &x.Request.Header
 	p, known := t.read(h)
-	s := &Span{t: t, start: x.Start, kind: Server, name: strings.Clone(cmp.Or(operation, x.Request.Authority))}
-	s.sampled = t.decide(x)
+	s := &Span{t: t, Data: span.Data{Start: x.Start, Kind: span.Server, Name: strings.Clone(cmp.Or(operation, x.Request.Authority))}}
+	sampled := t.decide(x)
 	if known {
-		s.trace, s.parent, s.state = p.trace, p.span, strings.Clone(p.state)
+		s.Context, s.Parent = p.Context, p.Span
 		if p.decided {
-			s.sampled = p.sampled
+			sampled = p.Sampled
 		}
 	} else {
-		binary.BigEndian.PutUint64(s.trace[8:], t.id())
+		binary.BigEndian.PutUint64(s.Trace[8:], t.id())
 		if t.zipkin == nil || t.zipkin.TraceID128 {
-			binary.BigEndian.PutUint64(s.trace[:], t.id())
+			binary.BigEndian.PutUint64(s.Trace[:], t.id())
 		}
 	}
+	s.Context.Sampled = sampled
 	if t.zipkin != nil && t.zipkin.SharedSpan && known {
-		s.id, s.parent = p.span, [8]byte{}
+		s.Parent = span.ID{}
 	} else {
-		binary.BigEndian.PutUint64(s.id[:], t.id())
+		binary.BigEndian.PutUint64(s.Span[:], t.id())
 	}
 	return s
 }
@@ -230,18 +201,14 @@ func (t *Tracer) read(h *message.Header) (parent, bool) {
 
 // readW3C parses "traceparent" as https://www.w3.org/TR/trace-context/ has it; what is malformed counts as absent.
 func readW3C(h *message.Header) (p parent, ok bool) {
-	v := h.Get("traceparent")
-	if len(v) < 55 || v[2] != '-' || v[35] != '-' || v[52] != '-' || v[:2] == "ff" || v[:2] == "00" && len(v) != 55 || len(v) > 55 && v[55] != '-' {
+	if p.Context, ok = span.Parse(h.Get("traceparent")); !ok {
 		return parent{}, false
 	}
-	var version, flags [1]byte
-	if !unhex(version[:], v[:2]) || !unhex(p.trace[:], v[3:35]) || !unhex(p.span[:], v[36:52]) || !unhex(flags[:], v[53:55]) || p.trace == [16]byte{} || p.span == [8]byte{} {
-		return parent{}, false
-	}
-	p.sampled, p.decided = flags[0]&1 != 0, true
+	p.decided = true
 	if h.Has("tracestate") {
 		var a message.Arena
-		p.state, _ = h.Lookup("tracestate", &a)
+		state, _ := h.Lookup("tracestate", &a)
+		p.State = strings.Clone(state)
 	}
 	return p, true
 }
@@ -251,35 +218,35 @@ func readB3(h *message.Header) (p parent, ok bool) {
 	sampling := func(v string) {
 		switch v {
 		case "1", "d", "true":
-			p.sampled, p.decided = true, true
+			p.Sampled, p.decided = true, true
 		case "0", "false":
 			p.decided = true
 		}
 	}
-	id := func(trace, span string) bool {
+	ids := func(trace, id string) bool {
 		if len(trace) == 16 {
-			return unhex(p.trace[8:], trace) && unhex(p.span[:], span)
+			return unhex(p.Trace[8:], trace) && unhex(p.Span[:], id)
 		}
-		return unhex(p.trace[:], trace) && unhex(p.span[:], span)
+		return unhex(p.Trace[:], trace) && unhex(p.Span[:], id)
 	}
 	if v := h.Get("b3"); v != "" {
 		parts := strings.Split(v, "-")
-		if len(parts) < 2 || len(parts) > 4 || !id(parts[0], parts[1]) {
+		if len(parts) < 2 || len(parts) > 4 || !ids(parts[0], parts[1]) {
 			return parent{}, false
 		}
 		if len(parts) > 2 {
 			sampling(parts[2])
 		}
-		return p, p.span != [8]byte{}
+		return p, p.Span != span.ID{}
 	}
-	if !id(h.Get("x-b3-traceid"), h.Get("x-b3-spanid")) {
+	if !ids(h.Get("x-b3-traceid"), h.Get("x-b3-spanid")) {
 		return parent{}, false
 	}
 	sampling(h.Get("x-b3-sampled"))
 	if h.Get("x-b3-flags") == "1" {
 		sampling("1")
 	}
-	return p, p.span != [8]byte{}
+	return p, p.Span != span.ID{}
 }
 
 // unhex decodes exactly the lower-case digits of b.
@@ -296,8 +263,8 @@ func (s *Span) Child(name string) *Span {
 	if s == nil {
 		return nil
 	}
-	c := &Span{t: s.t, trace: s.trace, parent: s.id, sampled: s.sampled, state: s.state, kind: Client, name: strings.Clone(name), start: time.Now()}
-	binary.BigEndian.PutUint64(c.id[:], s.t.id())
+	c := &Span{t: s.t, Data: span.Data{Context: s.Context, Parent: s.Span, Kind: span.Client, Name: strings.Clone(name), Start: time.Now()}}
+	binary.BigEndian.PutUint64(c.Span[:], s.t.id())
 	return c
 }
 
@@ -307,26 +274,23 @@ func (s *Span) Inject(r *message.Request) {
 		return
 	}
 	h, a := &r.Header, &r.Arena
-	flag := byte('0')
-	if s.sampled {
-		flag = '1'
-	}
 	if s.t.zipkin == nil {
-		b := append(a.Begin(), "00-"...)
-		b = append(hex.AppendEncode(b, s.trace[:]), '-')
-		b = append(hex.AppendEncode(b, s.id[:]), '-', '0', flag)
-		h.Set("traceparent", a.End(b))
+		h.Set("traceparent", a.End(s.Append(a.Begin())))
 		return
 	}
+	flag := byte('0')
+	if s.Context.Sampled {
+		flag = '1'
+	}
 	h.Del("b3")
-	trace := s.trace[:]
+	trace := s.Trace[:]
 	if [8]byte(trace[:8]) == [8]byte{} {
 		trace = trace[8:]
 	}
 	h.Set("x-b3-traceid", a.End(hex.AppendEncode(a.Begin(), trace)))
-	h.Set("x-b3-spanid", a.End(hex.AppendEncode(a.Begin(), s.id[:])))
-	if s.parent != [8]byte{} {
-		h.Set("x-b3-parentspanid", a.End(hex.AppendEncode(a.Begin(), s.parent[:])))
+	h.Set("x-b3-spanid", a.End(hex.AppendEncode(a.Begin(), s.Span[:])))
+	if s.Parent != (span.ID{}) {
+		h.Set("x-b3-parentspanid", a.End(hex.AppendEncode(a.Begin(), s.Parent[:])))
 	} else {
 		h.Del("x-b3-parentspanid")
 	}
@@ -336,12 +300,12 @@ func (s *Span) Inject(r *message.Request) {
 // Tag adds a tag.
 func (s *Span) Tag(key, value string) {
 	if s.Sampled() && value != "" {
-		s.tags = append(s.tags, tag{key: key, value: strings.Clone(value)})
+		s.Attributes = append(s.Attributes, span.Attribute{Key: key, Text: strings.Clone(value)})
 	}
 }
 
 func (s *Span) number(key string, n uint64) {
-	s.tags = append(s.tags, tag{key, strconv.FormatUint(n, 10), true})
+	s.Attributes = append(s.Attributes, span.Attribute{Key: key, Text: strconv.FormatUint(n, 10)})
 }
 
 // Finish ends the span of a request and tells what is known of it.
@@ -404,12 +368,12 @@ func (s *Span) outcome(x *filter.Exchange) {
 	s.Tag("upstream_cluster.name", e.UpstreamCluster)
 	if status := x.Response.Header.Get("grpc-status"); status != "" {
 		s.Tag("grpc.status_code", status)
-		s.failed = status != "0"
+		s.Failed = status != "0"
 	}
 	if e.HTTP.Status >= 500 || e.HTTP.Status == 0 {
-		s.failed = true
+		s.Failed = true
 	}
-	if s.failed {
+	if s.Failed {
 		s.Tag("error", "true")
 	}
 }
@@ -445,68 +409,21 @@ func (s *Span) custom(x *filter.Exchange, c *model.CustomTag) {
 
 // done hands the span to whom sends it.
 func (s *Span) done() {
-	s.end = time.Now()
-	t := s.t
-	select {
-	case t.queue <- s:
-	default:
-		t.stats.SpansDropped.Inc()
-		return
-	}
-	if t.waiting.Add(1) == flushSpans {
-		select {
-		case t.kick <- struct{}{}:
-		default:
-		}
-	}
+	s.End = time.Now()
+	s.t.queue.Put(&s.Data)
 }
 
 // export sends spans until ctx ends.
 func (t *Tracer) export(ctx context.Context, e exporter) {
-	tick := time.NewTicker(flushInterval)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
+	t.queue.Run(ctx, func(batch []*span.Data) {
+		limited, cancel := context.WithTimeout(ctx, exportTimeout)
+		err := e.send(limited, batch)
+		cancel()
+		if err != nil {
+			t.stats.SpansDropped.Add(uint64(len(batch)))
+			t.env.Logger.Debug("spans not taken by the collector", "spans", len(batch), "error", err)
 			return
-		case <-tick.C:
-		case <-t.kick:
-			// Those that come at the same time go along.
-			select {
-			case <-ctx.Done():
-				return
-			case <-time.After(10 * time.Millisecond):
-			}
 		}
-		for {
-			batch := t.take()
-			if len(batch) == 0 {
-				break
-			}
-			limited, cancel := context.WithTimeout(ctx, exportTimeout)
-			err := e.send(limited, batch)
-			cancel()
-			if err != nil {
-				t.stats.SpansDropped.Add(uint64(len(batch)))
-				t.env.Logger.Debug("spans not taken by the collector", "spans", len(batch), "error", err)
-				continue
-			}
-			t.stats.SpansSent.Add(uint64(len(batch)))
-		}
-	}
-}
-
-func (t *Tracer) take() []*Span {
-	var batch []*Span
-	for len(batch) < maxBatch {
-		select {
-		case s := <-t.queue:
-			batch = append(batch, s)
-			t.waiting.Add(-1)
-			continue
-		default:
-		}
-		break
-	}
-	return batch
+		t.stats.SpansSent.Add(uint64(len(batch)))
+	})
 }

@@ -34,8 +34,8 @@ func TestContextOfRequests(t *testing.T) {
 			read = readB3
 		}
 		p, ok := read(&h)
-		if ok != tt.ok || p.sampled != tt.sampled {
-			t.Errorf("%s: %v, sampled %v; want %v, %v", tt.name, ok, p.sampled, tt.ok, tt.sampled)
+		if ok != tt.ok || p.Sampled != tt.sampled {
+			t.Errorf("%s: %v, sampled %v; want %v, %v", tt.name, ok, p.Sampled, tt.ok, tt.sampled)
 		}
 	}
 }
@@ -48,7 +48,7 @@ func FuzzContext(f *testing.F) {
 			var h message.Header
 			h.Add(name, s)
 			for _, read := range []func(*message.Header) (parent, bool){readW3C, readB3} {
-				if p, ok := read(&h); ok && (p.trace == [16]byte{} && name == "traceparent" || p.span == [8]byte{}) {
+				if p, ok := read(&h); ok && (p.Trace == [16]byte{} && name == "traceparent" || p.Span == [8]byte{}) {
 					t.Errorf("%q gives an empty id", s)
 				}
 			}
