@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/goreleaser/nfpm/v2"
@@ -54,9 +55,19 @@ func (r *release) make(date string) (err error) {
 		r.arches = append(r.arches, filepath.Base(b)[len("sarn-linux-"):])
 	}
 	for from, to := range map[string]string{"sarn.1": "sarn.1.gz", "../CHANGELOG.md": "changelog.gz"} {
-		if err := compress(from, filepath.Join(r.stage, to)); err != nil {
+		data, err := os.ReadFile(from)
+		if err != nil {
 			return err
 		}
+		if err := compress(data, filepath.Join(r.stage, to)); err != nil {
+			return err
+		}
+	}
+	// What Debian calls the changelog is of the packaging, and has a form of its own.
+	entry := fmt.Sprintf("sarn (%s-1) unstable; urgency=medium\n\n  * Version %s; changelog.gz tells what is new.\n\n -- The Sarn authors <packages@sarnmesh.example>  %s\n",
+		strings.Replace(r.version, "-", "~", 1), r.version, r.made.Format(time.RFC1123Z))
+	if err := compress([]byte(entry), filepath.Join(r.stage, "changelog.Debian.gz")); err != nil {
+		return err
 	}
 	for _, format := range []string{"deb", "rpm"} {
 		for _, arch := range r.arches {
@@ -71,11 +82,7 @@ func (r *release) make(date string) (err error) {
 	return r.image()
 }
 
-func compress(from, to string) error {
-	data, err := os.ReadFile(from)
-	if err != nil {
-		return err
-	}
+func compress(data []byte, to string) error {
 	var b bytes.Buffer
 	w, _ := gzip.NewWriterLevel(&b, gzip.BestCompression)
 	w.Write(data)
