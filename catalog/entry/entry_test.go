@@ -122,7 +122,7 @@ func TestValidate(t *testing.T) {
 		{"host with port", `{"Kind": "ingress-gateway", "Name": "i", "Listeners": [{"Port": 1, "Protocol": "http", "Services": [{"Name": "a", "Hosts": ["a.b:8080"]}]}]}`, ""},
 		{"label too long", `{"Kind": "http-route", "Name": "h", "Hostnames": ["` + strings.Repeat("x", 64) + `.com"]}`, `host "` + strings.Repeat("x", 64) + `.com" must be a valid DNS hostname`},
 		{"consumers that are two things", `{"Kind": "exported-services", "Name": "default", "Services": [{"Name": "a", "Consumers": [{"Peer": "p", "Partition": "q"}]}]}`, "Services[0].Consumers[0]: must define at most one of Peer, Partition, or SamenessGroup"},
-		{"another partition", `{"Kind": "exported-services", "Name": "default", "Services": [{"Name": "a", "Consumers": [{"Partition": "q"}]}]}`, "Services[0].Consumers[0]: partitions are a consul enterprise feature"},
+		{"another partition", `{"Kind": "exported-services", "Name": "default", "Services": [{"Name": "a", "Consumers": [{"Partition": "q"}]}]}`, ""},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

@@ -16,10 +16,10 @@ type ExportedService struct {
 	Consumers []ServiceConsumer
 }
 
-// A ServiceConsumer is one peer.
+// A ServiceConsumer is one peer, or something that has no effect.
 type ServiceConsumer struct {
 	Peer          string `json:",omitempty" alias:"peername"`
-	Partition     string `json:",omitempty"` // only "default"
+	Partition     string `json:",omitempty"` // accepted, without effect
 	SamenessGroup string `json:",omitempty"` // always refused
 }
 
@@ -42,8 +42,6 @@ func (e *ExportedServices) Validate() error {
 				problem = "must define at most one of Peer, Partition, or SamenessGroup"
 			case c.SamenessGroup != "":
 				problem = "sameness groups are a consul enterprise feature"
-			case c.Partition != "" && c.Partition != "default":
-				problem = "partitions are a consul enterprise feature"
 			case c.Peer == Wildcard:
 				problem = "exporting to all peers (wildcard) is not supported"
 			default:

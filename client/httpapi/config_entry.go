@@ -10,6 +10,7 @@ import (
 
 	"github.com/sarnmesh/sarn/catalog"
 	"github.com/sarnmesh/sarn/catalog/entry"
+	"github.com/sarnmesh/sarn/catalog/filter"
 	"github.com/sarnmesh/sarn/catalog/read"
 	"github.com/sarnmesh/sarn/connect/chain"
 	"github.com/sarnmesh/sarn/internal/wireerr"
@@ -160,6 +161,10 @@ func (s *Server) exportedServices(w http.ResponseWriter, r *http.Request) (any, 
 	if err != nil {
 		return nil, err
 	}
+	keep, err := filter.Compile[exportedService](query(w).get("filter"))
+	if err != nil {
+		return nil, err
+	}
 	resp, err := ask(s, r, entry.GetCall, &entry.GetRequest{
 		Options: o, Kind: entry.KindExportedServices, Name: entry.ExportedServicesName,
 	})
@@ -200,7 +205,9 @@ func (s *Server) exportedServices(w http.ResponseWriter, r *http.Request) (any, 
 		slices.Sort(list)
 		line := exportedService{Service: name}
 		line.Consumers.Peers = list
-		out = append(out, line)
+		if keep.Match(line) {
+			out = append(out, line)
+		}
 	}
 	slices.SortFunc(out, func(a, b exportedService) int { return strings.Compare(a.Service, b.Service) })
 	return out, nil

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"net/http"
+	"net/url"
 	"strings"
 	"testing"
 
@@ -233,6 +234,32 @@ func TestConfigEntryRequests(t *testing.T) {
 	}
 	if req := last[entry.DeleteRequest](t, f, entry.DeleteCall.Name); req.CAS == nil || *req.CAS != 3 {
 		t.Errorf("asked for %+v", req)
+	}
+}
+
+func TestExportedServicesAreFiltered(t *testing.T) {
+	exported := &entry.ExportedServices{Services: []entry.ExportedService{
+		{Name: "web", Consumers: []entry.ServiceConsumer{{Peer: "p2"}, {Peer: "p1"}}},
+		{Name: "db", Consumers: []entry.ServiceConsumer{{Peer: "p1"}, {Partition: "q"}}},
+		{Name: "inner", Consumers: []entry.ServiceConsumer{{Partition: "q"}}},
+	}}
+	s, _ := newServer(t, Config{}, map[string]any{entry.GetCall.Name: &entry.GetReply{Meta: someMeta, Entry: entry.Any{Entry: exported}}})
+	const db, web = `{"Service":"db","Consumers":{"Peers":["p1"]}}`, `{"Service":"web","Consumers":{"Peers":["p1","p2"]}}`
+	for filter, want := range map[string]string{
+		"":                          "[" + db + "," + web + "]",
+		`Service == "web"`:          "[" + web + "]",
+		`p2 in Consumers.Peers`:     "[" + web + "]",
+		`p1 not in Consumers.Peers`: "[]",
+	} {
+		if w := do(s, "GET", "/v1/exported-services?filter="+url.QueryEscape(filter), ""); w.Code != 200 || w.Body.String() != want {
+			t.Errorf("filter %s: %d %q, want %q", filter, w.Code, w.Body, want)
+		}
+	}
+	for _, filter := range []string{"Service ==", "Nope == 1"} {
+		w := do(s, "GET", "/v1/exported-services?filter="+url.QueryEscape(filter), "")
+		if w.Code != 500 || !strings.HasPrefix(w.Body.String(), "Failed to create boolean expression evaluator: ") {
+			t.Errorf("filter %s: %d %q", filter, w.Code, w.Body)
+		}
 	}
 }
 
