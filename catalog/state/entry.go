@@ -98,6 +98,18 @@ func (t *Tx) SetEntry(e entry.Entry) (changed bool, err error) {
 	return true, nil
 }
 
+// HasEntry reports whether there is an entry with the content of this one, so that SetEntry would change nothing.
+func (t *Tx) HasEntry(e entry.Entry) (bool, error) {
+	key := entry.KeyOf(e)
+	old := t.Entry(key.Kind, key.Name)
+	if old == nil {
+		return false, nil
+	}
+	e.Head().Hash, e.Head().Indexes = 0, catalog.Indexes{}
+	hash, err := contentHash(e)
+	return err == nil && old.Head().Hash == hash, err
+}
+
 // DeleteEntry removes an entry and reports whether there was one.
 func (t *Tx) DeleteEntry(kind entry.Kind, name string) bool {
 	a, ok := entries.First(t.tx, "id", entryKey(kind, name))

@@ -59,7 +59,10 @@ func (h *handlers) apply(tx *state.Tx, cmd *command) (*result, error) {
 			return nil, errors.New("config entry is missing")
 		}
 		if key := entry.KeyOf(e); !casFits(tx, key.Kind, key.Name, cmd.CAS) {
-			return &result{}, nil
+			// What is there already counts as written, whatever index it was to have (spec/cli.md section 2.4).
+			keepStatus(e, tx.Entry(key.Kind, key.Name))
+			same, err := tx.HasEntry(e)
+			return &result{OK: same}, err
 		}
 		return h.setEntry(tx, e)
 	case opDelete:

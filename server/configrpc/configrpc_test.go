@@ -177,8 +177,15 @@ func TestCheckAndSet(t *testing.T) {
 		t.Fatal("0 does not mean only if absent")
 	}
 	index := s.Index() - 1 // the last attempt was an entry of the log too
-	if apply("tcp", index-1) || !apply("tcp", index) || del(index) || !del(s.Index()-1) || del(1) {
+	if apply("tcp", index-1) || !apply("tcp", index) {
 		t.Fatal("an index does not mean only if unchanged")
+	}
+	written := s.Index()
+	if !apply("tcp", 1) || !apply("TCP", 0) || apply("grpc", 1) {
+		t.Fatal("what is there already does not count as written, or something else does")
+	}
+	if del(index) || !del(written) || del(1) || apply("tcp", written) {
+		t.Fatal("an index does not mean only if unchanged, or writing the same has moved it")
 	}
 }
 
