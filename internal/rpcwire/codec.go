@@ -21,6 +21,9 @@ func (codec) Marshal(v any) (mem.BufferSlice, error) {
 	if f, ok := v.(*frames); ok {
 		return mem.BufferSlice{mem.SliceBuffer(*f)}, nil
 	}
+	if p, ok := v.(*parts); ok {
+		return p.encode(), nil
+	}
 	b, err := rpc.Marshal(v)
 	if err != nil {
 		return nil, err

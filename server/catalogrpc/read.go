@@ -29,17 +29,6 @@ func keep[T any](c *transport.Call, meta *read.Meta, all []T, may func(z *acl.Au
 	return kept
 }
 
-// hasMeta reports whether a node has all the pairs.
-func hasMeta(n *catalog.Node, pairs map[string]string) bool {
-	for k, want := range pairs {
-		// A key that is asked for without a value must be there, with an empty one.
-		if got, ok := n.Meta[k]; !ok || got != want {
-			return false
-		}
-	}
-	return true
-}
-
 // SortNear sorts by the estimated round-trip time from a node, unless its coordinate is not known. What has no
 // coordinate comes last; what is equally far keeps its order.
 func SortNear[T any](v *state.View, near string, list []T, node func(T) string) {
@@ -104,7 +93,7 @@ func (h *handlers) nodes(c *transport.Call, v *state.View, req *catalog.NodesReq
 	index, all := v.Nodes()
 	resp.Index = index
 	resp.Nodes = keep(c, &resp.Meta, all, func(z *acl.Authorizer, n *catalog.Node) bool { return z.May(acl.Node, acl.Read, n.Node) })
-	resp.Nodes = slices.DeleteFunc(resp.Nodes, func(n *catalog.Node) bool { return !hasMeta(n, req.NodeMeta) })
+	resp.Nodes = slices.DeleteFunc(resp.Nodes, func(n *catalog.Node) bool { return !n.HasMeta(req.NodeMeta) })
 	resp.Nodes = f.Select(resp.Nodes)
 	SortNear(v, req.Near, resp.Nodes, func(n *catalog.Node) string { return n.Node })
 	return resp, c.Authorizer.Filtering(), nil
@@ -123,7 +112,7 @@ func (h *handlers) services(c *transport.Call, v *state.View, req *catalog.Servi
 			resp.Filtered = !c.Authorizer.Anonymous()
 			continue
 		}
-		if req.Kind != "" && i.Service.Kind != req.Kind || !hasMeta(i.Node, req.NodeMeta) {
+		if req.Kind != "" && i.Service.Kind != req.Kind || !i.Node.HasMeta(req.NodeMeta) {
 			continue
 		}
 		if f != nil {
@@ -214,7 +203,7 @@ func (h *handlers) instances(c *transport.Call, v *state.View, req *catalog.Inst
 			resp.Filtered = !c.Authorizer.Anonymous()
 			continue
 		}
-		if !hasTags(i.Service, req.Tags) || !hasMeta(i.Node, req.NodeMeta) || req.PassingOnly && !passing(i) {
+		if !req.Wants(i) {
 			continue
 		}
 		if req.MergeCentralConfig && req.Peer == "" {
@@ -315,25 +304,6 @@ func imported(v *state.View, req *catalog.InstancesRequest) (uint64, []*catalog.
 	return index, i.Instances
 }
 
-// hasTags reports whether an instance has all the tags, compared without regard to case.
-func hasTags(s *catalog.Service, tags []string) bool {
-	for _, want := range tags {
-		if !slices.ContainsFunc(s.Tags, func(tag string) bool { return strings.EqualFold(tag, want) }) {
-			return false
-		}
-	}
-	return true
-}
-
-func passing(i *catalog.Instance) bool {
-	for _, c := range i.Checks {
-		if c.Status != catalog.Passing {
-			return false
-		}
-	}
-	return true
-}
-
 func (h *handlers) checks(c *transport.Call, v *state.View, req *catalog.ChecksRequest) (*catalog.ChecksReply, acl.Permit, error) {
 	f, err := filter.Compile[*catalog.Check](req.Filter)
 	if err != nil {
@@ -361,7 +331,7 @@ func (h *handlers) checks(c *transport.Call, v *state.View, req *catalog.ChecksR
 			has, ok := nodes[k.Node]
 			if !ok {
 				n := v.Node(k.Node)
-				has = n != nil && hasMeta(n, req.NodeMeta)
+				has = n != nil && n.HasMeta(req.NodeMeta)
 				nodes[k.Node] = has
 			}
 			return !has
