@@ -286,7 +286,9 @@ func (b *builder) checkConnect() {
 			err = e.Validate()
 		}
 		if err != nil {
-			b.fail("config_entries.bootstrap", "config_entries.bootstrap[%d]: %v", i, err)
+			for _, err := range flatten(err) {
+				b.failIn("config_entries.bootstrap", i, "config_entries.bootstrap[%d]: %v", i, err)
+			}
 			continue
 		}
 		s.ConfigEntries = append(s.ConfigEntries, e)

@@ -21,8 +21,9 @@ import (
 const maxDepth = 200
 
 // parse reads a source in the given format ("hcl" or "json") into a tree whose root is an object. A source that is empty
-// or blank is an empty object, and an HCL source that begins with a brace is read as JSON.
+// or blank is an empty object, and an HCL source that begins with a brace is read as JSON. A byte order mark is skipped.
 func parse(file, format string, data []byte) (*node, error) {
+	data = bytes.TrimPrefix(data, []byte("\ufeff"))
 	trimmed := bytes.TrimLeft(data, " \t\r\n")
 	switch {
 	case len(bytes.TrimSpace(data)) == 0:

@@ -346,12 +346,25 @@ func join(path, key string) string {
 	return path + "." + key
 }
 
-// suggest ends the message about an unknown key with the one that was probably meant, if one is close.
+// suggest ends the message about an unknown key with the one that was probably meant: one that is close, or the only one
+// of that name elsewhere.
 func (s *schema) suggest(key string) string {
-	if best := spelling.Nearest(key, slices.Collect(maps.Keys(s.fields))); best != "" {
-		return fmt.Sprintf(", did you mean %s?", best)
+	best := spelling.Nearest(key, slices.Collect(maps.Keys(s.fields)))
+	if best == "" {
+		var elsewhere []string
+		walk(root, "", func(full string, _ *schema) {
+			if strings.HasSuffix(full, "."+strings.ToLower(key)) {
+				elsewhere = append(elsewhere, full)
+			}
+		})
+		if len(elsewhere) == 1 {
+			best = elsewhere[0]
+		}
 	}
-	return ""
+	if best == "" {
+		return ""
+	}
+	return fmt.Sprintf(", did you mean %s?", best)
 }
 
 // ---------------------------------------------------------------- decoding the merged tree

@@ -6,12 +6,15 @@
 package config
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/hashicorp/go-sockaddr/template"
@@ -144,6 +147,36 @@ func (b *builder) fail(key, format string, args ...any) {
 		err.Pos = n.pos
 	}
 	b.problems = append(b.problems, err)
+}
+
+// keyInText finds the key that an error of somebody else's decoder is about.
+var keyInText = regexp.MustCompile(`invalid config key "([^"]+)"|invalid value for (\w+)`)
+
+// failIn reports a problem with the item i of a list of free-form objects, at the key that the text names if it has that.
+func (b *builder) failIn(key string, i int, format string, args ...any) {
+	b.fail(key, format, args...)
+	n := b.tree.find(key)
+	if n == nil || n.shape != list || i >= len(n.list) {
+		return
+	}
+	err := b.problems[len(b.problems)-1].(*KeyError)
+	n = n.list[i]
+	err.Pos = n.pos
+	m := keyInText.FindStringSubmatch(err.Text)
+	if m == nil {
+		return
+	}
+	for part := range strings.SplitSeq(cmp.Or(m[1], m[2]), ".") {
+		name, index, _ := strings.Cut(strings.TrimSuffix(part, "]"), "[")
+		found := slices.IndexFunc(n.members, func(m member) bool { return strings.EqualFold(m.key, name) })
+		if found < 0 {
+			return
+		}
+		err.Pos, n = n.members[found].pos, n.members[found].value
+		if at, bad := strconv.Atoi(index); bad == nil && n.shape == list && at < len(n.list) {
+			n = n.list[at]
+		}
+	}
 }
 
 // has reports whether any source sets the key.
