@@ -89,7 +89,7 @@ var examples = map[string]string{
 	"reload":      `reload`,
 	"rtt":         `rtt node1 node2`,
 	"run":         `run -name web -port 8080 -check /health -upstream db:5432 -- ./web -listen 127.0.0.1:8080`,
-	"validate":    `validate /etc/sarn.d`,
+	"validate":    `validate /etc/sarn`,
 	"version":     `version -format json`,
 
 	"intention":        `intention create web db`,

@@ -285,6 +285,35 @@ func TestReloadOfEveryKey(t *testing.T) {
 	}
 }
 
+// The limits of calls to the servers are those of the router where there is no server.
+func TestReloadOfTheLimitsOfAClient(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "agent.hcl")
+	base := fmt.Sprintf("bind_addr = \"127.0.0.1\"\ndata_dir = %q\n", t.TempDir())
+	write(t, file, base)
+	a := newTestAgent(t, dir)
+	limits := func() string {
+		return asText([]any{inside(a.router, "timeout"), inside(a.router, "rate.rate"), inside(a.router, "rate.burst")})
+	}
+	before := limits()
+	for _, text := range []string{`rpc_client_timeout = "9s"`, `rpc_rate = 7`, `rpc_max_burst = 5`} {
+		write(t, file, base+"limits {\n"+text+"\n}\n")
+		if err := a.Reload(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if now := limits(); now == before {
+			t.Errorf("%s has changed nothing: %s", text, now)
+		}
+		write(t, file, base)
+		if err := a.Reload(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if now := limits(); now != before {
+			t.Errorf("without %s there is %s, and was %s before it", text, now, before)
+		}
+	}
+}
+
 // What was changed and needs a restart is told at every reload until there was one, and no more when it is taken back.
 func TestReloadsGoOnTellingWhatNeedsARestart(t *testing.T) {
 	dir := t.TempDir()
