@@ -25,8 +25,12 @@ import (
 // New returns the command.
 func New(ui cli.Ui) cli.Command { return &command{ui: ui} }
 
+// NewSetUp returns the command for a configuration that a program has just written: it does not warn of what is in it.
+func NewSetUp(ui cli.Ui) cli.Command { return &command{ui: ui, setUp: true} }
+
 type command struct {
 	ui      cli.Ui
+	setUp   bool    // the configuration is not the user's
 	manager manager // what has started the agent
 }
 
@@ -122,8 +126,10 @@ func (c *command) run(ctx context.Context, src config.Sources) int {
 	if c.manager.sink != nil {
 		log.RegisterSink(c.manager.sink)
 	}
-	for _, w := range warnings {
-		log.Warn(w)
+	if !c.setUp {
+		for _, w := range warnings {
+			log.Warn(w)
+		}
 	}
 	// From here on, what is wrong goes to the log, as everything later does.
 	refuse := func(err error) int {

@@ -342,6 +342,9 @@ func members(f *flag.FlagSet) func(*verb.Call) error {
 		if err != nil {
 			return verb.Errorf("Error retrieving members: %w", err)
 		}
+		if len(list) == 0 && *filter == "" && c.Denies() { // every agent has a member: itself
+			return verb.Exit(2, verb.Errorf("No member may be seen with this token. Give one that may read nodes: -token, -token-file, SARN_HTTP_TOKEN, SARN_HTTP_TOKEN_FILE"))
+		}
 		list = slices.DeleteFunc(list, func(m *api.AgentMember) bool { return !states.MatchString(memberStatus[m.Status]) })
 		if len(list) == 0 {
 			return verb.Exit(2, nil)

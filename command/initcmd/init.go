@@ -71,13 +71,18 @@ func setup(f *flag.FlagSet) func(*verb.Call) error {
 			return err
 		}
 		s := &setupRun{options: o, call: c}
-		if err := s.complete(); err != nil {
-			return err
+		err := s.complete()
+		switch {
+		case err != nil:
+		case s.join != "":
+			err = s.joinCluster()
+		default:
+			err = s.first()
 		}
-		if s.join != "" {
-			return s.joinCluster()
+		if err != nil {
+			s.clear()
 		}
-		return s.first()
+		return err
 	}
 }
 
@@ -88,6 +93,7 @@ type setupRun struct {
 	give *owner // who the files are for; nil leaves them to who runs this
 	// examples are files of a package that say nothing of their own. They are put aside.
 	examples []string
+	made     []string // folders that were not there, outer ones first
 }
 
 // complete fills in what was not given, and refuses what cannot be.
@@ -155,9 +161,11 @@ func (s *setupRun) vacant() error {
 		return err
 	}
 	for _, e := range entries {
-		if e.Name() != "lost+found" {
-			return verb.Errorf("There is data of an agent already: %s. Nothing was changed. To begin anew, move it away", filepath.Join(s.dataDir, e.Name()))
+		path := filepath.Join(s.dataDir, e.Name())
+		if e.Name() == "lost+found" || path == s.tlsDir() && empty(path) { // what ended halfway may have left that
+			continue
 		}
+		return verb.Errorf("There is data of an agent already: %s. Nothing was changed. To begin anew, move it away", path)
 	}
 	s.give = ownerOf(s.dataDir)
 	for _, dir := range []string{s.configDir, s.dataDir, s.tlsDir()} {
@@ -168,6 +176,7 @@ func (s *setupRun) vacant() error {
 		if dir != s.configDir {
 			mode = 0o700
 		}
+		s.made = append(s.made, dir)
 		if err := os.MkdirAll(dir, mode); err != nil {
 			return err
 		}
@@ -182,6 +191,19 @@ func (s *setupRun) vacant() error {
 	}
 	probe.Close()
 	return os.Remove(probe.Name())
+}
+
+// empty reports whether there is no folder or nothing in it.
+func empty(dir string) bool {
+	entries, err := os.ReadDir(dir)
+	return len(entries) == 0 && (err == nil || errors.Is(err, os.ErrNotExist))
+}
+
+// clear removes the folders that were made and have remained empty, so that a run that failed leaves no trace.
+func (s *setupRun) clear() {
+	for _, dir := range slices.Backward(s.made) {
+		os.Remove(dir) // fails if there is anything in it
+	}
 }
 
 // exampleLines are what the file of a package says, with which an agent runs alone.
@@ -363,7 +385,7 @@ func (s *setupRun) explainStart() {
 // start runs the agent until it ends.
 func (s *setupRun) start() error {
 	ui := &cli.BasicUi{Reader: s.call.In, Writer: io.Discard, ErrorWriter: s.call.Err}
-	if code := agent.New(ui).Run([]string{"-config-dir", s.configDir, "-log-level", s.logLevel}); code != 0 {
+	if code := agent.NewSetUp(ui).Run([]string{"-config-dir", s.configDir, "-log-level", s.logLevel}); code != 0 {
 		return verb.Exit(code, nil)
 	}
 	return nil

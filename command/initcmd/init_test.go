@@ -135,12 +135,35 @@ func TestInitRefuses(t *testing.T) {
 			if strings.Contains(errs, strings.TrimPrefix(token, "sarn-join-")) {
 				t.Errorf("the error shows the token: %s", errs)
 			}
-			for _, name := range []string{"etc/init.hcl", "lib/operator.token", "lib/tls/ca.pem"} {
+			for _, name := range []string{"etc/init.hcl", "lib/operator.token", "lib/tls"} {
 				if exists(filepath.Join(dir, name)) {
 					t.Errorf("%s was written", name)
 				}
 			}
 		})
+	}
+}
+
+// What failed, or was killed, does not stand in the way of the next try.
+func TestInitAfterOneThatFailed(t *testing.T) {
+	dir := t.TempDir()
+	token := (&intro.JoinToken{Datacenter: "dc1", Domain: "consul", Addresses: []string{"127.0.0.1:1"}}).Text()
+	for range 2 {
+		if _, errs, code := run(t, "", flags(dir, "-node", "n", "-join", token)...); code != 1 || !strings.Contains(errs, "connection refused") {
+			t.Fatalf("%d: %s", code, errs)
+		}
+		if left, _ := os.ReadDir(dir); len(left) > 0 {
+			t.Fatalf("it has left %v", left)
+		}
+	}
+	if err := os.MkdirAll(filepath.Join(dir, "lib", "tls"), 0o700); err != nil { // as one that was killed leaves
+		t.Fatal(err)
+	}
+	if out, errs, code := run(t, "", flags(dir, "-node", "n")...); code != 0 {
+		t.Fatalf("%d: %s%s", code, out, errs)
+	}
+	if _, errs, code := run(t, "", flags(dir, "-node", "n", "-config-dir", filepath.Join(dir, "other"))...); code != 1 || !strings.Contains(errs, filepath.Join("lib", "operator.token")) {
+		t.Errorf("a second time: %d: %s", code, errs)
 	}
 }
 

@@ -8,8 +8,14 @@ import (
 // missingRule is the header in which an agent names the line of a policy that would have let a request through.
 const missingRule = "X-Sarn-Missing-Rule"
 
+// defaultPolicy is the header in which an agent tells what may be done that no rule speaks of.
+const defaultPolicy = "X-Consul-Default-Acl-Policy"
+
 // A hint is what the last refused request lacked.
-type hint struct{ rule atomic.Pointer[string] }
+type hint struct {
+	rule   atomic.Pointer[string]
+	denies atomic.Bool // the last answer was from an agent that denies by default
+}
 
 // listen has the answers to a client's requests looked at.
 func (h *hint) listen(client *http.Client) {
@@ -42,6 +48,7 @@ func (l listener) RoundTrip(r *http.Request) (*http.Response, error) {
 	if err == nil {
 		rule := resp.Header.Get(missingRule)
 		l.hint.rule.Store(&rule)
+		l.hint.denies.Store(resp.Header.Get(defaultPolicy) == "deny")
 	}
 	return resp, err
 }

@@ -347,6 +347,10 @@ func (c *Call) API() (*api.Client, error) {
 	return client, nil
 }
 
+// Denies reports whether the agent that answered last shows nothing to those whom no rule lets see it, so that an empty
+// list may be for want of a token.
+func (c *Call) Denies() bool { return c.missing != nil && c.missing.denies.Load() }
+
 // Config returns the client configuration that flags and environment make up.
 func (c *Call) Config() *api.Config {
 	conf := api.DefaultConfig()
