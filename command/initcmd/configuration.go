@@ -83,8 +83,9 @@ func (c *configuration) text() string {
 	line("  }")
 	line("}")
 	if c.server {
-		line("\n# The API over HTTPS, beside the plain one; both on loopback unless client_addr or addresses say otherwise.")
-		line("ports {\n  https = 8501\n}")
+		line("\n# The API over HTTPS, beside the plain one, and what sidecars ask for their configuration, with and without TLS; all on")
+		line("# loopback unless client_addr or addresses say otherwise.")
+		line("ports {\n  https = 8501\n  grpc = 8502\n  grpc_tls = 8503\n}")
 		line("\n# Client agents get their certificates from the servers, and renew them.")
 		line("auto_encrypt {\n  allow_tls = true\n}")
 		line("\n# The key of the authority: this server signs its own certificate with it. With it, machines join by sarn join-token.")
@@ -92,6 +93,8 @@ func (c *configuration) text() string {
 	} else {
 		line("\n# The certificate of this agent comes from the servers, and is renewed.")
 		line("auto_encrypt {\n  tls = true\n}")
+		line("\n# Sidecars ask here for their configuration; on loopback unless client_addr or addresses say otherwise.")
+		line("ports {\n  grpc = 8502\n}")
 	}
 	if c.first || c.acl {
 		line("\nacl {")

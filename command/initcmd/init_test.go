@@ -70,6 +70,7 @@ func TestInitWritesASecureServer(t *testing.T) {
 		"ACL":         s.ACL.Enabled && s.ACL.DefaultPolicy == "deny" && len(s.ACL.Tokens.InitialManagement) == 36,
 		"auto":        s.AutoEncrypt.AllowTLS && s.JoinTokens.CAKeyFile != "",
 		"API":         len(s.Addresses.HTTP) == 1 && s.Addresses.HTTP[0].Address == "127.0.0.1:8500" && len(s.Addresses.HTTPS) == 1 && s.Addresses.HTTPS[0].Address == "127.0.0.1:8501",
+		"sidecars":    len(s.Addresses.GRPC) == 1 && s.Addresses.GRPC[0].Address == "127.0.0.1:8502" && len(s.Addresses.GRPCTLS) == 1 && s.Addresses.GRPCTLS[0].Address == "127.0.0.1:8503",
 		"out":         strings.Contains(out, "sarn join-token -server") && !strings.Contains(out, s.ACL.Tokens.InitialManagement),
 		"authority":   pairs(rpc.CAFile, s.JoinTokens.CAKeyFile),
 		"the example": exists(example+".example") && !exists(example),
