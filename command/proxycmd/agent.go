@@ -162,11 +162,15 @@ func (a *agent) targets() []adsclient.Target {
 	var out []adsclient.Target
 	if a.flags.grpcAddr == "" {
 		return []adsclient.Target{{Name: "agent " + a.cfg.Address, Dial: func(ctx context.Context) (net.Conn, error) {
-			addr, err := a.discover(ctx)
+			addr, told, err := a.discover(ctx)
 			if err != nil {
 				return nil, err
 			}
-			return a.dial(ctx, addr)
+			conn, err := a.dial(ctx, addr)
+			if err != nil && !told {
+				err = fmt.Errorf("%w (the agent's gRPC port is taken to be the default, since the token may not ask the agent for it; give another with -grpc-addr)", err)
+			}
+			return conn, err
 		}}}
 	}
 	for addr := range strings.SplitSeq(a.flags.grpcAddr, ",") {
@@ -179,8 +183,8 @@ func (a *agent) targets() []adsclient.Target {
 // defaultGRPCPort is tried where the agent does not tell.
 const defaultGRPCPort = 8502
 
-// discover asks the agent where its gRPC port is.
-func (a *agent) discover(ctx context.Context) (string, error) {
+// discover asks the agent where its gRPC port is. It is a guess when the agent has not told.
+func (a *agent) discover(ctx context.Context) (addr string, told bool, err error) {
 	host := a.host()
 	var self struct {
 		XDS struct {
@@ -192,26 +196,26 @@ func (a *agent) discover(ctx context.Context) (string, error) {
 	var s api.StatusError
 	switch _, err := a.api.Raw().Query("/v1/agent/self", &self, a.options(ctx)); {
 	case errors.As(err, &s) && s.Code == http.StatusForbidden:
-		a.log.Warn("the token may not ask the agent for its gRPC port, using the default", "port", defaultGRPCPort)
-		return net.JoinHostPort(host, strconv.Itoa(defaultGRPCPort)), nil
+		a.log.Info("the token may not ask the agent for its gRPC port, using the default", "port", defaultGRPCPort)
+		return net.JoinHostPort(host, strconv.Itoa(defaultGRPCPort)), false, nil
 	case err != nil:
-		return "", err
+		return "", false, err
 	}
 	p := self.XDS.Ports
 	secure, plain := max(p.TLS, self.DebugConfig.GRPCTLSPort), cmp.Or(max(p.Plaintext, 0), max(self.XDS.Port, 0), max(self.DebugConfig.GRPCPort, 0))
 	trusted := a.flags.grpcCAFile != "" || a.flags.grpcCAPath != ""
 	switch ip := net.ParseIP(host); {
 	case secure > 0 && trusted:
-		return "https://" + net.JoinHostPort(host, strconv.Itoa(secure)), nil
+		return "https://" + net.JoinHostPort(host, strconv.Itoa(secure)), true, nil
 	case plain > 0:
 		if secure > 0 && (ip == nil || !ip.IsLoopback()) {
 			a.log.Warn("using the agent's plaintext gRPC port: no CA is given for the one with TLS", "flag", "-grpc-ca-file")
 		}
-		return net.JoinHostPort(host, strconv.Itoa(plain)), nil
+		return net.JoinHostPort(host, strconv.Itoa(plain)), true, nil
 	case secure > 0:
-		return "", errors.New("the agent's gRPC port speaks TLS: give its CA with -grpc-ca-file")
+		return "", false, errors.New("the agent's gRPC port speaks TLS: give its CA with -grpc-ca-file")
 	}
-	return "", errors.New("the agent has no gRPC port: set ports.grpc in its configuration")
+	return "", false, errors.New("the agent has no gRPC port: set ports.grpc in its configuration")
 }
 
 // host is where the agent is.

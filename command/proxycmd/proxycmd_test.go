@@ -150,9 +150,9 @@ func TestGRPCAddressComesFromTheAgent(t *testing.T) {
 		{"none", self(-1, -1, -1), nil, ""},
 	}
 	for _, tt := range tests {
-		got, err := fake(t, tt.answers, tt.args...).discover(t.Context())
-		if got != tt.want || (err == nil) != (tt.want != "") {
-			t.Errorf("%s: %q, %v; want %q", tt.name, got, err, tt.want)
+		got, told, err := fake(t, tt.answers, tt.args...).discover(t.Context())
+		if got != tt.want || (err == nil) != (tt.want != "") || told != (tt.want != "" && tt.name != "may not ask") {
+			t.Errorf("%s: %q, told %v, %v; want %q", tt.name, got, told, err, tt.want)
 		}
 	}
 }
