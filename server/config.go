@@ -101,6 +101,8 @@ type Config struct {
 	// accept them, too.
 	Introduce []rpcwire.Method
 
+	FeedsDisabled bool // rpc.enable_streaming is false: agents ask for what they watch
+
 	// Handlers adds calls beside those every server answers, Duties what else the leader does.
 	Handlers []func(*transport.Registry, *fsm.Appliers)
 	Duties   []leader.Duty

@@ -27,6 +27,7 @@ import (
 	"github.com/sarnmesh/sarn/server/consensus"
 	"github.com/sarnmesh/sarn/server/explainrpc"
 	"github.com/sarnmesh/sarn/server/federation"
+	"github.com/sarnmesh/sarn/server/feedrpc"
 	"github.com/sarnmesh/sarn/server/fsm"
 	"github.com/sarnmesh/sarn/server/kvrpc"
 	"github.com/sarnmesh/sarn/server/leader"
@@ -60,6 +61,7 @@ type Server struct {
 	grpc       *rpcwire.Server
 	intro      *rpcwire.Server
 	peers      *peering.Engine
+	feeds      *feedrpc.Hub // nil when agents are given none
 	duties     []leader.Duty
 }
 
@@ -145,6 +147,10 @@ func New(cfg Config) (*Server, error) {
 		elsewhere, lookups.Federation, queries.Elsewhere = s.federation, s.federation, distant{s.federation}
 	}
 	catalogrpc.Register(&registry, &appliers, lookups)
+	if !cfg.FeedsDisabled {
+		s.feeds = feedrpc.New(feedrpc.Config{Store: s.store, Candidates: lookups.Candidates, Logger: s.log})
+		s.feeds.Register(&registry)
+	}
 	queryrpc.Register(&registry, &appliers, queries)
 	kvrpc.Register(&registry, &appliers, kvrpc.Config{TTL: sessions, MinTTL: cfg.SessionTTLMin, KeyListPolicy: cfg.KeyListPolicy})
 	authority.Register(&registry, &appliers)
@@ -213,6 +219,9 @@ func New(cfg Config) (*Server, error) {
 		DefaultQueryTime: cfg.DefaultQueryTime, MaxQueryTime: cfg.MaxQueryTime, ClientTimeout: cfg.ClientTimeout,
 		Limits: cfg.Limits, Logger: cfg.Logger,
 	})
+	if s.feeds != nil {
+		s.feeds.Connect(s.dispatcher)
+	}
 	control.AskLeader(s.dispatcher, func() bool { status, _ := s.raft.Status(); return status.Leading })
 	methods, streams := s.dispatcher.Methods()
 	s.grpc = rpcwire.NewServer(methods, streams, 0)
@@ -395,6 +404,9 @@ func (s *Server) Run(ctx context.Context) error {
 	g.Go(func() error { return s.membership.RunBootstrap(ctx) })
 	g.Go(func() error { return seen(ctx) })
 	g.Go(func() error { return s.report(ctx) })
+	if s.feeds != nil {
+		g.Go(func() error { return s.feeds.Run(ctx) })
+	}
 	g.Go(func() error {
 		<-ctx.Done()
 		s.dispatcher.Refuse()

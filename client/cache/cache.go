@@ -1,5 +1,5 @@
-// Package cache keeps the answers of reads up to date: a view is one answer kept fresh by one standing blocking query,
-// however many ask for it. The HTTP API (?cached), DNS and the proxies share the views of their agent.
+// Package cache keeps the answers of reads up to date: a view is one answer kept fresh by one standing blocking query, or a
+// stream of what changes, however many ask for it. The HTTP API (?cached), DNS and the proxies share the views of their agent.
 //
 // A view belongs to a method and a request, the token included: nobody is served what was fetched with another token.
 // It is asked for in stale mode, so any server answers. When the servers are lost it keeps its last answer, with
@@ -42,7 +42,10 @@ type Config struct {
 	// DefaultWait and WaitLimit bound the blocking form of Get as default_query_time and max_query_time bound blocking
 	// queries; defaults 5m and 10m.
 	DefaultWait, WaitLimit time.Duration
-	Logger                 hclog.Logger // default discards
+	// Streams keep the answers that they cover; nil asks for all.
+	Streams   Streams
+	StreamTTL time.Duration // a view kept by a stream that is unused for this long ends; default 20m, at most TTL
+	Logger    hclog.Logger  // default discards
 }
 
 func (c Config) withDefaults() Config {
@@ -52,6 +55,8 @@ func (c Config) withDefaults() Config {
 		}
 	}
 	def(&c.TTL, 72*time.Hour)
+	def(&c.StreamTTL, 20*time.Minute)
+	c.StreamTTL = min(c.StreamTTL, c.TTL)
 	def(&c.MaxWait, 5*time.Minute)
 	def(&c.DefaultWait, 5*time.Minute)
 	def(&c.WaitLimit, 10*time.Minute)
@@ -113,7 +118,7 @@ func New(caller rpc.Caller, cfg Config) *Cache {
 // after that return ErrStopped.
 func (c *Cache) Run(ctx context.Context) error {
 	var views sync.WaitGroup
-	tick := time.NewTicker(min(max(c.cfg.TTL/64, time.Second), expireEvery))
+	tick := time.NewTicker(min(max(c.cfg.StreamTTL/64, time.Second), expireEvery))
 	defer tick.Stop()
 	for {
 		c.mu.Lock()
@@ -143,6 +148,9 @@ func (c *Cache) Run(ctx context.Context) error {
 
 // Retry ends the back-off of every view whose last fetch failed. Call it when servers may be reachable again.
 func (c *Cache) Retry() {
+	if c.cfg.Streams != nil {
+		c.cfg.Streams.Retry()
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, e := range c.entries {
@@ -175,6 +183,8 @@ type Info struct {
 	Hit   bool          // a view with an answer stood when it was asked for
 	Age   time.Duration // 0 while the view is in touch with the servers, else since that ended
 	Index uint64        // of the answer, at least 1
+	// Streamed says that the answer came by a stream.
+	Streamed bool
 }
 
 // Get returns the answer of the view of req, making the view if there is none. The blocking form, with MinIndex set in
@@ -221,7 +231,7 @@ func get[Resp any](ctx context.Context, c *Cache, e *entry, opts read.Options) (
 	if opts.MinIndex > 0 {
 		hit = false
 		var err error
-		if r, err = e.after(ctx, opts.MinIndex, c.waitFor(opts.MaxWait)); err != nil {
+		if r, err = e.after(ctx, opts.MinIndex, c.waitFor(opts.MaxWait, r.streamed)); err != nil {
 			return nil, Info{}, err
 		}
 	}
@@ -241,12 +251,15 @@ func direct[Req, Resp any](ctx context.Context, c *Cache, m rpc.Method[Req, Resp
 	return resp, Info{Index: indexOf(resp)}, nil
 }
 
-// waitFor bounds a wait as the servers bound that of a blocking query.
-func (c *Cache) waitFor(wait time.Duration) time.Duration {
+// waitFor bounds a wait as the servers bound that of a blocking query; exactly where no server is asked.
+func (c *Cache) waitFor(wait time.Duration, exactly bool) time.Duration {
 	if wait <= 0 {
 		wait = c.cfg.DefaultWait
 	}
 	wait = min(wait, c.cfg.WaitLimit)
+	if exactly {
+		return wait
+	}
 	return wait + jitter(wait/16)
 }
 
@@ -372,11 +385,16 @@ func (c *Cache) makeRoomLocked() []*entry {
 
 // expire ends what was not used for the TTL.
 func (c *Cache) expire() {
-	before := int64(time.Since(c.start) - c.cfg.TTL)
+	now := time.Since(c.start)
+	before, streamedBefore := int64(now-c.cfg.TTL), int64(now-c.cfg.StreamTTL)
 	var gone []*entry
 	c.mu.Lock()
 	for k, e := range c.entries {
-		if e.used.Load() <= before && e.retire() {
+		end := before
+		if e.current.Load().streamed {
+			end = streamedBefore
+		}
+		if e.used.Load() <= end && e.retire() {
 			delete(c.entries, k)
 			gone = append(gone, e)
 		}

@@ -2,6 +2,7 @@ package cache
 
 import (
 	"context"
+	"errors"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -18,10 +19,12 @@ type result struct {
 	index uint64 // of value
 	err   error  // of the last fetch, nil when it succeeded
 	lost  time.Time
+	// streamed says that value came by a stream.
+	streamed bool
 }
 
 func (r *result) info(hit bool) Info {
-	i := Info{Hit: hit, Index: r.index}
+	i := Info{Hit: hit, Index: r.index, Streamed: r.streamed}
 	if r.err != nil {
 		i.Age = time.Since(r.lost)
 	}
@@ -33,6 +36,8 @@ type entry struct {
 	c     *Cache
 	key   string
 	fetch func(ctx context.Context, minIndex uint64) (value any, index uint64, err error)
+	// open returns the stream that gives the answers, nil if there is none; what that cannot is fetched.
+	open func() Stream
 
 	current atomic.Pointer[result] // never nil
 	used    atomic.Int64           // time of the last use, since Cache.start
@@ -62,6 +67,12 @@ func newEntry[Req, Resp any](c *Cache, key string, m rpc.Method[Req, Resp], req 
 	e := &entry{c: c, key: key, kicked: make(chan struct{}, 1), counts: countsOf(m.Name)}
 	e.current.Store(&result{})
 	own := *req
+	e.open = func() Stream {
+		if c.cfg.Streams == nil {
+			return nil
+		}
+		return c.cfg.Streams.Open(m.Descriptor, &own)
+	}
 	e.fetch = func(ctx context.Context, minIndex uint64) (any, uint64, error) {
 		r := own
 		if o := optionsOf(&r); o != nil {
@@ -96,6 +107,9 @@ const (
 	fruitlessMax   = 3
 )
 
+// streamPause is the most between two looks at a stream that has told an error.
+const streamPause = time.Second
+
 // run keeps the view fresh until ctx ends or the view leaves the cache.
 func (e *entry) run(ctx context.Context) {
 	ctx, cancel := context.WithCancel(ctx)
@@ -107,6 +121,10 @@ func (e *entry) run(ctx context.Context) {
 	if ended {
 		e.fail(errEvicted)
 		return
+	}
+	stream := e.open()
+	if stream != nil {
+		defer stream.Close()
 	}
 	bound := e.c.rate.Load()
 	bucket := newBucket(bound.perSecond, bound.burst)
@@ -124,7 +142,7 @@ func (e *entry) run(ctx context.Context) {
 		if failures > 0 {
 			since = 0 // answered at once, which tells that the servers are back
 		}
-		value, index, err := e.fetch(ctx, since)
+		value, index, streamed, err := e.next(ctx, stream, since)
 		if ctx.Err() != nil {
 			break
 		}
@@ -140,19 +158,23 @@ func (e *entry) run(ctx context.Context) {
 			if failures == 1 {
 				e.c.cfg.Logger.Debug("view not refreshed, will retry", "error", err)
 			}
-			if !pause(ctx, backoff(failures), e.kicked) {
+			wait := backoff(failures)
+			if streamed && !refused(err) { // it waits by itself for what comes next
+				wait = min(wait, streamPause)
+			}
+			if !pause(ctx, wait, e.kicked) {
 				break
 			}
 			continue
 		}
 		failures = 0
 		e.counts.fetched(since != 0 && index == since)
-		if since != 0 && index == since && time.Since(began) < fruitlessQuick {
+		if !streamed && since != 0 && index == since && time.Since(began) < fruitlessQuick {
 			fruitless++
 		} else {
 			fruitless = 0
 		}
-		e.publish(value, index)
+		e.publish(value, index, streamed)
 		if fruitless > fruitlessMax && !pause(ctx, fruitlessPause, nil) {
 			break
 		}
@@ -167,20 +189,32 @@ func (e *entry) run(ctx context.Context) {
 	}
 }
 
+// next waits for the next answer, from the stream if there is one and it can tell.
+func (e *entry) next(ctx context.Context, stream Stream, since uint64) (value any, index uint64, streamed bool, err error) {
+	if stream != nil {
+		value, index, err = stream.Next(ctx, since)
+		if !errors.Is(err, ErrNoStream) {
+			return value, index, true, err
+		}
+	}
+	value, index, err = e.fetch(ctx, since)
+	return value, index, false, err
+}
+
 // publish makes an answer current and tells who waits, unless it is the one they have.
-func (e *entry) publish(value any, index uint64) {
+func (e *entry) publish(value any, index uint64, streamed bool) {
 	last := e.current.Load()
-	e.current.Store(&result{value: value, index: index})
-	if last.value != nil && last.index == index && last.err == nil {
+	e.current.Store(&result{value: value, index: index, streamed: streamed})
+	if last.value != nil && last.index == index && last.err == nil && !streamed { // a stream has none twice
 		return
 	}
-	e.notify(last.value == nil || last.index != index || last.err != nil)
+	e.notify(true)
 }
 
 // publishError records a failed fetch. The answer stays unless the servers refused the request.
 func (e *entry) publishError(err error) {
 	last := e.current.Load()
-	next := &result{value: last.value, index: last.index, err: err, lost: last.lost}
+	next := &result{value: last.value, index: last.index, err: err, lost: last.lost, streamed: last.streamed}
 	if last.err == nil {
 		next.lost = time.Now()
 	}

@@ -217,6 +217,27 @@ func (r *Router) Stream(ctx context.Context, d rpc.Descriptor, req any, in io.Re
 	return out, err
 }
 
+// Duplex performs a call whose byte streams go on side by side (rpcwire.Client.Duplex) at the first server that answers it.
+// It does not wait for one.
+func (r *Router) Duplex(ctx context.Context, d rpc.Descriptor, req, resp any) (both io.ReadWriteCloser, err error) {
+	if err := r.rate.admit(); err != nil {
+		return nil, err
+	}
+	err = r.try(rpc.Impatient(ctx), rpc.KindRead, 0, func(address string) (err error) {
+		if both, err = r.client.Duplex(ctx, address, d.Name, req, resp); errors.Is(err, wireerr.ErrNoLeader) {
+			err = &unable{err} // another may have heard of one
+		}
+		return err
+	})
+	if u, ok := errors.AsType[*unable](err); ok {
+		err = u.error
+	}
+	return both, err
+}
+
+// unable is the error of a server that is not to be asked again before the others.
+type unable struct{ error }
+
 // try asks servers until one has answered, the hold time is over, or the call may have been performed.
 func (r *Router) try(ctx context.Context, kind rpc.Kind, hold time.Duration, call func(address string) error) error {
 	began := time.Now()
@@ -271,7 +292,7 @@ func judge(kind rpc.Kind, err error) (unreachable, again bool) {
 	if _, lost := errors.AsType[*rpcwire.LostError](err); lost {
 		return true, kind == rpc.KindRead
 	}
-	if errors.Is(err, wireerr.ErrRateLimited) {
+	if _, ok := errors.AsType[*unable](err); ok || errors.Is(err, wireerr.ErrRateLimited) {
 		return true, true // it has too much to do; another may not
 	}
 	return false, errors.Is(err, wireerr.ErrNoLeader) || strings.Contains(err.Error(), "node is not the leader")

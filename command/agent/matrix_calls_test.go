@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/ecdsa"
@@ -18,6 +19,7 @@ import (
 	"github.com/sarnmesh/sarn/catalog/access"
 	"github.com/sarnmesh/sarn/catalog/entry"
 	"github.com/sarnmesh/sarn/catalog/event"
+	"github.com/sarnmesh/sarn/catalog/feed"
 	"github.com/sarnmesh/sarn/catalog/kv"
 	"github.com/sarnmesh/sarn/catalog/operator"
 	"github.com/sarnmesh/sarn/catalog/peering"
@@ -32,6 +34,7 @@ import (
 	"github.com/sarnmesh/sarn/connect/intro"
 	"github.com/sarnmesh/sarn/connect/svid"
 	"github.com/sarnmesh/sarn/internal/rpc"
+	"github.com/sarnmesh/sarn/internal/wireerr"
 	"github.com/sarnmesh/sarn/server/statusrpc"
 	"github.com/sarnmesh/sarn/server/transport"
 )
@@ -209,6 +212,44 @@ func streamed[Req any](m rpc.Method[Req, operator.SnapshotReply], req Req) callC
 	return c
 }
 
+// fed describes a subscription of a feed: the first thing that it is told is its answer.
+func fed(needs []need, subject feed.Subject, more ...func(*matrixCall)) callCase {
+	c := callCase{Descriptor: feed.OpenCall.Descriptor, matrixCall: matrixCall{needs: needs}}
+	for _, set := range more {
+		set(&c.matrixCall)
+	}
+	c.do = func(ctx context.Context, d *transport.Dispatcher, _ *fixture, token string, _ func(*read.Options)) (any, string, error) {
+		var ask bytes.Buffer
+		if err := feed.WriteAsk(&ask, &feed.Ask{ID: 1, Subject: subject, Token: token}); err != nil {
+			return nil, "", err
+		}
+		in, w := io.Pipe()
+		_, out, err := feed.OpenCall.Stream(ctx, d, &feed.OpenRequest{}, in)
+		if err != nil {
+			return nil, "", err
+		}
+		defer out.Close()
+		defer w.Close()
+		go w.Write(ask.Bytes())
+		f, err := feed.ReadFrame(bufio.NewReader(out))
+		switch {
+		case err != nil:
+			return nil, "", err
+		case f.Kind == feed.Refused:
+			return nil, "", wireerr.Remote(f.Status, f.Text)
+		}
+		var none *feed.State
+		s, err := none.Follow(f.Event)
+		if err != nil {
+			return nil, "", err
+		}
+		reply := &catalog.InstancesReply{Instances: s.Instances}
+		reply.Filtered = s.Filtered
+		return reply, fmt.Sprintf("%+v", subject), nil
+	}
+	return c
+}
+
 // serverCalls are the calls with what they ask for.
 func serverCalls(t *testing.T, g *guardedAgent) []callCase {
 	roots, err := ca.RootsCall.Call(t.Context(), g.server.Internal(), &ca.RootsRequest{})
@@ -276,6 +317,8 @@ func serverCalls(t *testing.T, g *guardedAgent) []callCase {
 		plain(catalog.InstancesCall, instanceRead, catalog.InstancesRequest{Service: "zqx-svc"}, filters("zqx-svcoutput")),
 		plain(catalog.InstancesCall, instanceRead, catalog.InstancesRequest{Service: "zqx-svc", CatalogOnly: true}, filters("zqx-svcmeta")),
 		plain(catalog.InstancesCall, svcRead, catalog.InstancesRequest{Service: "zqx-svc", Ingress: true}),
+		fed(instanceRead, feed.Subject{Service: "zqx-svc"}, filters("zqx-svcoutput")),
+		fed(svcRead, feed.Subject{Service: "zqx-svc", Connect: true}),
 		plain(catalog.ChecksCall, instanceRead, catalog.ChecksRequest{Service: "zqx-svc"}, filters("zqx-svcoutput")),
 		plain(catalog.ChecksCall, nodeRead, catalog.ChecksRequest{State: "any"}, filters("zqx-output")),
 		plain(catalog.ChecksCall, nodeRead, catalog.ChecksRequest{Node: "zqx-node"}, filters("zqx-output")),
