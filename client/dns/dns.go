@@ -21,6 +21,7 @@ import (
 	"github.com/sarnmesh/sarn/catalog"
 	"github.com/sarnmesh/sarn/catalog/query"
 	"github.com/sarnmesh/sarn/catalog/read"
+	"github.com/sarnmesh/sarn/internal/span"
 )
 
 // A Source answers what the server needs to know of the catalog. With instances and nodes comes what tells whether they
@@ -87,6 +88,7 @@ type Config struct {
 	// Exchange asks a recursor over "udp" or "tcp"; nil uses the network.
 	Exchange func(ctx context.Context, network, addr string, m *dns.Msg) (*dns.Msg, error)
 	Logger   hclog.Logger // nil discards
+	Tracer   *span.Tracer // records questions that are answered by more than the answers kept; nil records none
 	Settings Settings
 }
 
@@ -229,7 +231,9 @@ func (s *Server) packed(ctx context.Context, who asker, req *dns.Msg, tcp bool, 
 		}
 	}()
 	began := time.Now()
+	ctx, asked := s.begin(ctx, req, tcp)
 	resp, k := s.answer(ctx, who, req, tcp, key)
+	finish(asked, resp)
 	if resp == nil {
 		return nil
 	}

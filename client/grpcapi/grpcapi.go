@@ -7,6 +7,8 @@ import (
 	"crypto/tls"
 	"errors"
 	"net"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -19,6 +21,8 @@ import (
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
+
+	"github.com/sarnmesh/sarn/internal/span"
 )
 
 // A Service adds itself to a gRPC server.
@@ -42,6 +46,7 @@ type Config struct {
 	KeepAlive     time.Duration // silent clients are pinged this often; default 30s
 	Timeout       time.Duration // of the answer to a ping; default 20s
 	Logger        hclog.Logger  // default discards
+	Tracer        *span.Tracer  // records calls that are no streams; nil records none
 }
 
 // A Server serves gRPC. Make one with New; nothing happens until Run.
@@ -144,7 +149,7 @@ func (s *Server) server(l Listener) *grpc.Server {
 		// There are many clients and each says little: what they may send ahead need not be found out by pings.
 		grpc.StaticConnWindowSize(window), grpc.StaticStreamWindowSize(window),
 		grpc.ConnectionTimeout(20 * time.Second), // for a client to say hello
-		grpc.StatsHandler(&s.load), grpc.ChainUnaryInterceptor(s.load.unary), grpc.ChainStreamInterceptor(s.load.stream),
+		grpc.StatsHandler(&s.load), grpc.ChainUnaryInterceptor(s.load.unary, s.record), grpc.ChainStreamInterceptor(s.load.stream),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 15 * time.Second, PermitWithoutStream: true}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: s.cfg.KeepAlive, Timeout: s.cfg.Timeout}),
 	}
@@ -167,6 +172,30 @@ func (s *Server) server(l Listener) *grpc.Server {
 			}))
 	}
 	return grpc.NewServer(options...)
+}
+
+// record records a call if it is to be recorded.
+func (s *Server) record(ctx context.Context, req any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
+	if !s.cfg.Tracer.On() {
+		return handle(ctx, req)
+	}
+	name := strings.TrimPrefix(info.FullMethod, "/")
+	ctx, sp := s.cfg.Tracer.Begin(ctx, span.Incoming(ctx), span.Server, name)
+	reply, err := handle(ctx, req)
+	if sp != nil {
+		service, method, _ := strings.Cut(name, "/")
+		sp.Text("rpc.system", "grpc")
+		sp.Text("rpc.service", service)
+		sp.Text("rpc.method", method)
+		code := status.Code(err)
+		sp.Int("rpc.grpc.status_code", int(code))
+		switch code {
+		case codes.Unknown, codes.DeadlineExceeded, codes.Unimplemented, codes.Internal, codes.Unavailable, codes.DataLoss:
+			sp.Fail(strconv.Itoa(int(code)))
+		}
+		sp.Finish()
+	}
+	return reply, err
 }
 
 // admit asks whether a call may be made.

@@ -1,12 +1,14 @@
 package httpapi
 
 import (
+	"context"
 	"net/http"
 
 	"github.com/sarnmesh/sarn/acl"
 	"github.com/sarnmesh/sarn/catalog/read"
 	"github.com/sarnmesh/sarn/client/cache"
 	"github.com/sarnmesh/sarn/internal/rpc"
+	"github.com/sarnmesh/sarn/internal/span"
 )
 
 type (
@@ -39,12 +41,27 @@ func askCached[Req, Resp any](s *Server, w http.ResponseWriter, r *http.Request,
 	if _, err := s.authorizer(w, r); err != nil { // what is kept is for tokens that are still good
 		return nil, err
 	}
-	resp, info, err := cache.Get(r.Context(), s.cfg.Cache, m, req)
+	ctx, reading := cached(w, any(req).(optioned).ReadOptions().MinIndex > 0)
+	resp, info, err := cache.Get(ctx, s.cfg.Cache, m, req)
+	reading.Finish()
 	if err != nil {
 		return nil, err
 	}
 	setCached(w, info.Hit, info.Age)
 	return resp, nil
+}
+
+// cached begins the span of a read from the cache, nil if the request is not recorded.
+func cached(w http.ResponseWriter, blocking bool) (context.Context, *span.Span) {
+	rw := w.(*response)
+	if rw.span == nil {
+		return rw.r.Context(), nil
+	}
+	name := "read from the cache"
+	if blocking {
+		name = "wait for a change"
+	}
+	return span.Start(rw.r.Context(), span.Internal, name)
 }
 
 // askKept is ask for calls that cannot block: the cache keeps the answer until the request's Cache-Control asks for
@@ -57,9 +74,11 @@ func askKept[Req, Resp any](s *Server, w http.ResponseWriter, r *http.Request, m
 	if _, err := s.authorizer(w, r); err != nil {
 		return nil, err
 	}
-	resp, info, err := cache.Keep(r.Context(), s.cfg.Cache, m, req, cache.Control{
+	ctx, reading := cached(w, false)
+	resp, info, err := cache.Keep(ctx, s.cfg.Cache, m, req, cache.Control{
 		MaxAge: c.maxAge, MustRevalidate: c.revalidate, StaleIfError: c.staleIfError,
 	})
+	reading.Finish()
 	if err != nil {
 		return nil, err
 	}

@@ -24,6 +24,7 @@ import (
 	"github.com/sarnmesh/sarn/client/cache"
 	"github.com/sarnmesh/sarn/client/leaf"
 	"github.com/sarnmesh/sarn/internal/rpc"
+	"github.com/sarnmesh/sarn/internal/span"
 )
 
 // Config tunes a Server. A zero field takes its default.
@@ -34,6 +35,8 @@ type Config struct {
 	Cache *cache.Cache
 	// Logger receives refused and odd requests. Never tokens. Default discards.
 	Logger hclog.Logger
+	// Tracer records requests. Nil records none.
+	Tracer *span.Tracer
 
 	Datacenter string // of this agent; required
 	NodeName   string // of this agent, what ?near=_agent means; required

@@ -15,6 +15,7 @@ import (
 
 	"github.com/sarnmesh/sarn/acl"
 	"github.com/sarnmesh/sarn/catalog/read"
+	"github.com/sarnmesh/sarn/internal/span"
 	"github.com/sarnmesh/sarn/internal/wireerr"
 )
 
@@ -43,12 +44,14 @@ type response struct {
 	r     *http.Request
 	route *route
 	wrote bool
+	span  *span.Span // nil when the request is not recorded
 
 	params   params
 	mode     read.Mode // consistency asked for, once parseOptions ran
 	hasToken bool      // the request is made on behalf of a token
 	tree     bool      // the request is about all that begins with a name
 	cache    cacheControl
+	status   int // that was sent, when the request is recorded; 0 before
 }
 
 var responses = sync.Pool{New: func() any { return new(response) }}
@@ -71,6 +74,9 @@ func (w *response) WriteHeader(status int) {
 	w.wrote = true
 	if t := w.route.tally; t != nil && status >= 200 {
 		t.count(status)
+	}
+	if w.span != nil && w.status == 0 && status >= 200 {
+		w.status = status
 	}
 	w.ResponseWriter.WriteHeader(status)
 }
@@ -132,7 +138,11 @@ func (w *response) writeError(err error) {
 		w.tellMissingRule(err, text)
 	}
 	if w.s.log.IsDebug() {
-		w.s.log.Debug("request failed", "method", w.r.Method, "path", w.r.URL.Path, "status", status, "error", text)
+		log := w.s.log
+		if w.span != nil {
+			log = log.With("trace_id", w.span.TraceID())
+		}
+		log.Debug("request failed", "method", w.r.Method, "path", w.r.URL.Path, "status", status, "error", text)
 	}
 	h["Content-Type"] = typeText
 	h["Content-Length"] = []string{strconv.Itoa(len(text))}

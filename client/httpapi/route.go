@@ -35,6 +35,7 @@ type endpoint struct {
 type route struct {
 	prefix  string // the path, up to the argument
 	suffix  string // what follows the argument
+	pattern string // the path, with a star for the argument
 	methods []string
 	allow   []string // value of the Allow header, when it is asked for
 	refusal []string // value of the Allow header, when the method is not known
@@ -54,6 +55,9 @@ func (s *Server) add(e endpoint) error {
 	rt.refusal = rt.allow
 	var inside bool
 	rt.prefix, rt.suffix, inside = strings.Cut(e.path, "*")
+	if rt.pattern = e.path; strings.HasSuffix(e.path, "/") {
+		rt.pattern += "*"
+	}
 	rt.label()
 	rt.tally = tallyOf(e.path, s.cfg.NodeName)
 	if inside {
@@ -154,6 +158,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	defer rt.measure(r.Method, time.Now())
 	rw := newResponse(s, w, r, rt)
+	if s.cfg.Tracer.On() {
+		rw.begin()
+	}
 	if s.monitors.Load() == 0 && !s.log.IsDebug() {
 		rw.serve()
 	} else {
@@ -167,6 +174,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // serve runs the request through the checks every API path shares, and its handler.
 func (w *response) serve() {
+	if w.span != nil {
+		defer w.finish()
+	}
 	s, r := w.s, w.r
 	h := w.Header()
 	h["X-Consul-Default-Acl-Policy"] = s.defaultPolicy
