@@ -17,6 +17,7 @@ import (
 	"github.com/sarnmesh/sarn/catalog/operator"
 	"github.com/sarnmesh/sarn/internal/gossip"
 	"github.com/sarnmesh/sarn/internal/rpcwire"
+	"github.com/sarnmesh/sarn/internal/span"
 	"github.com/sarnmesh/sarn/server/aclrpc"
 	"github.com/sarnmesh/sarn/server/configrpc"
 	"github.com/sarnmesh/sarn/server/connectrpc"
@@ -107,6 +108,7 @@ type Config struct {
 	Handlers []func(*transport.Registry, *fsm.Appliers)
 	Duties   []leader.Duty
 
+	Tracer *span.Tracer // records calls of requests that are recorded where they come from; nil records none
 	Logger hclog.Logger // default discards
 }
 

@@ -225,6 +225,7 @@ func New(cfg Config) (*Server, error) {
 	control.AskLeader(s.dispatcher, func() bool { status, _ := s.raft.Status(); return status.Leading })
 	methods, streams := s.dispatcher.Methods()
 	s.grpc = rpcwire.NewServer(methods, streams, 0)
+	s.grpc.Trace(cfg.Tracer)
 	s.intro = rpcwire.NewServer(cfg.Introduce, nil, maxIntroduction)
 	return s, nil
 }

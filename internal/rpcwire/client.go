@@ -45,6 +45,13 @@ type clientConn struct {
 
 // Call performs a call. Beside what the server answers, the error is a *DialError, a *LostError or that of ctx.
 func (c *Client) Call(ctx context.Context, address, method string, req, resp any) error {
+	ctx, s := callSpan(ctx, address, method)
+	err := c.call(ctx, address, method, req, resp)
+	finish(s, err)
+	return err
+}
+
+func (c *Client) call(ctx context.Context, address, method string, req, resp any) error {
 	conn, err := c.conn(ctx, address)
 	if err != nil {
 		return err
@@ -59,6 +66,13 @@ func (c *Client) Call(ctx context.Context, address, method string, req, resp any
 // Stream performs a call of a StreamMethod: it sends the request and all of in (nil for nothing), and returns when the
 // reply has arrived. The reader gives what follows the reply; it must be closed.
 func (c *Client) Stream(ctx context.Context, address, method string, req any, in io.Reader, resp any) (io.ReadCloser, error) {
+	ctx, s := callSpan(ctx, address, method)
+	out, err := c.stream(ctx, address, method, req, in, resp)
+	finish(s, err) // what follows the reply is whose who reads it
+	return out, err
+}
+
+func (c *Client) stream(ctx context.Context, address, method string, req any, in io.Reader, resp any) (io.ReadCloser, error) {
 	conn, err := c.conn(ctx, address)
 	if err != nil {
 		return nil, err

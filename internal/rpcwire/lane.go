@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/sarnmesh/sarn/internal/rpc"
+	"github.com/sarnmesh/sarn/internal/span"
 )
 
 // A call over gRPC costs a stream: headers, trailers, and some goroutines' turns on either side. Short calls that many
@@ -294,6 +295,9 @@ func (l *lane) do(ctx context.Context, method string, body []byte) ([]byte, erro
 
 // CallShort is Call for requests that are small and answered soon, which many make at once.
 func (c *Client) CallShort(ctx context.Context, address, method string, req, resp any) error {
+	if span.From(ctx) != nil {
+		return c.Call(ctx, address, method, req, resp)
+	}
 	conn, err := c.conn(ctx, address)
 	if err != nil {
 		return err

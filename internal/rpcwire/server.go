@@ -12,6 +12,8 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/peer"
+
+	"github.com/sarnmesh/sarn/internal/span"
 )
 
 // A Method answers one call.
@@ -45,7 +47,10 @@ const (
 const service = "sarn"
 
 // A Server answers calls that come over accepted connections.
-type Server struct{ grpc *grpc.Server }
+type Server struct {
+	grpc   *grpc.Server
+	tracer *span.Tracer // nil records nothing
+}
 
 // NewServer makes a server of calls. maxRequest bounds requests in bytes; 0 means DefaultMaxRequest.
 func NewServer(methods []Method, streams []StreamMethod, maxRequest int) *Server {
@@ -63,12 +68,15 @@ func NewServer(methods []Method, streams []StreamMethod, maxRequest int) *Server
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 20 * time.Second}),
 	)
+	srv := &Server{grpc: g}
 	desc := grpc.ServiceDesc{ServiceName: service, HandlerType: (*any)(nil)}
 	for _, m := range methods {
 		desc.Methods = append(desc.Methods, grpc.MethodDesc{
 			MethodName: m.Name,
 			Handler: func(_ any, ctx context.Context, decode func(any) error, _ grpc.UnaryServerInterceptor) (any, error) {
+				ctx, sp := srv.servedSpan(ctx, m.Name)
 				reply, err := m.Handle(ctx, peerOf(ctx), decode)
+				finish(sp, err)
 				if err != nil {
 					return nil, toStatus(err)
 				}
@@ -80,7 +88,10 @@ func NewServer(methods []Method, streams []StreamMethod, maxRequest int) *Server
 		desc.Streams = append(desc.Streams, grpc.StreamDesc{
 			StreamName: m.Name, ServerStreams: true, ClientStreams: true,
 			Handler: func(_ any, s grpc.ServerStream) error {
-				return toStatus(m.Handle(s.Context(), peerOf(s.Context()), s.RecvMsg, &chunkReader{recv: s.RecvMsg}, s.SendMsg, chunkWriter{s.SendMsg}))
+				ctx, sp := srv.servedSpan(s.Context(), m.Name)
+				err := m.Handle(ctx, peerOf(ctx), s.RecvMsg, &chunkReader{recv: s.RecvMsg}, s.SendMsg, chunkWriter{s.SendMsg})
+				finish(sp, err)
+				return toStatus(err)
 			},
 		})
 	}
@@ -93,7 +104,7 @@ func NewServer(methods []Method, streams []StreamMethod, maxRequest int) *Server
 		Handler: func(_ any, s grpc.ServerStream) error { return serveLane(s, byName) },
 	})
 	g.RegisterService(&desc, struct{}{})
-	return &Server{g}
+	return srv
 }
 
 // Serve answers on the connections of l until Stop or an error of l.

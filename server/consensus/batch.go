@@ -9,6 +9,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	"github.com/sarnmesh/sarn/internal/rpc"
+	"github.com/sarnmesh/sarn/internal/span"
 	"github.com/sarnmesh/sarn/server/fsm"
 )
 
@@ -33,6 +34,26 @@ type write struct {
 	command fsm.Command
 	size    int
 	done    chan fsm.Result // of capacity one
+	steps   *steps          // noted when not nil; read once there is a result
+}
+
+// steps tell when what happened to a command.
+type steps struct {
+	queued, proposed, began, ended time.Time
+	commands                       int // of its entry
+}
+
+// tell records the steps below the span of the command.
+func (st *steps) tell(s *span.Span) {
+	if st == nil || st.proposed.IsZero() {
+		return
+	}
+	s.Int("sarn.raft.commands", st.commands)
+	s.Past("raft queue", st.queued, st.proposed)
+	if !st.began.IsZero() {
+		s.Past("raft commit", st.proposed, st.began)
+		s.Past("fsm apply", st.began, st.ended)
+	}
 }
 
 // A batcher puts commands that arrive together into one log entry. A command that finds few under way goes at once. Those
@@ -156,6 +177,9 @@ func propose(ra *raft.Raft, writes []*write) raft.ApplyFuture {
 	commands := make([]fsm.Command, len(writes))
 	for i, w := range writes {
 		commands[i] = w.command
+		if w.steps != nil {
+			w.steps.proposed, w.steps.commands = time.Now(), len(writes)
+		}
 	}
 	entry, err := fsm.Encode(commands)
 	if err != nil {
@@ -173,8 +197,15 @@ func (f flight) land() {
 		}
 		return
 	}
-	results, _ := f.future.Response().([]fsm.Result)
+	var results []fsm.Result
+	applied, _ := f.future.Response().(*fsm.Applied)
+	if applied != nil {
+		results = applied.Results
+	}
 	for i, w := range f.writes {
+		if w.steps != nil && applied != nil {
+			w.steps.began, w.steps.ended = applied.Began, applied.Ended
+		}
 		switch {
 		case len(results) == len(f.writes):
 			w.done <- results[i]
@@ -199,11 +230,25 @@ func (r *Raft) Apply(ctx context.Context, kind fsm.Kind, req any) (any, error) {
 	if s, _ := r.Status(); !s.Elected {
 		return nil, ErrNotLeader
 	}
+	_, s := span.Start(ctx, span.Internal, "raft apply")
+	if s == nil {
+		return r.apply(ctx, kind, req, nil)
+	}
+	st := &steps{queued: time.Now()}
+	reply, err := r.apply(ctx, kind, req, st)
+	if ctx.Err() == nil { // else they may still be noted
+		st.tell(s)
+	}
+	s.Finish()
+	return reply, err
+}
+
+func (r *Raft) apply(ctx context.Context, kind fsm.Kind, req any, st *steps) (any, error) {
 	data, err := rpc.Marshal(req) // here rather than in the one goroutine that makes batches
 	if err != nil {
 		return nil, fmt.Errorf("encode command of kind %d: %w", kind, err)
 	}
-	w := &write{fsm.Command{Kind: kind, Req: cbor.RawMessage(data)}, len(data), make(chan fsm.Result, 1)}
+	w := &write{fsm.Command{Kind: kind, Req: cbor.RawMessage(data)}, len(data), make(chan fsm.Result, 1), st}
 	select {
 	case r.batcher.queue <- w:
 	case <-ctx.Done():

@@ -170,7 +170,11 @@ func TestBatchOfEntriesKeepsTheirIndexes(t *testing.T) {
 		t.Fatalf("got %v", responses)
 	}
 	for i, want := range []int{2, 0, 2, 1, 1} {
-		results, _ := responses[i].([]fsm.Result)
+		a, _ := responses[i].(*fsm.Applied)
+		if a == nil {
+			a = new(fsm.Applied)
+		}
+		results := a.Results
 		if len(results) != want {
 			t.Errorf("entry %d: got %v", i, results)
 		}
@@ -192,7 +196,7 @@ func TestBatchOfEntriesKeepsTheirIndexes(t *testing.T) {
 	if f.Applied() != 9 {
 		t.Errorf("applied is %d", f.Applied())
 	}
-	if r := f.Apply(log(10, encode(t, set("b")))).([]fsm.Result); len(r) != 1 || r[0].Err != nil {
+	if r := f.Apply(log(10, encode(t, set("b")))).(*fsm.Applied).Results; len(r) != 1 || r[0].Err != nil {
 		t.Errorf("got %v", r)
 	}
 }

@@ -12,7 +12,7 @@ import (
 )
 
 // An FSM is what Raft drives: it applies committed entries to a Store, and saves and restores the Store as a whole. The
-// response of an entry is a []Result, one for each of its commands.
+// response of an entry is an *Applied.
 type FSM struct {
 	store    *state.Store
 	appliers *Appliers
@@ -20,6 +20,13 @@ type FSM struct {
 }
 
 var _ raft.BatchingFSM = (*FSM)(nil)
+
+// Applied is what became of an entry.
+type Applied struct {
+	Results []Result // of its commands, in their order
+	// Began and Ended tell when the entries were applied that were committed together with it.
+	Began, Ended time.Time
+}
 
 // New returns an FSM over the store. The appliers must be complete before Raft starts.
 func New(store *state.Store, appliers *Appliers) *FSM {
@@ -39,18 +46,25 @@ func (f *FSM) ApplyBatch(logs []*raft.Log) []any {
 	if len(logs) == 0 {
 		return responses
 	}
+	began := time.Now()
+	applied := make([]Applied, len(logs))
 	tx := f.store.Write(logs[0].Index)
 	defer tx.Abort()
 	ends := make([]int, len(logs)) // of each entry's lock delays
 	for i, l := range logs {
 		if l.Type == raft.LogCommand {
 			tx.Index = l.Index
-			responses[i] = f.appliers.apply(tx, l.Data)
+			applied[i].Results = f.appliers.apply(tx, l.Data)
+			responses[i] = &applied[i]
 		}
 		ends[i] = len(tx.Delays())
 	}
 	tx.Commit()
 	f.applied.Store(logs[len(logs)-1].Index)
+	ended := time.Now()
+	for i := range applied {
+		applied[i].Began, applied[i].Ended = began, ended
+	}
 	from := 0
 	for i, l := range logs {
 		f.appliers.delayed(l.AppendedAt, tx.Delays()[from:ends[i]])

@@ -8,6 +8,7 @@ import (
 
 	"github.com/sarnmesh/sarn/catalog/read"
 	"github.com/sarnmesh/sarn/internal/rpcwire"
+	"github.com/sarnmesh/sarn/internal/span"
 	"github.com/sarnmesh/sarn/internal/wireerr"
 )
 
@@ -124,7 +125,9 @@ func (d *Dispatcher) mayConfirm(r request, until time.Time) bool {
 // confirmed answers a read from this server's state if that has all the leader's has; ok is false when the leader is to
 // answer.
 func (d *Dispatcher) confirmed(ctx context.Context, r request, address string) (reply any, ok bool, err error) {
+	_, asking := span.Start(ctx, span.Internal, "ask the leader for its index")
 	index, err := d.askIndex(ctx, address)
+	asking.Finish()
 	switch {
 	case err != nil && (ctx.Err() != nil || retriable(r.rt.Kind, err)):
 		return nil, true, err

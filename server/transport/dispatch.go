@@ -18,6 +18,7 @@ import (
 	"github.com/sarnmesh/sarn/internal/mvcc"
 	"github.com/sarnmesh/sarn/internal/rpc"
 	"github.com/sarnmesh/sarn/internal/rpcwire"
+	"github.com/sarnmesh/sarn/internal/span"
 	"github.com/sarnmesh/sarn/internal/wireerr"
 	"github.com/sarnmesh/sarn/server/consensus"
 	"github.com/sarnmesh/sarn/server/fsm"
@@ -388,19 +389,27 @@ func hold[T any](ctx context.Context, d *Dispatcher, r request, here func() (T, 
 		if wait <= 0 {
 			return none, d.gaveUp(r, err)
 		}
-		timer := time.NewTimer(wait)
-		select {
-		case <-changed:
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
-			return none, ctx.Err()
-		case <-d.refused.Done():
-			timer.Stop()
-			return none, wireerr.ErrNoLeader
+		if err := d.awaitLeader(ctx, wait, changed); err != nil {
+			return none, err
 		}
-		timer.Stop()
 	}
+}
+
+// awaitLeader waits for a while, or until something has changed about who leads.
+func (d *Dispatcher) awaitLeader(ctx context.Context, wait time.Duration, changed <-chan struct{}) error {
+	_, s := span.Start(ctx, span.Internal, "wait for a leader")
+	defer s.Finish()
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-changed:
+	case <-timer.C:
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-d.refused.Done():
+		return wireerr.ErrNoLeader
+	}
+	return nil
 }
 
 var (
@@ -592,7 +601,9 @@ func (d *Dispatcher) read(ctx context.Context, r request, until time.Time, stale
 			return reply, nil
 		}
 		replaced := v.Replaces()
+		_, waiting := span.Start(ctx, span.Internal, "wait for a change")
 		changed := d.await(ctx, r, c, v.Waiter(d.refused.Done(), doneOf(lead)), until)
+		waiting.Finish()
 		switch {
 		case ctx.Err() != nil:
 			return nil, ctx.Err()
@@ -657,9 +668,11 @@ func isClosed(ch <-chan struct{}) bool {
 func (d *Dispatcher) readOnce(ctx context.Context, r request, c *Call, o *read.Options, v *state.View, lead context.Context) (any, error) {
 	if lead != nil && o.Mode == read.Consistent {
 		vctx, cancel := context.WithTimeout(ctx, d.cfg.HoldTimeout)
+		_, verifying := span.Start(ctx, span.Internal, "raft verify leader")
 		began := time.Now()
 		err := d.cfg.Log.Verify(vctx)
 		metricConsistent.Since(began)
+		verifying.Finish()
 		cancel()
 		switch {
 		case ctx.Err() != nil:
