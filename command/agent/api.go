@@ -193,6 +193,13 @@ func (a *Agent) reload(ctx context.Context, byItself bool) error {
 	if err := checkWatches(s.Watches); err != nil {
 		return err
 	}
+	if _, err := metricTargets(s); err != nil {
+		return err
+	}
+	collector, err := traceCollector(s)
+	if err != nil {
+		return err
+	}
 	if byItself && keepTLS(s, a.settings) {
 		a.log.Warn("changed TLS settings take effect when somebody asks for a reload; certificates are read again now")
 	}
@@ -223,6 +230,7 @@ func (a *Agent) reload(ctx context.Context, byItself bool) error {
 	if err := a.metrics.set(s); err != nil {
 		return err
 	}
+	a.traces.Set(collector, s.Telemetry.OTLPTraceSampling)
 	if a.server != nil {
 		a.rate.Set(s.Limits.RPCRate, s.Limits.RPCMaxBurst)
 		limits := requestLimits(s)

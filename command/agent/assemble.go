@@ -38,6 +38,7 @@ import (
 	"github.com/sarnmesh/sarn/client/proxystate"
 	"github.com/sarnmesh/sarn/client/router"
 	"github.com/sarnmesh/sarn/command/agent/config"
+	"github.com/sarnmesh/sarn/command/agent/telemetry"
 	"github.com/sarnmesh/sarn/connect/ads"
 	"github.com/sarnmesh/sarn/internal/gossip"
 	"github.com/sarnmesh/sarn/internal/pause"
@@ -85,6 +86,7 @@ type Agent struct {
 	conns     httpapi.ConnLimit
 	rate      router.Rate // of calls that a server's own API makes
 	metrics   *measures
+	traces    *telemetry.Traces
 	given     *newcomer.Keeper // keeps the certificate that the servers gave; nil without
 	rpcTLS    material
 	httpTLS   material
@@ -164,6 +166,9 @@ func newMember(src config.Sources, s *config.Settings, log hclog.InterceptLogger
 		return nil, err
 	}
 	if a.metrics, err = newMeasures(s, dialOut, log.Named("telemetry")); err != nil {
+		return nil, err
+	}
+	if a.traces, err = newTraces(s, dialOut, log.Named("telemetry")); err != nil {
 		return nil, err
 	}
 	if s.TLS.GRPC.CertFile == "" && (!s.Server || !s.Connect.Enabled) && (given == nil || !s.TLS.GRPC.UseAutoCert) {
@@ -281,7 +286,7 @@ func (a *Agent) newServer(s *config.Settings) error {
 		Entries: configrpc.Config{ConnectDisabled: !s.Connect.Enabled, DefaultDeny: denies(s), IntentionPolicy: s.DefaultIntentionPolicy},
 		ACL:     a.control(s), KeyListPolicy: s.ACL.EnableKeyListPolicy,
 		Limits: requestLimits(s),
-		Logger: a.log,
+		Tracer: a.traces.Tracer, Logger: a.log,
 	})
 	if err != nil {
 		return err
@@ -400,13 +405,14 @@ func (a *Agent) newParts(s *config.Settings) (err error) {
 	}
 	a.dns = dns.New(dns.Config{
 		Domain: s.DNS.Domain, AltDomain: s.DNS.AltDomain, Datacenter: s.Node.Datacenter, Node: s.Node.Name, Source: source, Token: a.tokens.dns,
-		Logger: a.log.Named("dns"), Settings: dnsSettings(s),
+		Tracer: a.traces.Tracer, Logger: a.log.Named("dns"), Settings: dnsSettings(s),
 	})
 	if a.server != nil {
 		services = append(services, a.dns)
 	}
 	a.grpc = grpcapi.New(listeners, services, grpcapi.Config{
-		KeepAlive: s.Performance.GRPCKeepaliveInterval, Timeout: s.Performance.GRPCKeepaliveTimeout, Logger: a.log.Named("grpc"),
+		KeepAlive: s.Performance.GRPCKeepaliveInterval, Timeout: s.Performance.GRPCKeepaliveTimeout,
+		Tracer: a.traces.Tracer, Logger: a.log.Named("grpc"),
 	})
 	return a.newHTTP(s)
 }
@@ -419,7 +425,7 @@ func (a *Agent) newHTTP(s *config.Settings) (err error) {
 		caller = router.Limited(caller, &a.rate)
 	}
 	conf := httpapi.Config{
-		Caller: caller, Logger: a.log.Named("http"), Datacenter: s.Node.Datacenter, NodeName: s.Node.Name, Server: s.Server, Dev: s.Dev,
+		Caller: caller, Tracer: a.traces.Tracer, Logger: a.log.Named("http"), Datacenter: s.Node.Datacenter, NodeName: s.Node.Name, Server: s.Server, Dev: s.Dev,
 		DefaultToken: a.tokens.Default, DefaultPolicy: s.ACL.DefaultPolicy, ACLEnabled: s.ACL.Enabled, Authorize: a.authorize,
 		ResponseHeaders: s.HTTP.ResponseHeaders, BlockEndpoints: s.HTTP.BlockEndpoints, AllowWriteFrom: s.HTTP.AllowWriteFrom,
 		AllowUnprintable: s.HTTP.DisableUnprintableFilter, TranslateWANAddrs: s.TranslateWANAddrs,
@@ -480,6 +486,11 @@ func (a *Agent) Run(ctx context.Context) error {
 	a.started = time.Now()
 	defer a.sockets.close()
 	s := a.current()
+	// Spans are sent until there are no more.
+	tracing, traced := context.WithCancel(context.WithoutCancel(ctx))
+	sent := make(chan error, 1)
+	go func() { sent <- a.traces.Run(tracing) }()
+	defer func() { traced(); <-sent }()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	g, ctx := errgroup.WithContext(ctx)

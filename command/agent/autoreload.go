@@ -47,7 +47,7 @@ func (a *Agent) watchFiles(ctx context.Context) error {
 // watched are the files and folders that a configuration was read from, and those of its certificates.
 func (a *Agent) watched() []string {
 	s := a.current()
-	paths := slices.Clone(a.sources.Paths)
+	paths := append(slices.Clone(a.sources.Paths), s.Telemetry.OTLPCAFile)
 	for _, t := range []config.TLSStanza{s.TLS.InternalRPC, s.TLS.HTTPS, s.TLS.GRPC} {
 		paths = append(paths, t.CAFile, t.CAPath, t.CertFile, t.KeyFile)
 	}

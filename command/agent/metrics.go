@@ -28,7 +28,7 @@ const (
 		dns.stale_queries cache.bypass cache.evict_expired cache.fetch_success cache.fetch_error catalog.service.query catalog.connect.query
 		health.service.query rpc.accept_conn rpc.raft_handoff rpc.cross-dc grpc.server.request.count grpc.server.connection.count
 		grpc.server.stream.count client.api.catalog_register client.api.success.catalog_register client.rpc.error.catalog_register
-		client.api.catalog_deregister client.api.success.catalog_deregister client.rpc.error.catalog_deregister
+		telemetry.spans.sent telemetry.spans.dropped client.api.catalog_deregister client.api.success.catalog_deregister client.rpc.error.catalog_deregister
 		client.api.catalog_datacenters client.api.success.catalog_datacenters client.rpc.error.catalog_datacenters
 		client.api.catalog_nodes client.api.success.catalog_nodes client.rpc.error.catalog_nodes client.api.catalog_services
 		client.api.success.catalog_services client.rpc.error.catalog_services client.api.catalog_service_nodes

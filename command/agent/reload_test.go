@@ -82,6 +82,7 @@ var (
 	httpTLSOf  = func(a *Agent) *material { return &a.httpTLS }
 	grpcTLSOf  = func(a *Agent) *material { return &a.grpcTLS }
 	dispatcher = func(a *Agent) any { return a.server }
+	tracesOf   = func(a *Agent) any { return a.traces }
 )
 
 // observations are of every key that a reload applies. A name that ends in * stands for all that begin so.
@@ -121,7 +122,7 @@ var observations = map[string]observation{
 	"log_level":                func(g *guardedAgent) string { return g.Agent.log.GetLevel().String() },
 	"telemetry.prefix_filter":  func(g *guardedAgent) string { return asText(g.metrics.global.BlockedPrefixes) },
 	"telemetry.statsd_address": pushed, "telemetry.statsite_address": pushed, "telemetry.dogstatsd_addr": pushed, "telemetry.dogstatsd_tags": pushed,
-	"telemetry.otlp.*": pushed,
+	"telemetry.otlp.*": pushed, "telemetry.otlp.traces": part(tracesOf, "to"), "telemetry.otlp.trace_sampling": part(tracesOf, "share"),
 	"config_entries.bootstrap": func(g *guardedAgent) string {
 		code, _ := g.do("GET", "/v1/config/service-defaults/reloaded", managementSecret, "")
 		return asText(code)

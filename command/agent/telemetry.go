@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -155,13 +154,38 @@ func otlpCollector(s *config.Settings) (*telemetry.OTLP, error) {
 		if err != nil {
 			return nil, fmt.Errorf("telemetry.otlp.ca_file: %w", err)
 		}
-		roots := x509.NewCertPool()
-		if !roots.AppendCertsFromPEM(pem) {
+		if !x509.NewCertPool().AppendCertsFromPEM(pem) {
 			return nil, fmt.Errorf("telemetry.otlp.ca_file: no certificate in %s", t.OTLPCAFile)
 		}
-		o.TLS = &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}
+		o.CA = pem
 	}
 	return o, nil
+}
+
+// newTraces records requests as a configuration says. dial reaches the collector.
+func newTraces(s *config.Settings, dial telemetry.Dial, log hclog.Logger) (*telemetry.Traces, error) {
+	collector, err := traceCollector(s)
+	if err != nil {
+		return nil, err
+	}
+	if collector != nil && !s.Telemetry.RetryFailedConnection {
+		ctx, cancel := context.WithTimeout(context.Background(), resolveLimit)
+		defer cancel()
+		if err := (&telemetry.Target{Protocol: telemetry.OTLPMetric, OTLP: collector}).Reach(ctx, dial); err != nil {
+			return nil, fmt.Errorf("traces cannot be sent: %w", err)
+		}
+	}
+	t := telemetry.NewTraces(dial, log)
+	t.Set(collector, s.Telemetry.OTLPTraceSampling)
+	return t, nil
+}
+
+// traceCollector is where a configuration has spans sent, nil for nowhere.
+func traceCollector(s *config.Settings) (*telemetry.OTLP, error) {
+	if s.Telemetry.OTLPEndpoint == "" || !s.Telemetry.OTLPTraces {
+		return nil, nil
+	}
+	return otlpCollector(s)
 }
 
 // reachAll reports targets whose addresses cannot be reached: for retry_failed_connection = false.

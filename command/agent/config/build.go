@@ -469,6 +469,12 @@ func (b *builder) checkTelemetry() {
 	if u := t.OTLPEndpoint; u != "" && !isHTTP(u) {
 		b.fail("telemetry.otlp.endpoint", "telemetry.otlp.endpoint must be a valid http or https URL")
 	}
+	if t.OTLPTraces && t.OTLPEndpoint == "" {
+		b.fail("telemetry.otlp.traces", "telemetry.otlp.traces has no effect without telemetry.otlp.endpoint")
+	}
+	if share := t.OTLPTraceSampling; !(share >= 0 && share <= 1) {
+		b.fail("telemetry.otlp.trace_sampling", "telemetry.otlp.trace_sampling must be between 0 and 1. received: %v", share)
+	}
 }
 
 func (b *builder) checkRest() {

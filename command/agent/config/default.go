@@ -63,7 +63,7 @@ func defaults(dev bool) *Settings {
 			ServerStabilizationTime: 10 * time.Second,
 		},
 		UI:        UI{ContentPath: "/ui/"},
-		Telemetry: Telemetry{Prefix: "consul", FilterDefault: true, RetryFailedConnection: true, OTLPMetrics: true},
+		Telemetry: Telemetry{Prefix: "consul", FilterDefault: true, RetryFailedConnection: true, OTLPMetrics: true, OTLPTraceSampling: 0.01},
 		Log:       Log{Level: "INFO", RotateDuration: 24 * time.Hour, SyslogFacility: "LOCAL0"},
 		XDS:       XDS{UpdateMaxPerSecond: 250},
 		Cache:     Cache{EntryFetchMaxBurst: 2, EntryFetchRate: math.Inf(1)},

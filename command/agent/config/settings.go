@@ -462,10 +462,12 @@ type Telemetry struct {
 	RetryFailedConnection      bool              `key:"retry_failed_connection"`
 	DisablePerTenancyUsage     bool              `key:"disable_per_tenancy_usage_metrics"`
 	EnableHostMetrics          bool              `key:"enable_host_metrics"`
-	OTLPEndpoint               string            `key:"otlp.endpoint" reload:"yes"` // URL of a collector, without /v1/metrics
+	OTLPEndpoint               string            `key:"otlp.endpoint" reload:"yes"` // URL of a collector, without /v1/metrics and /v1/traces
 	OTLPHeaders                map[string]string `key:"otlp.headers" reload:"yes"`  // they may be secrets
 	OTLPCAFile                 string            `key:"otlp.ca_file" reload:"yes"`
 	OTLPMetrics                bool              `key:"otlp.metrics" reload:"yes"`
+	OTLPTraces                 bool              `key:"otlp.traces" reload:"yes"`
+	OTLPTraceSampling          float64           `key:"otlp.trace_sampling" reload:"yes"` // share of requests, 0 to 1
 	CirconusAPIToken           string            `key:"circonus_api_token" secret:"yes"`
 	CirconusAPIApp             string            `key:"circonus_api_app"`
 	CirconusAPIURL             string            `key:"circonus_api_url"`

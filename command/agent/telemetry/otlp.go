@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -24,10 +25,10 @@ import (
 
 // OTLP is a collector that speaks the OpenTelemetry protocol over HTTP, in protobuf.
 type OTLP struct {
-	Endpoint string            // its URL, to whose path /v1/metrics is added
+	Endpoint string            // its URL, to whose path /v1/metrics or /v1/traces is added
 	Headers  map[string]string // of each request; they may be secrets
 	Resource map[string]string // attributes of this agent
-	TLS      *tls.Config       // nil for the system's authorities
+	CA       []byte            // certificates of the authorities that its own may be of, in PEM; nil for the system's
 }
 
 // check reports what is wrong with the URL.
@@ -37,6 +38,16 @@ func (o *OTLP) check() error {
 		return errors.New("the endpoint is not a URL of http or https")
 	}
 	return nil
+}
+
+// tls is what connections are secured by, nil for the default.
+func (o *OTLP) tls() *tls.Config {
+	if o.CA == nil {
+		return nil
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(o.CA)
+	return &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}
 }
 
 // shown is the URL without what may be a secret in it.
@@ -68,8 +79,11 @@ func (o *OTLP) same(p *OTLP) bool {
 	if o == nil || p == nil {
 		return o == p
 	}
-	return o.Endpoint == p.Endpoint && maps.Equal(o.Headers, p.Headers) && maps.Equal(o.Resource, p.Resource)
+	return o.Endpoint == p.Endpoint && maps.Equal(o.Headers, p.Headers) && maps.Equal(o.Resource, p.Resource) && bytes.Equal(o.CA, p.CA)
 }
+
+// maxAnswer bounds what a collector may say, header and body each.
+const maxAnswer = 64 << 10
 
 // A poster posts messages to a collector.
 type poster struct {
@@ -79,7 +93,10 @@ type poster struct {
 }
 
 func newPoster(to *OTLP, path string, dial Dial) poster {
-	t := &http.Transport{DialContext: dial, TLSClientConfig: to.TLS, MaxIdleConns: 1, IdleConnTimeout: 3 * Interval, ForceAttemptHTTP2: true}
+	t := &http.Transport{
+		DialContext: dial, TLSClientConfig: to.tls(), MaxIdleConns: 1, IdleConnTimeout: 3 * Interval, ForceAttemptHTTP2: true,
+		MaxResponseHeaderBytes: maxAnswer, DisableCompression: true,
+	}
 	return poster{to: to, url: strings.TrimSuffix(to.Endpoint, "/") + path, client: &http.Client{
 		Transport: t, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}}
@@ -108,7 +125,7 @@ func (p *poster) post(ctx context.Context, m proto.Message) error {
 		}
 		return err
 	}
-	io.Copy(io.Discard, io.LimitReader(resp.Body, 64<<10))
+	io.Copy(io.Discard, io.LimitReader(resp.Body, maxAnswer))
 	resp.Body.Close()
 	switch {
 	case resp.StatusCode/100 == 2:
