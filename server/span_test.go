@@ -209,7 +209,7 @@ func TestRequestsAreTraced(t *testing.T) {
 
 		// Without a leader the wait for one shows.
 		lead.crash()
-		if w := do("PUT", "/v1/kv/the-key", sampledParent); w.Code != 200 {
+		if w := do("GET", "/v1/kv/the-key", sampledParent); w.Code != 200 {
 			t.Fatal(w.Code, w.Body)
 		}
 		if got := tree(all.take(), parent.Span); !strings.Contains(got, "internal wait for a leader\n") {
