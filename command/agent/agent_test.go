@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
@@ -12,7 +11,6 @@ import (
 	"reflect"
 	"regexp"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -24,6 +22,7 @@ import (
 	"github.com/sarnmesh/sarn/client/httpapi"
 	"github.com/sarnmesh/sarn/command/agent/config"
 	"github.com/sarnmesh/sarn/internal/hostinfo"
+	"github.com/sarnmesh/sarn/internal/testkit"
 )
 
 // sources reads fragments on a machine that has nothing of its own.
@@ -293,42 +292,15 @@ func TestTokens(t *testing.T) {
 	})
 }
 
-// freePorts returns ports of the loopback address that were free for TCP and UDP a moment ago.
+// freePorts returns ports that nobody else has.
 func freePorts(t testing.TB, n int) []int {
 	t.Helper()
-	handedOut.Lock()
-	defer handedOut.Unlock()
-	var ports []int
-	for tries := 0; len(ports) < n; tries++ {
-		if tries > 1000 {
-			t.Fatal("no free ports")
-		}
-		// Below those that the system gives to connections.
-		port := 10000 + rand.IntN(20000)
-		if handedOut.ports[port] {
-			continue
-		}
-		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
-		if err != nil {
-			continue
-		}
-		defer l.Close()
-		u, err := net.ListenPacket("udp", l.Addr().String())
-		if err != nil {
-			continue
-		}
-		defer u.Close()
-		handedOut.ports[port] = true
-		ports = append(ports, port)
+	ports, err := testkit.FreePorts(n)
+	if err != nil {
+		t.Fatal(err)
 	}
 	return ports
 }
-
-// handedOut are the ports that tests of this process were given: none is given twice.
-var handedOut = struct {
-	sync.Mutex
-	ports map[int]bool
-}{ports: map[int]bool{}}
 
 // A client agent that is put together and does not run.
 func newTestAgent(t *testing.T, dir string) *Agent {

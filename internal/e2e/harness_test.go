@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -21,6 +20,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/sarnmesh/sarn/internal/testkit"
 )
 
 var builtOnce struct {
@@ -57,39 +58,11 @@ func binary(t testing.TB) string {
 	return builtOnce.path
 }
 
-// handedOut are the ports that freePorts has returned. None is returned twice.
-var handedOut = struct {
-	sync.Mutex
-	ports map[int]bool
-}{ports: map[int]bool{}}
-
-// freePorts returns ports that were free for TCP and UDP a moment ago.
+// freePorts returns ports that nobody else has.
 func freePorts(n int) []int {
-	handedOut.Lock()
-	defer handedOut.Unlock()
-	var ports []int
-	var held []io.Closer
-	for len(ports) < n {
-		port := 10000 + rand.IntN(20000)
-		if handedOut.ports[port] {
-			continue // somebody is about to use it
-		}
-		addr := "127.0.0.1:" + strconv.Itoa(port)
-		l, err := net.Listen("tcp", addr)
-		if err != nil {
-			continue
-		}
-		held = append(held, l)
-		u, err := net.ListenPacket("udp", addr)
-		if err != nil {
-			continue
-		}
-		held = append(held, u)
-		ports = append(ports, port)
-		handedOut.ports[port] = true
-	}
-	for _, c := range held {
-		c.Close()
+	ports, err := testkit.FreePorts(n)
+	if err != nil {
+		panic(err)
 	}
 	return ports
 }

@@ -18,12 +18,13 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/rogpeppe/go-internal/txtar"
+
+	"github.com/sarnmesh/sarn/internal/testkit"
 )
 
 var (
@@ -121,7 +122,11 @@ func newWorld(t *testing.T, kind string, g *group) *world {
 			names = append(names, n)
 		}
 	}
-	for i, p := range freePorts(len(names)) {
+	free, err := testkit.FreePorts(len(names))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, p := range free {
 		w.ports[names[i]] = p
 	}
 	w.vars["dir"], w.vars["log"], w.vars["format"] = dir, w.log, strings.TrimSuffix(logFormat, "\n")+`\n`
@@ -158,23 +163,6 @@ func silent(t *testing.T) int {
 		}
 	}
 	return port
-}
-
-var nextPort atomic.Uint32
-
-// freePorts returns ports that were free a moment ago, outside the range of clients, and that no other world has.
-func freePorts(n int) []int {
-	const low, high = 10000, 32000
-	nextPort.CompareAndSwap(0, uint32(time.Now().UnixNano()/1000%(high-low)))
-	var ports []int
-	for len(ports) < n {
-		p := low + int(nextPort.Add(1)%(high-low))
-		if l, err := net.Listen("tcp", "127.0.0.1:"+strconv.Itoa(p)); err == nil {
-			l.Close()
-			ports = append(ports, p)
-		}
-	}
-	return ports
 }
 
 // built is the folder of the binary that was built for the tests; empty if none was.

@@ -12,7 +12,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/url"
@@ -22,11 +21,12 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 
 	"github.com/miekg/dns"
+
+	"github.com/sarnmesh/sarn/internal/testkit"
 )
 
 // A caseFile is one recorded case.
@@ -52,45 +52,6 @@ type agent struct {
 }
 
 var portNames = []string{"http", "dns", "grpc", "grpc_tls", "server", "serf_lan", "serf_wan", "https"}
-
-// handedOut are the ports that freePorts has returned. None is returned twice.
-var handedOut = struct {
-	sync.Mutex
-	ports map[int]bool
-}{ports: map[int]bool{}}
-
-// freePorts returns ports that were free for TCP and UDP a moment ago.
-func freePorts(n int) []int {
-	handedOut.Lock()
-	defer handedOut.Unlock()
-	var ports []int
-	var held []io.Closer
-	defer func() {
-		for _, c := range held {
-			c.Close()
-		}
-	}()
-	for len(ports) < n {
-		port := 10000 + rand.IntN(20000)
-		if handedOut.ports[port] {
-			continue // another agent is about to use it
-		}
-		addr := "127.0.0.1:" + strconv.Itoa(port)
-		l, err := net.Listen("tcp", addr)
-		if err != nil {
-			continue
-		}
-		held = append(held, l)
-		u, err := net.ListenPacket("udp", addr)
-		if err != nil {
-			continue
-		}
-		held = append(held, u)
-		ports = append(ports, port)
-		handedOut.ports[port] = true
-	}
-	return ports
-}
 
 // startAgent starts an agent for a case and waits until it is ready. A port taken meanwhile costs another try.
 func startAgent(binary string, file caseFile) (*agent, error) {
@@ -125,7 +86,11 @@ func (a *agent) configure() (err error) {
 	go a.echo.Serve(l)
 
 	a.ports, a.vars = map[string]int{}, map[string]string{}
-	for i, port := range freePorts(len(portNames)) {
+	free, err := testkit.FreePorts(len(portNames))
+	if err != nil {
+		return err
+	}
+	for i, port := range free {
 		a.ports[portNames[i]] = port
 		a.vars["port."+portNames[i]] = strconv.Itoa(port)
 	}
