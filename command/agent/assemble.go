@@ -63,6 +63,8 @@ type Agent struct {
 	sockets *sockets
 	started time.Time
 
+	lookEvery time.Duration // 0 for defaultLookEvery
+
 	server *server.Server // nil on clients
 	router *router.Router // nil on servers
 	caller rpc.Streamer

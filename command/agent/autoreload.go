@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"os"
@@ -11,15 +12,15 @@ import (
 	"github.com/sarnmesh/sarn/command/agent/config"
 )
 
-// lookEvery is how often auto_reload_config looks at the files. A change counts when a second look finds it the same, so
-// that several files may be replaced one after the other.
-const lookEvery = time.Second
+// defaultLookEvery is how often auto_reload_config looks at the files. A change counts when a second look finds it the
+// same, so that several files may be replaced one after the other.
+const defaultLookEvery = time.Second
 
 // watchFiles reloads the configuration when its files or those of certificates change, until ctx ends.
 func (a *Agent) watchFiles(ctx context.Context) error {
 	known := fingerprint(a.watched())
 	pending := known
-	tick := time.NewTicker(lookEvery)
+	tick := time.NewTicker(cmp.Or(a.lookEvery, defaultLookEvery))
 	defer tick.Stop()
 	for {
 		select {

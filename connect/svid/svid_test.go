@@ -139,7 +139,11 @@ func TestKeysFollowOneAnother(t *testing.T) {
 		until time.Time
 	}
 	var open []issued
-	for now := start; now.Before(start.AddDate(1, 0, 0)); now = now.Add(20 * time.Minute) {
+	end := start.AddDate(1, 0, 0)
+	if testing.Short() {
+		end = start.AddDate(0, 1, 0)
+	}
+	for now := start; now.Before(end); now = now.Add(20 * time.Minute) {
 		next, err := keys.Next(rand.Reader, now)
 		if err != nil {
 			t.Fatal(err)

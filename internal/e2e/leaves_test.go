@@ -148,8 +148,11 @@ func TestShortLeavesAreTrustedThroughRotations(t *testing.T) {
 
 		signers := map[string]bool{}
 		phases := map[string]int{}
-		began := time.Now()
-		for tick := 0; time.Since(began) < 60*time.Hour; tick++ {
+		began, rotations := time.Now(), 20
+		if testing.Short() {
+			rotations = 3
+		}
+		for tick := 0; time.Since(began) < time.Duration(rotations)*3*time.Hour; tick++ {
 			if tick%120 == 0 {
 				if err := a.Maintain(ctx, s.Store, s.Apply); err != nil {
 					t.Fatal(err)
@@ -172,10 +175,10 @@ func TestShortLeavesAreTrustedThroughRotations(t *testing.T) {
 			}
 			time.Sleep(30 * time.Second)
 		}
-		if len(signers) < 14 || len(signers) > 20 {
-			t.Errorf("%d roots have signed in 60 hours", len(signers))
+		if len(signers) < rotations*7/10 || len(signers) > rotations {
+			t.Errorf("%d roots have signed in %v", len(signers), time.Since(began))
 		}
-		if phases[ca.PhaseSpreading] == 0 || phases[ca.PhaseSigning] == 0 || phases[ca.PhaseRetiring] == 0 {
+		if phases[ca.PhaseRetiring] == 0 || !testing.Short() && (phases[ca.PhaseSpreading] == 0 || phases[ca.PhaseSigning] == 0) { // these are over soon
 			t.Errorf("phases: %v", phases)
 		}
 		_, roots := s.Store.View().CARoots()

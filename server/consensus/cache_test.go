@@ -11,7 +11,11 @@ import (
 
 // What a cache answers is what the log holds, whatever is done to it, and it keeps no more than it may.
 func TestCacheAnswersAsTheLog(t *testing.T) {
-	for seed := range uint64(50) {
+	seeds := uint64(50)
+	if testing.Short() {
+		seeds = 8
+	}
+	for seed := range seeds {
 		r := rand.New(rand.NewPCG(seed, 1))
 		store := raft.NewInmemStore()
 		c := newCache(store)
