@@ -25,7 +25,7 @@ func TestThreat11ConnectionsOfOneClientAreLimited(t *testing.T) {
 	go func() { done <- s.Serve(ctx, LimitConns(l, &limit, true)) }()
 	ask := func(c net.Conn, request string) (*http.Response, string) {
 		t.Helper()
-		c.SetDeadline(time.Now().Add(10 * time.Second))
+		c.SetDeadline(time.Now().Add(time.Minute))
 		io.WriteString(c, request)
 		resp, err := http.ReadResponse(bufio.NewReader(c), nil)
 		if err != nil {
@@ -64,7 +64,7 @@ func TestThreat11ConnectionsOfOneClientAreLimited(t *testing.T) {
 	c.Close()
 	a.Close()
 	limit.SetMax(2)
-	for deadline := time.Now().Add(10 * time.Second); ; { // until the server has seen the connections end
+	for deadline := time.Now().Add(time.Minute); ; { // until the server has seen the connections end
 		c = dial()
 		if resp, _ := ask(c, get); resp.StatusCode == 404 {
 			break
@@ -116,7 +116,7 @@ func TestConnectionsBelowTLSAreClosedAtOnce(t *testing.T) {
 		}
 		defer last.Close()
 	}
-	last.SetDeadline(time.Now().Add(10 * time.Second))
+	last.SetDeadline(time.Now().Add(time.Minute))
 	if data, err := io.ReadAll(last); len(data) != 0 {
 		t.Errorf("read %q, %v", data, err)
 	}

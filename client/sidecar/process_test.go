@@ -84,7 +84,7 @@ func TestExec(t *testing.T) {
 	for name, x := range map[string]sidecar.Process{"child": p, "adopted": again} {
 		select {
 		case <-x.Done():
-		case <-time.After(10 * time.Second):
+		case <-time.After(time.Minute):
 			t.Errorf("the %s process is not seen to have ended", name)
 		}
 	}
@@ -98,7 +98,7 @@ func line(t *testing.T, lines <-chan string) string {
 	select {
 	case l := <-lines:
 		return l
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("no output")
 		return ""
 	}

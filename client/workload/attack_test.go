@@ -29,7 +29,7 @@ func TestConnectionsOfOneUserAreBounded(t *testing.T) {
 		if _, err := io.WriteString(c, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00"); err != nil {
 			return false
 		}
-		c.SetReadDeadline(time.Now().Add(10 * time.Second))
+		c.SetReadDeadline(time.Now().Add(time.Minute))
 		_, err := io.ReadFull(c, make([]byte, 9))
 		return err == nil
 	}
@@ -44,7 +44,7 @@ func TestConnectionsOfOneUserAreBounded(t *testing.T) {
 		t.Fatal("one more is served")
 	}
 	open[0].Close()
-	for until := time.Now().Add(10 * time.Second); !served(dial()); {
+	for until := time.Now().Add(time.Minute); !served(dial()); {
 		if time.Now().After(until) {
 			t.Fatal("refused after one has ended")
 		}

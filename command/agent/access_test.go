@@ -121,6 +121,7 @@ func startServerWith(t testing.TB, dev bool, paths []string, settings ...string)
 	if err != nil {
 		t.Fatal(err)
 	}
+	g.lookEvery = 100 * time.Millisecond
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- g.Run(ctx) }()
@@ -141,7 +142,7 @@ func startServerWith(t testing.TB, dev bool, paths []string, settings ...string)
 
 func (g *guardedAgent) eventually(what string, ok func() bool) {
 	g.t.Helper()
-	for end := time.Now().Add(15 * time.Second); !ok(); time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); !ok(); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(end) {
 			g.t.Fatalf("not in time: %s\n%s", what, g.log)
 		}
@@ -155,20 +156,31 @@ func (g *guardedAgent) do(method, target, token, body string) (int, string) {
 }
 
 func (g *guardedAgent) answer(method, target, token, body string) *httptest.ResponseRecorder {
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	if strings.HasPrefix(target, "/v1/agent/monitor") || strings.HasPrefix(target, "/v1/agent/metrics/stream") {
-		ctx, cancel = context.WithTimeout(ctx, 30*time.Millisecond)
-		defer cancel()
-	}
 	r := httptest.NewRequestWithContext(ctx, method, target, strings.NewReader(body))
 	r.RemoteAddr = "127.0.0.1:999"
 	if token != "" {
 		r.Header.Set("X-Consul-Token", token)
 	}
 	w := httptest.NewRecorder()
-	g.http.ServeHTTP(w, r)
+	if strings.HasPrefix(target, "/v1/agent/monitor") || strings.HasPrefix(target, "/v1/agent/metrics/stream") {
+		g.http.ServeHTTP(&curtailed{w, cancel}, r)
+	} else {
+		g.http.ServeHTTP(w, r)
+	}
 	return w
+}
+
+// An curtailed ends an answer that has no end, a little after it began.
+type curtailed struct {
+	*httptest.ResponseRecorder
+	end context.CancelFunc
+}
+
+func (w *curtailed) WriteHeader(code int) {
+	w.ResponseRecorder.WriteHeader(code)
+	time.AfterFunc(30*time.Millisecond, w.end)
 }
 
 // must makes a request with every right, and returns the answer.

@@ -54,7 +54,7 @@ func (f *fixture) put(g *guardedAgent) {
 		checks = ""
 	}
 	g.must("PUT", "/v1/coordinate/update", `{"Node": "zqx-node", "Coord": {"Vec": [0,0,0,0,0,0,0,0], "Error": 1, "Height": 0.00001}}`)
-	for end := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) { // it is written with others, a little later
+	for end := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) { // it is written with others, a little later
 		if code, _ := g.do("GET", "/v1/coordinate/node/zqx-node", managementSecret, ""); code == 200 {
 			break
 		} else if time.Now().After(end) {

@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -288,23 +289,54 @@ func TestThreat07RightsAreLookedAtWhenAReadReturns(t *testing.T) {
 	g := runServer(t)
 	f := newFixture(t)
 	f.put(g)
-	for n, path := range []string{"/v1/kv/zqx-key?raw", "/v1/kv/?recurse", "/v1/health/service/zqx-svc", "/v1/catalog/nodes", "/v1/config/service-defaults/zqx-svc", "/v1/internal/ui/services", "/v1/connect/intentions", "/v1/session/list"} {
+	round := 0
+	// refused tells how a waiting read of a token is answered after the token went, when it changes what is read; nil if
+	// something else changed before.
+	refused := func(path string) *httptest.ResponseRecorder {
+		round++
 		created := g.must("PUT", "/v1/acl/token", `{"Policies": [{"Name": "global-management"}]}`)
 		secret, accessor := field(t, created, "SecretID"), field(t, created, "AccessorID")
 		index := g.answer("GET", path, secret, "").Header().Get("X-Consul-Index")
 		done := make(chan *httptest.ResponseRecorder)
-		go func() { done <- g.answer("GET", withQuery(path, "wait=20s&index="+index), secret, "") }()
-		time.Sleep(20 * time.Millisecond)
+		go func() { done <- g.answer("GET", withQuery(path, "wait=40s&index="+index), secret, "") }()
+		time.Sleep(20 * time.Millisecond) // it waits, mostly
 		g.must("DELETE", "/v1/acl/token/"+accessor, "")
+		gone := indexOf(t, g.answer("GET", "/v1/acl/tokens", managementSecret, ""))
 		// Something of each changes.
-		g.must("PUT", "/v1/kv/zqx-key", fmt.Sprintf("zqx-%d", n))
-		g.must("PUT", "/v1/catalog/register", fmt.Sprintf(`{"Node": "zqx-more%d", "Address": "10.1.1.1", "Service": {"Service": "zqx-svc", "Port": 1}}`, n))
-		g.must("PUT", "/v1/config", fmt.Sprintf(`{"Kind": "service-defaults", "Name": "zqx-svc", "Protocol": "http", "Meta": {"k": "zqx-%d"}}`, n))
-		g.must("PUT", "/v1/connect/intentions/exact?source=x"+fmt.Sprint(n)+"&destination=zqx-svc", `{"Action": "deny"}`)
+		g.must("PUT", "/v1/kv/zqx-key", fmt.Sprintf("zqx-%d", round))
+		g.must("PUT", "/v1/catalog/register", fmt.Sprintf(`{"Node": "zqx-more%d", "Address": "10.1.1.1", "Service": {"Service": "zqx-svc", "Port": 1}}`, round))
+		g.must("PUT", "/v1/config", fmt.Sprintf(`{"Kind": "service-defaults", "Name": "zqx-svc", "Protocol": "http", "Meta": {"k": "zqx-%d"}}`, round))
+		g.must("PUT", "/v1/connect/intentions/exact?source=x"+fmt.Sprint(round)+"&destination=zqx-svc", `{"Action": "deny"}`)
 		g.must("PUT", "/v1/session/create", `{"Node": "zqx-node", "NodeChecks": []}`)
 		w := <-done
+		if w.Code == 200 && indexOf(t, w) < gone {
+			return nil
+		}
+		return w
+	}
+	for _, path := range []string{"/v1/kv/zqx-key?raw", "/v1/kv/?recurse", "/v1/health/service/zqx-svc", "/v1/catalog/nodes", "/v1/config/service-defaults/zqx-svc", "/v1/internal/ui/services", "/v1/connect/intentions", "/v1/session/list"} {
+		w := refused(path)
+		for range 100 {
+			if w != nil {
+				break
+			}
+			w = refused(path)
+		}
+		if w == nil {
+			t.Fatalf("%s changes all the time", path)
+		}
 		if w.Code != 403 || len(leaks(w.Body.String(), "")) > 0 {
 			t.Errorf("%s with a token that is gone: %d %s", path, w.Code, w.Body)
 		}
 	}
+}
+
+// indexOf returns the index of an answer.
+func indexOf(t *testing.T, w *httptest.ResponseRecorder) uint64 {
+	t.Helper()
+	index, err := strconv.ParseUint(w.Header().Get("X-Consul-Index"), 10, 64)
+	if err != nil {
+		t.Fatalf("%d %s: %v", w.Code, w.Body, err)
+	}
+	return index
 }

@@ -273,7 +273,7 @@ func TestFloodsCostLittle(t *testing.T) {
 			if n := most.Load(); n > 4*4*2*100 {
 				t.Errorf("the upstream had %d requests at a time", n)
 			}
-			eventually(t, 10*time.Second, "all requests are over", func() bool { return p.stat("http.in.downstream_rq_active") == 0 && running.Load() == 0 })
+			eventually(t, 30*time.Second, "all requests are over", func() bool { return p.stat("http.in.downstream_rq_active") == 0 && running.Load() == 0 })
 		})
 	}
 }
@@ -341,7 +341,7 @@ func TestSlowClientsCostLittle(t *testing.T) {
 					}
 					return
 				}
-				eventually(t, 10*time.Second, "the proxy has closed them", func() bool { return p.stat("http.in.downstream_cx_active") <= 1 })
+				eventually(t, 30*time.Second, "the proxy has closed them", func() bool { return p.stat("http.in.downstream_cx_active") <= 1 })
 				if tt.status != "" {
 					b := make([]byte, 100)
 					conns[0].SetReadDeadline(time.Now().Add(2 * time.Second))

@@ -140,7 +140,7 @@ func TestAuthoritiesOutsideTheServers(t *testing.T) {
 		t.Fatal("the program is not in the log")
 	}
 	again()
-	eventually(t, 5*time.Second, "the program of the killed server ends", func() bool {
+	eventually(t, 30*time.Second, "the program of the killed server ends", func() bool {
 		state, err := os.ReadFile("/proc/" + pid[1] + "/stat")
 		return err != nil || strings.Contains(string(state), ") Z ")
 	})

@@ -152,7 +152,7 @@ func TestHashingPlacesHostsAsEnvoyDoes(t *testing.T) {
 	}
 	for i := range tests {
 		name := fmt.Sprintf("c%d", i)
-		eventually(t, 5*time.Second, "the cluster is warm", func() bool { return m.Get(name) != nil })
+		eventually(t, 30*time.Second, "the cluster is warm", func() bool { return m.Get(name) != nil })
 	}
 	eventually(t, 20*time.Second, "Envoy answers", func() bool { _, err := ask("c0", "x"); return err == nil })
 

@@ -313,11 +313,11 @@ func TestTransparentProxy(t *testing.T) {
 			if out, ok := sarn(shop, "intention", "create", "-replace", "-deny", "shop", "web"); !ok {
 				t.Fatal(out)
 			}
-			eventually(t, 15*time.Second, "shop is denied", func() bool { return !strings.HasPrefix(shop.call(appUser, byName), "web for") })
+			eventually(t, 30*time.Second, "shop is denied", func() bool { return !strings.HasPrefix(shop.call(appUser, byName), "web for") })
 			if out, ok := sarn(shop, "intention", "create", "-replace", "-allow", "shop", "web"); !ok {
 				t.Fatal(out)
 			}
-			eventually(t, 15*time.Second, "shop is allowed again", arrives)
+			eventually(t, 30*time.Second, "shop is allowed again", arrives)
 
 			if out, ok := sarn(web, "connect", "redirect-traffic", "-remove"); !ok {
 				t.Fatal(out)

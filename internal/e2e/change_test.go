@@ -244,13 +244,13 @@ func TestNoRequestFailsWhileThingsChange(t *testing.T) {
 		for _, i := range instances {
 			// As a deployment should do it: be sick, wait until nobody calls, stop, start, wait until one is called.
 			i.sick.Store(true)
-			eventually(t, 10*time.Second, i.name+" is not called", func() bool { return !strings.HasPrefix(ask(url+"/x", "GET").body, i.name) && healthy(a) == 1 })
+			eventually(t, 30*time.Second, i.name+" is not called", func() bool { return !strings.HasPrefix(ask(url+"/x", "GET").body, i.name) && healthy(a) == 1 })
 			time.Sleep(500 * time.Millisecond)
 			i.stop()
 			time.Sleep(300 * time.Millisecond)
 			i.start()
 			eventually(t, 20*time.Second, i.name+" is back", func() bool { return healthy(a) == 2 })
-			eventually(t, 10*time.Second, "both answer", both)
+			eventually(t, 30*time.Second, "both answer", both)
 		}
 		l.end(t, 500)
 	})

@@ -105,7 +105,7 @@ func TestBadStartsSayWhy(t *testing.T) {
 		}, want: []string{"bad.hcl", "line 4"}},
 		{name: "a taken port", setup: func(t *testing.T, a *agent) []string {
 			p := start(t, "holder", nil, "python3", "-m", "http.server", "--bind", "127.0.0.1", fmt.Sprint(a.ports["http"]))
-			eventually(t, 10*time.Second, "the port is taken", func() bool { _, _, err := request("GET", a.http(), ""); return err == nil })
+			eventually(t, 30*time.Second, "the port is taken", func() bool { _, _, err := request("GET", a.http(), ""); return err == nil })
 			_ = p
 			return nil
 		}, want: []string{"address already in use"}},
@@ -207,5 +207,5 @@ func TestCutSnapshotRestoresNothing(t *testing.T) {
 	if out, code := a.cli(t, "snapshot", "restore", file); code != 0 {
 		t.Errorf("restore: %s", out)
 	}
-	eventually(t, 10*time.Second, "the restored value", func() bool { _, got, _ := a.call("GET", "/v1/kv/a?raw", ""); return got == "1" })
+	eventually(t, 30*time.Second, "the restored value", func() bool { _, got, _ := a.call("GET", "/v1/kv/a?raw", ""); return got == "1" })
 }

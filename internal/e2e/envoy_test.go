@@ -81,20 +81,20 @@ func TestEnvoyAndBuiltInProxyWorkTogether(t *testing.T) {
 			if out, code := a.cli(t, "intention", "create", "-deny", "shop", "web"); code != 0 {
 				t.Fatal(out)
 			}
-			eventually(t, 10*time.Second, "the call is refused", func() bool { return !works() })
+			eventually(t, 30*time.Second, "the call is refused", func() bool { return !works() })
 			if out, code := a.cli(t, "intention", "create", "-replace", "-allow", "shop", "web"); code != 0 {
 				t.Fatal(out)
 			}
-			eventually(t, 10*time.Second, "the call arrives again", works)
+			eventually(t, 30*time.Second, "the call arrives again", works)
 
 			// Whatever protocol a service is said to speak, a deny holds.
 			a.must(t, "PUT", "/v1/config", `{"Kind": "service-defaults", "Name": "web", "Protocol": "http"}`)
 			time.Sleep(time.Second) // for the listeners to change; there is nothing else to see it by
-			eventually(t, 10*time.Second, "the call arrives with protocol http", works)
+			eventually(t, 30*time.Second, "the call arrives with protocol http", works)
 			if out, code := a.cli(t, "intention", "create", "-replace", "-deny", "shop", "web"); code != 0 {
 				t.Fatal(out)
 			}
-			eventually(t, 10*time.Second, "the call is refused with protocol http", func() bool { return !works() })
+			eventually(t, 30*time.Second, "the call is refused with protocol http", func() bool { return !works() })
 		})
 	}
 }

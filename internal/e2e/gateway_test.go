@@ -102,11 +102,11 @@ func TestGateways(t *testing.T) {
 				if out, code := a.cli(t, "intention", "create", "-deny", c.from, c.to); code != 0 {
 					t.Fatal(out)
 				}
-				eventually(t, 10*time.Second, c.name+": the call is refused", func() bool { return !works() })
+				eventually(t, 30*time.Second, c.name+": the call is refused", func() bool { return !works() })
 				if out, code := a.cli(t, "intention", "create", "-replace", "-allow", c.from, c.to); code != 0 {
 					t.Fatal(out)
 				}
-				eventually(t, 10*time.Second, c.name+": the call arrives again", works)
+				eventually(t, 30*time.Second, c.name+": the call arrives again", works)
 			}
 			if by == "envoy" {
 				if out := call(ingressHTTP, "/x"); strings.Contains(out, "web") {

@@ -545,7 +545,7 @@ func requestBehaviours(t *testing.T, m *mesh, spans *collector, exposed int) {
 			"Subsets": {"v1": {"Filter": "Service.Meta.version == 1"}, "v2": {"Filter": "Service.Meta.version == 2"}},
 			"Failover": {"v1": {"ServiceSubset": "v2"}},
 			"LoadBalancer": {"Policy": "maglev", "HashPolicies": [{"Field": "header", "FieldValue": "x-user"}]}}`)
-		eventually(t, 10*time.Second, "no cookie is set any more", func() bool {
+		eventually(t, 30*time.Second, "no cookie is set any more", func() bool {
 			r := m.ask("web", "GET", "/")
 			return r.code == 200 && r.header.Get("Set-Cookie") == ""
 		})
@@ -594,7 +594,7 @@ func requestBehaviours(t *testing.T, m *mesh, spans *collector, exposed int) {
 		if r := m.ask("frail", "GET", "/").String(); r != "503 no healthy upstream" {
 			t.Errorf("after three failures: %q", r)
 		}
-		eventually(t, 10*time.Second, "the instance is back", func() bool { return m.ask("frail", "GET", "/").code == 200 })
+		eventually(t, 30*time.Second, "the instance is back", func() bool { return m.ask("frail", "GET", "/").code == 200 })
 	})
 	t.Run("rate limit", func(t *testing.T) {
 		var got []string
@@ -666,13 +666,13 @@ func requestBehaviours(t *testing.T, m *mesh, spans *collector, exposed int) {
 			return func() bool { return m.ask("routed", "GET", "/x").String() == "200 "+who+" HTTP/1.1 GET /x" }
 		}
 		m.must(t, "PUT", "/v1/agent/service/maintenance/web-1?enable=true", "")
-		eventually(t, 10*time.Second, "requests go to the other subset", to("v2"))
+		eventually(t, 30*time.Second, "requests go to the other subset", to("v2"))
 		m.must(t, "PUT", "/v1/agent/service/maintenance/web-1?enable=false", "")
-		eventually(t, 10*time.Second, "requests come back", to("v1"))
+		eventually(t, 30*time.Second, "requests come back", to("v1"))
 	})
 	t.Run("denied at once", func(t *testing.T) {
 		m.write(`{"Kind": "service-intentions", "Name": "web", "Sources": [{"Name": "shop", "Permissions": [{"Action": "allow", "HTTP": {"PathPrefix": "/still"}}]}]}`)
-		eventually(t, 10*time.Second, "requests are refused", func() bool { return m.ask("routed", "GET", "/x").String() == "403 RBAC: access denied" })
+		eventually(t, 30*time.Second, "requests are refused", func() bool { return m.ask("routed", "GET", "/x").String() == "403 RBAC: access denied" })
 		if r := m.ask("routed", "GET", "/still").String(); r != "200 v1 HTTP/1.1 GET /still" {
 			t.Errorf("what is allowed still: %q", r)
 		}

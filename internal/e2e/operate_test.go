@@ -147,7 +147,7 @@ func TestRemoteExecutionTakesItsRights(t *testing.T) {
 		return made["SecretID"].(string)
 	}
 	allowed := token("all", rights)
-	eventually(t, 15*time.Second, "a job runs", func() bool {
+	eventually(t, 30*time.Second, "a job runs", func() bool {
 		out, code := a.cli(t, "exec", "-token="+allowed, "-wait=1s", "echo", "hello")
 		return code == 0 && strings.Contains(out, "hello\n") && strings.Contains(out, "1 / 1 node(s)")
 	})

@@ -105,14 +105,14 @@ func TestPeering(t *testing.T) {
 				{"Name": "shop", "Peer": "west", "Action": %q}, {"Name": "shop", "Action": "allow"}]}`, x.service, action))
 		}
 		intend("deny")
-		eventually(t, 10*time.Second, x.service+" is denied", func() bool { return !works(x.port, x.service)() })
+		eventually(t, 30*time.Second, x.service+" is denied", func() bool { return !works(x.port, x.service)() })
 		intend("allow")
 		eventually(t, 75*time.Second, x.service+" is allowed again", works(x.port, x.service))
 	}
 	east.must(t, "PUT", "/v1/config", `{"Kind": "service-intentions", "Name": "web", "Sources": [
 		{"Name": "shop", "Peer": "west", "Permissions": [{"Action": "deny", "HTTP": {"PathPrefix": "/secret"}}, {"Action": "allow", "HTTP": {"PathPrefix": "/"}}]},
 		{"Name": "*", "Action": "deny"}]}`)
-	eventually(t, 10*time.Second, "requests are told apart", func() bool {
+	eventually(t, 30*time.Second, "requests are told apart", func() bool {
 		return works(toWeb, "web")() && !strings.Contains(call(toWeb, "/secret"), "web")
 	})
 

@@ -100,7 +100,7 @@ func (p *proxy) connections() string {
 // logged waits for the line that the access log has about a path. Lines are written up to a second late.
 func (p *proxy) logged(path string) (line string) {
 	p.t.Helper()
-	eventually(p.t, 5*time.Second, "the access log has "+path, func() bool {
+	eventually(p.t, 30*time.Second, "the access log has "+path, func() bool {
 		for l := range strings.Lines(p.accesses()) {
 			if l = strings.TrimSpace(l); strings.HasSuffix(l, " "+path) {
 				line = l

@@ -144,7 +144,7 @@ func TestGRPCWithoutProxy(t *testing.T) {
 			}
 			split(0, 100)
 			lost := 0
-			eventually(t, 10*time.Second, "all calls go to v2", func() bool {
+			eventually(t, 30*time.Second, "all calls go to v2", func() bool {
 				o := c.call(20, "who")
 				lost += o.failed()
 				return o.Answers["v2"] == 20
@@ -160,18 +160,18 @@ func TestGRPCWithoutProxy(t *testing.T) {
 				a.must(t, "PUT", fmt.Sprintf("/v1/agent/service/maintenance/web-v2-sidecar-proxy?enable=%t", on), "")
 			}
 			maintenance(true)
-			eventually(t, 10*time.Second, "calls for v2 go to v1 while v2 is out of use", func() bool { return c.call(20, "who").Answers["v1"] == 20 })
+			eventually(t, 30*time.Second, "calls for v2 go to v1 while v2 is out of use", func() bool { return c.call(20, "who").Answers["v1"] == 20 })
 			maintenance(false)
-			eventually(t, 10*time.Second, "calls for v2 go to v2 again", func() bool { return c.call(20, "who").Answers["v2"] == 20 })
+			eventually(t, 30*time.Second, "calls for v2 go to v2 again", func() bool { return c.call(20, "who").Answers["v2"] == 20 })
 
 			if out, code := a.cli(t, "intention", "create", "-replace", "-deny", "shop", "web"); code != 0 {
 				t.Fatal(out)
 			}
-			eventually(t, 10*time.Second, "calls are refused", func() bool { return c.call(1, "who").failed() == 1 })
+			eventually(t, 30*time.Second, "calls are refused", func() bool { return c.call(1, "who").failed() == 1 })
 			if out, code := a.cli(t, "intention", "create", "-replace", "-allow", "shop", "web"); code != 0 {
 				t.Fatal(out)
 			}
-			eventually(t, 10*time.Second, "calls are allowed again", func() bool { return c.call(1, "who").failed() == 0 })
+			eventually(t, 30*time.Second, "calls are allowed again", func() bool { return c.call(1, "who").failed() == 0 })
 		})
 	}
 }

@@ -295,7 +295,7 @@ func TestNoRequestFailsWhileTheRootRotates(t *testing.T) {
 			t.Errorf("the active root is %s", active)
 		}
 		for name, port := range public {
-			eventually(t, 10*time.Second, name+" shows a certificate of the new root", func() bool { return issuer(port) == key })
+			eventually(t, 30*time.Second, name+" shows a certificate of the new root", func() bool { return issuer(port) == key })
 		}
 		time.Sleep(time.Second)
 	}

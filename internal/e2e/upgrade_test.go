@@ -224,7 +224,7 @@ func TestUpgradeLosesNoRequest(t *testing.T) {
 		return err == nil
 	})
 	defer long.Close()
-	eventually(t, 10*time.Second, "the proxies can be taken over", func() bool {
+	eventually(t, 30*time.Second, "the proxies can be taken over", func() bool {
 		list, _ := filepath.Glob(filepath.Join(dir, "*.handover"))
 		return len(list) == 3
 	})
@@ -251,7 +251,7 @@ func TestUpgradeLosesNoRequest(t *testing.T) {
 			if round == 0 && service == "shop" {
 				long.Close()
 			}
-			eventually(t, 5*time.Second, "the admin socket answers for the new process", func() bool {
+			eventually(t, 30*time.Second, "the admin socket answers for the new process", func() bool {
 				out, err := adminGet(filepath.Join(dir, service+".admin"), "/ready")
 				return err == nil && out == "LIVE\n"
 			})
@@ -330,6 +330,7 @@ func TestAgentReplacesSidecarsWithoutLoss(t *testing.T) {
 // elsewhere, and ends when nobody is left.
 func TestShutdownDrains(t *testing.T) {
 	var slow atomic.Int64
+	answer := make(chan struct{})
 	app, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -337,7 +338,7 @@ func TestShutdownDrains(t *testing.T) {
 	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/slow" {
 			slow.Add(1)
-			time.Sleep(1500 * time.Millisecond)
+			<-answer
 		}
 		io.WriteString(w, "done")
 	})}
@@ -367,9 +368,9 @@ static_resources:
 	}
 	t.Cleanup(func() { os.RemoveAll(sockets) })
 	socket := filepath.Join(sockets, "a")
-	p := start(t, "edge", nil, binary(t), "connect", "proxy", "-bootstrap", file, "-admin-socket", socket, "-drain-time", "6s")
+	p := start(t, "edge", nil, binary(t), "connect", "proxy", "-bootstrap", file, "-admin-socket", socket, "-drain-time", "90s")
 	url := "http://127.0.0.1:" + strconv.Itoa(port)
-	eventually(t, 10*time.Second, "the proxy is ready", func() bool { out, _ := adminGet(socket, "/ready"); return out == "LIVE\n" })
+	eventually(t, 30*time.Second, "the proxy is ready", func() bool { out, _ := adminGet(socket, "/ready"); return out == "LIVE\n" })
 
 	kept := &http.Client{Transport: &http.Transport{}}
 	get := func(path string) (*http.Response, string, error) {
@@ -417,10 +418,10 @@ static_resources:
 		resp, body, err := get("/slow")
 		done <- result{resp != nil && resp.Close, body, err}
 	}()
-	eventually(t, 5*time.Second, "the slow request is under way", func() bool { return slow.Load() == 1 })
+	eventually(t, 30*time.Second, "the slow request is under way", func() bool { return slow.Load() == 1 })
 	began := time.Now()
 	p.cmd.Process.Signal(syscall.SIGTERM)
-	eventually(t, time.Second, "the proxy is not ready any more", func() bool { out, _ := adminGet(socket, "/ready"); return out == "DRAINING\n" })
+	eventually(t, 30*time.Second, "the proxy is not ready any more", func() bool { out, _ := adminGet(socket, "/ready"); return out == "DRAINING\n" })
 	// Those who have not heard of it yet are served.
 	fresh := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 	if err := func() error {
@@ -435,11 +436,12 @@ static_resources:
 	}(); err != nil {
 		t.Errorf("a new connection right after the signal: %v", err)
 	}
+	close(answer)
 	r := <-done
 	if r.err != nil || r.body != "done" || !r.closes {
 		t.Errorf("the slow request: %q %v, closes %v", r.body, r.err, r.closes)
 	}
-	if code, ended := p.exit(3 * time.Second); !ended || code != 0 {
+	if code, ended := p.exit(30 * time.Second); !ended || code != 0 {
 		t.Errorf("not ended when nobody was left (%v, %d), after %v", ended, code, time.Since(began))
 	}
 }

@@ -95,7 +95,7 @@ func TestWorkloadsUseTheOfficialSPIFFEClient(t *testing.T) {
 	}
 	eventually(t, 20*time.Second, "the sidecar answers", func() bool { body, err := ask(); return err == nil && strings.HasPrefix(body, "db") })
 	m.write(`{"Kind": "service-intentions", "Name": "db", "Sources": [{"Name": "native", "Action": "deny"}]}`)
-	eventually(t, 10*time.Second, "the intention refuses", func() bool { _, err := ask(); return err != nil })
+	eventually(t, 30*time.Second, "the intention refuses", func() bool { _, err := ask(); return err != nil })
 
 	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprintf(w, "native for %s", r.TLS.PeerCertificates[0].URIs[0])

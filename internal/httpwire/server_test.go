@@ -144,7 +144,7 @@ func exchange(t testing.TB, c net.Conn, raw string) string {
 	var got bytes.Buffer
 	buf := make([]byte, 32<<10)
 	for {
-		c.SetReadDeadline(time.Now().Add(time.Second))
+		c.SetReadDeadline(time.Now().Add(20 * time.Second))
 		n, err := c.Read(buf)
 		got.Write(buf[:n])
 		if err != nil {

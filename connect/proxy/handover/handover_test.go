@@ -97,7 +97,7 @@ func echo(ln net.Listener) {
 
 func say(t *testing.T, c net.Conn, word string) {
 	t.Helper()
-	c.SetDeadline(time.Now().Add(5 * time.Second))
+	c.SetDeadline(time.Now().Add(30 * time.Second))
 	if _, err := c.Write([]byte(word)); err != nil {
 		t.Fatal(err)
 	}
@@ -177,7 +177,7 @@ func TestSuccessorThatFailsChangesNothing(t *testing.T) {
 		conn := o.dial()
 		var p *handover.Predecessor
 		var err error
-		for end := time.Now().Add(5 * time.Second); ; conn = o.dial() {
+		for end := time.Now().Add(30 * time.Second); ; conn = o.dial() {
 			// The one before may not be seen to be gone yet.
 			if p, err = handover.Take(conn, "web"); err == nil || time.Now().After(end) {
 				break
@@ -216,7 +216,7 @@ func TestRefusals(t *testing.T) {
 		t.Error("a proxy without a name got sockets")
 	}
 	first, err := handover.Take(o.dial(), "web")
-	for end := time.Now().Add(5 * time.Second); err != nil && time.Now().Before(end); first, err = handover.Take(o.dial(), "web") {
+	for end := time.Now().Add(30 * time.Second); err != nil && time.Now().Before(end); first, err = handover.Take(o.dial(), "web") {
 		time.Sleep(10 * time.Millisecond)
 	}
 	if err != nil {
@@ -240,7 +240,7 @@ func TestNonsense(t *testing.T) {
 			if _, err := c.Write([]byte(text)); err != nil {
 				t.Fatal(err)
 			}
-			c.SetReadDeadline(time.Now().Add(5 * time.Second))
+			c.SetReadDeadline(time.Now().Add(30 * time.Second))
 			for {
 				if n, err := c.Read(make([]byte, 4096)); n == 0 || err != nil {
 					if errors.Is(err, os.ErrDeadlineExceeded) {

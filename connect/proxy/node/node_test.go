@@ -134,7 +134,7 @@ func (h *host) dial(id string) (net.Conn, string, error) {
 
 // talk sends a word and reads it back.
 func (h *host) talk(c net.Conn) error {
-	c.SetDeadline(time.Now().Add(10 * time.Second))
+	c.SetDeadline(time.Now().Add(time.Minute))
 	if _, err := io.WriteString(c, "hello"); err != nil {
 		return err
 	}
