@@ -316,8 +316,7 @@ func (c *command) leave(a *Agent, signals <-chan os.Signal, done chan error) boo
 	}
 }
 
-// banner is what is printed before the log begins. Ports where nothing listens are -1, as is that of gossip between
-// datacenters, which this version does not have.
+// banner is what is printed before the log begins. Ports where nothing listens are -1.
 func banner(s *config.Settings, a *Agent) string {
 	clients := make([]string, len(s.Addresses.Client))
 	for i, addr := range s.Addresses.Client {
@@ -327,6 +326,10 @@ func banner(s *config.Settings, a *Agent) string {
 	if len(s.Addresses.GRPCTLS) == 0 {
 		grpcTLS = -1 // there is nothing to serve TLS with
 	}
+	wan := -1
+	if a.sockets.wan != nil {
+		wan = s.Ports.SerfWAN
+	}
 	return fmt.Sprintf(`==> Starting %s agent...
               Version: '%s'
            Build Date: '%s'
@@ -335,7 +338,7 @@ func banner(s *config.Settings, a *Agent) string {
            Datacenter: '%s' (Segment: '')
                Server: %v (Bootstrap: %v)
           Client Addr: [%s] (HTTP: %d, HTTPS: %d, gRPC: %d, gRPC-TLS: %d, DNS: %d)
-         Cluster Addr: %s (LAN: %d, WAN: -1)
+         Cluster Addr: %s (LAN: %d, WAN: %d)
     Gossip Encryption: %v
      Auto-Encrypt-TLS: %v
           ACL Enabled: %v
@@ -347,7 +350,7 @@ Internal RPC TLS: Verify Incoming: %v, Verify Outgoing: %v (Verify Hostname: %v)
 ==> Log data will now stream in as it occurs:
 `, version.Name, version.Human(), version.BuildDate, a.node.ID, s.Node.Name, s.Node.Datacenter, s.Server, s.Bootstrap,
 		strings.Join(clients, " "), s.Ports.HTTP, s.Ports.HTTPS, s.Ports.GRPC, grpcTLS, s.Ports.DNS,
-		s.Addresses.Advertise, s.Ports.SerfLAN, a.pool.Encrypted(), s.AutoEncrypt.TLS || s.AutoEncrypt.AllowTLS,
+		s.Addresses.Advertise, s.Ports.SerfLAN, wan, a.pool.Encrypted(), s.AutoEncrypt.TLS || s.AutoEncrypt.AllowTLS,
 		s.ACL.Enabled, s.ACL.DefaultPolicy, s.TLS.HTTPS.VerifyIncoming, s.TLS.HTTPS.VerifyOutgoing, s.TLS.HTTPS.MinVersion,
 		s.TLS.GRPC.VerifyIncoming, s.TLS.GRPC.MinVersion, s.TLS.InternalRPC.VerifyIncoming, s.TLS.InternalRPC.VerifyOutgoing,
 		s.TLS.InternalRPC.VerifyServerHostname, s.TLS.InternalRPC.MinVersion)

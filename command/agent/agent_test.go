@@ -338,6 +338,11 @@ func TestBannerShowsWhatListens(t *testing.T) {
 			t.Errorf("with gRPC-TLS on %v the banner is\n%s", listeners, got)
 		}
 	}
+	a.sockets.wan, s.Ports.SerfWAN = a.sockets.lan, 8302 // as a server has it
+	defer func() { a.sockets.wan = nil }()
+	if got := banner(&s, a); !strings.Contains(got, "WAN: 8302)") {
+		t.Errorf("with gossip over the WAN the banner is\n%s", got)
+	}
 }
 
 func write(t *testing.T, path, text string) {
