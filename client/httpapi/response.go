@@ -15,6 +15,7 @@ import (
 
 	"github.com/sarnmesh/sarn/acl"
 	"github.com/sarnmesh/sarn/catalog/read"
+	"github.com/sarnmesh/sarn/internal/httpwire"
 	"github.com/sarnmesh/sarn/internal/span"
 	"github.com/sarnmesh/sarn/internal/wireerr"
 )
@@ -27,7 +28,6 @@ var (
 	encodingGzip = []string{"gzip"}
 	valueTrue    = []string{"true"}
 	valueFalse   = []string{"false"}
-	valueZero    = []string{"0"}
 	valueHit     = []string{"HIT"}
 	valueMiss    = []string{"MISS"}
 	valueQuery   = []string{"blocking-query"}
@@ -68,6 +68,12 @@ func (w *response) free() {
 	*w = response{params: params{list: list[:0]}}
 	responses.Put(w)
 }
+
+// set sets a header field. What every answer has is set so; Header does not show it on all connections.
+func (w *response) set(name string, value []string) { httpwire.Set(w.ResponseWriter, name, value) }
+
+// setUint is set for a number.
+func (w *response) setUint(name string, n uint64) { httpwire.SetUint(w.ResponseWriter, name, n) }
 
 // WriteHeader sends the status.
 func (w *response) WriteHeader(status int) {
@@ -125,10 +131,9 @@ func (w *response) writeError(err error) {
 	if w.wrote {
 		return // the status is out: all that is left is to end the answer
 	}
-	h := w.Header()
 	status := 0
 	if m, ok := errors.AsType[*methodError](err); ok {
-		h["Allow"] = m.allow
+		w.Header()["Allow"] = m.allow
 		status = http.StatusMethodNotAllowed
 	} else {
 		status = wireerr.Status(err)
@@ -144,8 +149,8 @@ func (w *response) writeError(err error) {
 		}
 		log.Debug("request failed", "method", w.r.Method, "path", w.r.URL.Path, "status", status, "error", text)
 	}
-	h["Content-Type"] = typeText
-	h["Content-Length"] = []string{strconv.Itoa(len(text))}
+	w.set("Content-Type", typeText)
+	w.setUint("Content-Length", uint64(len(text)))
 	w.WriteHeader(status)
 	w.Write([]byte(text))
 }
@@ -216,9 +221,8 @@ func (w *response) writeValue(v any) {
 
 // writeBody sends a whole body, compressed if that is wanted and worthwhile. zipped is body compressed before, or nil.
 func (w *response) writeBody(status int, contentType []string, body, zipped []byte) {
-	h := w.Header()
 	if contentType != nil {
-		h["Content-Type"] = contentType
+		w.set("Content-Type", contentType)
 	}
 	if len(body) >= gzipFrom && acceptsGzip(w.r.Header["Accept-Encoding"]) {
 		if zipped == nil {
@@ -227,10 +231,10 @@ func (w *response) writeBody(status int, contentType []string, body, zipped []by
 			buf.b = appendGzip(buf.b[:0], body)
 			zipped = buf.b
 		}
-		h["Content-Encoding"] = encodingGzip
+		w.set("Content-Encoding", encodingGzip)
 		body = zipped
 	}
-	h["Content-Length"] = []string{strconv.Itoa(len(body))}
+	w.setUint("Content-Length", uint64(len(body)))
 	w.WriteHeader(status)
 	w.Write(body)
 }
@@ -318,40 +322,38 @@ func appendGzip(dst, data []byte) []byte {
 // setMeta tells what the servers said about an answer. Endpoints that also name the consistency they used call
 // setQueryMeta.
 func (s *Server) setMeta(w http.ResponseWriter, m *read.Meta) {
-	h := w.Header()
-	h["X-Consul-Index"] = []string{strconv.FormatUint(max(m.Index, 1), 10)}
-	h["X-Consul-Query-Backend"] = valueQuery
-	setLeader(h, m)
-	if m.Filtered && w.(*response).hasToken {
-		h["X-Consul-Results-Filtered-By-Acls"] = valueTrue
+	rw := w.(*response)
+	rw.setUint("X-Consul-Index", max(m.Index, 1))
+	rw.set("X-Consul-Query-Backend", valueQuery)
+	rw.setLeader(m)
+	if m.Filtered && rw.hasToken {
+		rw.set("X-Consul-Results-Filtered-By-Acls", valueTrue)
 	}
 }
 
 // setQueryMeta is setMeta and the consistency that was asked for.
 func (s *Server) setQueryMeta(w http.ResponseWriter, m *read.Meta) {
 	s.setMeta(w, m)
-	w.Header()["X-Consul-Effective-Consistency"] = modeValues[w.(*response).mode]
+	rw := w.(*response)
+	rw.set("X-Consul-Effective-Consistency", modeValues[rw.mode])
 }
 
-func setLeader(h http.Header, m *read.Meta) {
-	h["X-Consul-Knownleader"] = valueFalse
+func (w *response) setLeader(m *read.Meta) {
+	known := valueFalse
 	if m.KnownLeader {
-		h["X-Consul-Knownleader"] = valueTrue
+		known = valueTrue
 	}
-	if m.LastContact == 0 {
-		h["X-Consul-Lastcontact"] = valueZero
-	} else {
-		h["X-Consul-Lastcontact"] = []string{strconv.FormatInt(m.LastContact.Milliseconds(), 10)}
-	}
+	w.set("X-Consul-Knownleader", known)
+	w.setUint("X-Consul-Lastcontact", uint64(max(m.LastContact, 0).Milliseconds()))
 }
 
 // setCached tells that an answer came from the agent's cache.
 func setCached(w http.ResponseWriter, hit bool, age time.Duration) {
-	h := w.Header()
+	rw := w.(*response)
 	if !hit {
-		h["X-Cache"] = valueMiss
+		rw.set("X-Cache", valueMiss)
 		return
 	}
-	h["X-Cache"] = valueHit
-	h["Age"] = []string{strconv.FormatInt(int64(age/time.Second), 10)}
+	rw.set("X-Cache", valueHit)
+	rw.setUint("Age", uint64(max(age, 0)/time.Second))
 }

@@ -178,11 +178,10 @@ func (w *response) serve() {
 		defer w.finish()
 	}
 	s, r := w.s, w.r
-	h := w.Header()
-	h["X-Consul-Default-Acl-Policy"] = s.defaultPolicy
-	h["Vary"] = varyEncoding
+	w.set("X-Consul-Default-Acl-Policy", s.defaultPolicy)
+	w.set("Vary", varyEncoding)
 	if s.cfg.TranslateWANAddrs {
-		h["X-Consul-Translate-Addresses"] = valueTrue
+		w.set("X-Consul-Translate-Addresses", valueTrue)
 	}
 	if err := w.params.parse(r.URL.RawQuery); err != nil {
 		s.log.Warn("query string cannot be read", "path", r.URL.Path, "error", err)
@@ -194,8 +193,8 @@ func (w *response) serve() {
 		return
 	}
 	if r.Method == http.MethodOptions {
-		h["Allow"] = w.route.allow
-		h["Content-Length"] = valueZero
+		w.Header()["Allow"] = w.route.allow
+		w.setUint("Content-Length", 0)
 		w.WriteHeader(http.StatusOK)
 		return
 	}
@@ -217,8 +216,8 @@ func (w *response) serve() {
 	case v != nil:
 		w.writeValue(v)
 	case !w.wrote:
-		h["Content-Type"] = typeJSON
-		h["Content-Length"] = valueZero
+		w.set("Content-Type", typeJSON)
+		w.setUint("Content-Length", 0)
 		w.WriteHeader(http.StatusOK)
 	}
 }

@@ -171,7 +171,7 @@ func (s *Server) txn(w http.ResponseWriter, r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	setLeader(w.Header(), &resp.Meta)
+	w.(*response).setLeader(&resp.Meta)
 	return txnAnswer(&resp.TxnReply, &resp.Meta), nil
 }
 

@@ -83,6 +83,40 @@ var handlers = map[string]http.HandlerFunc{
 		w.WriteHeader(http.StatusTeapot)
 		io.WriteString(w, "hello")
 	},
+	"/set": func(w http.ResponseWriter, _ *http.Request) {
+		w.Header()["X-Twice"] = []string{"a", "b"}
+		w.Header()["X-Map"] = []string{"c"}
+		httpwire.Set(w, "X-Twice", []string{"first"})
+		httpwire.SetUint(w, "X-Number", 1<<64-1)
+		httpwire.Set(w, "X-Twice", []string{"second"})
+		httpwire.Set(w, "X-Split", []string{"a\r\nX-Other: b"})
+		httpwire.Set(w, "Content-Type", []string{"text/x"})
+		w.WriteHeader(http.StatusAccepted)
+		httpwire.Set(w, "X-Late", []string{"too late"})
+		httpwire.SetUint(w, "X-Number", 3)
+		io.WriteString(w, "hello")
+	},
+	"/settold": func(w http.ResponseWriter, _ *http.Request) {
+		httpwire.SetUint(w, "Content-Length", 5)
+		w.WriteHeader(http.StatusTeapot)
+		io.WriteString(w, "hello")
+	},
+	"/setshort": func(w http.ResponseWriter, _ *http.Request) {
+		httpwire.SetUint(w, "Content-Length", 10)
+		io.WriteString(w, "hello")
+	},
+	"/setnone": func(w http.ResponseWriter, _ *http.Request) {
+		httpwire.SetUint(w, "Content-Length", 10)
+		w.WriteHeader(http.StatusNoContent)
+	},
+	"/setencoded": func(w http.ResponseWriter, _ *http.Request) {
+		httpwire.Set(w, "Content-Encoding", []string{"x"})
+		io.WriteString(w, "<html>")
+	},
+	"/setclose": func(w http.ResponseWriter, _ *http.Request) {
+		httpwire.Set(w, "Connection", []string{"close"})
+		io.WriteString(w, "bye")
+	},
 	"/short": func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Length", "10")
 		io.WriteString(w, "hello")
