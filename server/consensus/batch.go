@@ -3,6 +3,7 @@ package consensus
 import (
 	"context"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/fxamacker/cbor/v2"
@@ -56,12 +57,98 @@ func (st *steps) tell(s *span.Span) {
 	}
 }
 
+// writes are those whose result was received, to be used again.
+var writes = sync.Pool{New: func() any { return &write{done: make(chan fsm.Result, 1)} }}
+
 // A batcher puts commands that arrive together into one log entry. A command that finds few under way goes at once. Those
 // that find more wait until they are done, for a short while, and then go together: many share what an entry costs, here
 // and on the disks.
-type batcher struct{ queue chan *write }
+type batcher struct {
+	more chan struct{} // tells run that a batch may go; of capacity one
 
-func newBatcher() *batcher { return &batcher{make(chan *write, backlog)} }
+	mu                sync.Mutex
+	waiting           waiting
+	entries, commands int           // under way
+	room              chan struct{} // closed when there is room for more to wait; nil while nobody asks
+	stopped           bool
+}
+
+func newBatcher() *batcher { return &batcher{more: make(chan struct{}, 1)} }
+
+// add has a write wait for its batch. While too many wait, so does the caller.
+func (b *batcher) add(ctx context.Context, w *write) error {
+	for {
+		b.mu.Lock()
+		switch {
+		case b.stopped:
+			b.mu.Unlock()
+			return ErrStopped
+		case len(b.waiting.writes) < backlog:
+			b.waiting.add(w)
+			goes := b.waiting.mayGo(b.entries, b.commands)
+			b.mu.Unlock()
+			if goes {
+				b.tell()
+			}
+			return nil
+		}
+		if b.room == nil {
+			b.room = make(chan struct{})
+		}
+		room := b.room
+		b.mu.Unlock()
+		select {
+		case <-room:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+func (b *batcher) tell() {
+	select {
+	case b.more <- struct{}{}:
+	default:
+	}
+}
+
+// next returns the next batch, which is then under way; nil when none may go.
+func (b *batcher) next() []*write {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.waiting.mayGo(b.entries, b.commands) {
+		return nil
+	}
+	batch := b.waiting.take()
+	b.entries, b.commands = b.entries+1, b.commands+len(batch)
+	b.makeRoom()
+	return batch
+}
+
+func (b *batcher) makeRoom() {
+	if b.room != nil {
+		close(b.room)
+		b.room = nil
+	}
+}
+
+// landed notes that a batch is no longer under way.
+func (b *batcher) landed(commands int) {
+	b.mu.Lock()
+	b.entries, b.commands = b.entries-1, b.commands-commands
+	b.mu.Unlock()
+	b.tell()
+}
+
+// stop returns what waits; nothing is added any more.
+func (b *batcher) stop() []*write {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	left := b.waiting.writes
+	b.waiting, b.stopped = waiting{}, true
+	b.makeRoom()
+	return left
+}
 
 // A flight is a batch under way.
 type flight struct {
@@ -69,58 +156,38 @@ type flight struct {
 	writes []*write
 }
 
-// run proposes batches until ctx ends. What is queued then fails.
+// run proposes batches until ctx ends. What waits then fails.
 func (b *batcher) run(ctx context.Context, ra *raft.Raft) {
 	flights := make(chan flight, maxFlights)
-	landed := make(chan int, maxFlights) // how many commands an entry had
-	go func() {
-		defer close(landed)
+	var landing sync.WaitGroup
+	landing.Go(func() {
 		for f := range flights { // in the order of the log
 			f.land()
-			landed <- len(f.writes)
+			b.landed(len(f.writes))
 		}
-	}()
-	var waiting waiting
+	})
 	defer func() {
 		close(flights)
-		for range landed {
-		}
-		for {
-			select {
-			case w := <-b.queue:
-				waiting.add(w)
-			default:
-				for _, w := range waiting.writes {
-					w.done <- fsm.Result{Err: ErrStopped}
-				}
-				return
-			}
+		landing.Wait()
+		for _, w := range b.stop() {
+			w.done <- fsm.Result{Err: ErrStopped}
 		}
 	}()
-	entries, commands := 0, 0 // under way
 	late := time.NewTimer(patience)
 	defer late.Stop()
 	for ctx.Err() == nil {
-		waiting.addAll(b.queue)
-		if waiting.mayGo(entries, commands) {
+		if batch := b.next(); batch != nil {
 			late.Reset(patience)
-			writes := waiting.take()
-			entries, commands = entries+1, commands+len(writes)
-			flights <- flight{propose(ra, writes), writes}
+			flights <- flight{propose(ra, batch), batch}
 			continue
-		}
-		queue := b.queue
-		if waiting.full() {
-			queue = nil
 		}
 		select {
 		case <-ctx.Done():
-		case w := <-queue:
-			waiting.add(w)
-		case n := <-landed:
-			entries, commands = entries-1, commands-n
+		case <-b.more:
 		case <-late.C:
-			waiting.late = true
+			b.mu.Lock()
+			b.waiting.late = true
+			b.mu.Unlock()
 		}
 	}
 }
@@ -133,18 +200,6 @@ type waiting struct {
 }
 
 func (q *waiting) add(w *write) { q.writes, q.size = append(q.writes, w), q.size+w.size }
-
-// addAll adds those that are queued, up to a full batch.
-func (q *waiting) addAll(queue <-chan *write) {
-	for !q.full() {
-		select {
-		case w := <-queue:
-			q.add(w)
-		default:
-			return
-		}
-	}
-}
 
 // full reports whether there are enough for a batch.
 func (q *waiting) full() bool { return len(q.writes) >= maxBatch || q.size >= maxBatchBytes }
@@ -173,12 +228,12 @@ func (q *waiting) take() []*write {
 }
 
 // propose hands a batch to Raft.
-func propose(ra *raft.Raft, writes []*write) raft.ApplyFuture {
-	commands := make([]fsm.Command, len(writes))
-	for i, w := range writes {
+func propose(ra *raft.Raft, batch []*write) raft.ApplyFuture {
+	commands := make([]fsm.Command, len(batch))
+	for i, w := range batch {
 		commands[i] = w.command
 		if w.steps != nil {
-			w.steps.proposed, w.steps.commands = time.Now(), len(writes)
+			w.steps.proposed, w.steps.commands = time.Now(), len(batch)
 		}
 	}
 	entry, err := fsm.Encode(commands)
@@ -248,26 +303,18 @@ func (r *Raft) apply(ctx context.Context, kind fsm.Kind, req any, st *steps) (an
 	if err != nil {
 		return nil, fmt.Errorf("encode command of kind %d: %w", kind, err)
 	}
-	w := &write{fsm.Command{Kind: kind, Req: cbor.RawMessage(data)}, len(data), make(chan fsm.Result, 1), st}
-	select {
-	case r.batcher.queue <- w:
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	case <-r.ended:
-		return nil, ErrStopped
+	w := writes.Get().(*write)
+	w.command, w.size = fsm.Command{Kind: kind, Req: cbor.RawMessage(data)}, len(data)
+	w.steps = st
+	if err := r.batcher.add(ctx, w); err != nil {
+		return nil, err
 	}
 	select {
 	case res := <-w.done:
+		w.command, w.steps = fsm.Command{}, nil
+		writes.Put(w)
 		return res.Value, res.Err
 	case <-ctx.Done():
 		return nil, ctx.Err()
-	case <-r.ended:
-		// What the batcher took it has answered.
-		select {
-		case res := <-w.done:
-			return res.Value, res.Err
-		default:
-			return nil, ErrStopped
-		}
 	}
 }

@@ -1,6 +1,11 @@
 package consensus
 
-import "testing"
+import (
+	"context"
+	"errors"
+	"testing"
+	"testing/synctest"
+)
 
 func queued(sizes ...int) *waiting {
 	q := &waiting{}
@@ -71,24 +76,82 @@ func TestWhenABatchGoes(t *testing.T) {
 	}
 }
 
-// What waits is bounded too: the rest stays in the queue, and then callers wait.
+// What waits is bounded: then callers wait, until there is room, they give up or the batcher stops.
 func TestWaitingCommandsAreBounded(t *testing.T) {
-	queue := make(chan *write, backlog)
-	for range backlog {
-		queue <- &write{size: 1}
+	synctest.Test(t, func(t *testing.T) {
+		b := newBatcher()
+		b.entries = maxFlights // nothing goes
+		for range backlog {
+			if err := b.add(t.Context(), &write{size: 1}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		given := make(chan error, 1)
+		go func() { given <- b.add(ctx, &write{size: 1}) }()
+		synctest.Wait()
+		cancel()
+		if err := <-given; !errors.Is(err, context.Canceled) {
+			t.Errorf("who gave up got %v", err)
+		}
+		added := make(chan error, 2)
+		for range 2 {
+			go func() { added <- b.add(t.Context(), &write{size: 1}) }()
+		}
+		synctest.Wait()
+		if len(added) != 0 || len(b.waiting.writes) != backlog {
+			t.Fatalf("%d were added, %d wait", len(added), len(b.waiting.writes))
+		}
+		b.landed(0)
+		if batch := b.next(); len(batch) != maxBatch {
+			t.Errorf("%d went", len(batch))
+		}
+		for range 2 {
+			if err := <-added; err != nil {
+				t.Error(err)
+			}
+		}
+		if n := len(b.waiting.writes); n != backlog-maxBatch+2 {
+			t.Errorf("%d wait", n)
+		}
+		for n := len(b.waiting.writes); n < backlog; n++ {
+			b.add(t.Context(), &write{size: 1})
+		}
+		go func() { added <- b.add(t.Context(), &write{size: 1}) }()
+		synctest.Wait()
+		if n := len(b.stop()); n != backlog {
+			t.Errorf("%d are left at the end", n)
+		}
+		if err := <-added; !errors.Is(err, ErrStopped) {
+			t.Errorf("who waits at the end got %v", err)
+		}
+		if err := b.add(t.Context(), &write{size: 1}); !errors.Is(err, ErrStopped) {
+			t.Errorf("after the end: %v", err)
+		}
+	})
+}
+
+// Whoever makes batches is told when one may go, and not of each command.
+func TestBatcherIsToldWhenABatchMayGo(t *testing.T) {
+	b := newBatcher()
+	for i := range 2 * few {
+		b.add(t.Context(), &write{size: 1})
+		if told := len(b.more) == 1; told != (i == 0) {
+			t.Fatalf("command %d: told %v", i, told)
+		}
+		if i == 0 {
+			<-b.more
+			if batch := b.next(); len(batch) != 1 {
+				t.Fatalf("%d went", len(batch))
+			}
+			b.commands = few
+		}
 	}
-	q := &waiting{}
-	q.addAll(queue)
-	if len(q.writes) != maxBatch || len(queue) != backlog-maxBatch {
-		t.Errorf("%d wait, %d are queued", len(q.writes), len(queue))
+	if b.next() != nil {
+		t.Error("a batch goes while others are under way")
 	}
-	queue = make(chan *write, 10)
-	for range 10 {
-		queue <- &write{size: maxBatchBytes - 1}
-	}
-	q = &waiting{}
-	q.addAll(queue)
-	if len(q.writes) != 2 || len(queue) != 8 {
-		t.Errorf("%d of a megabyte wait, %d are queued", len(q.writes), len(queue))
+	b.landed(few)
+	if <-b.more; len(b.next()) != 2*few-1 {
+		t.Error("not all went once nothing was under way")
 	}
 }

@@ -80,13 +80,26 @@ type Status struct {
 // Known reports whether there is a leader.
 func (s Status) Known() bool { return s.LeaderID != "" || s.Leading || s.LeaderAddress != "" }
 
+// A standing is what this member knows of the leadership, from one change to the next.
+type standing struct {
+	Status
+	changed chan struct{}   // closed when another takes its place
+	lead    context.Context // ends with the present leadership; one that has ended when this server does not lead
+}
+
+// notLeading is the context of a leadership that there is not: it has ended.
+var notLeading = func() context.Context {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	return ctx
+}()
+
 // A Raft is this server's membership in the log. Make one with New.
 type Raft struct {
 	cfg     Config
 	log     hclog.Logger
 	batcher *batcher
 	ready   chan struct{} // closed when raft is set
-	ended   chan struct{} // closed when Run is over
 	again   chan chan struct{}
 
 	raft atomic.Pointer[raft.Raft]
@@ -94,10 +107,10 @@ type Raft struct {
 	trans *raft.NetworkTransport
 	empty bool // the storage held nothing
 
+	now atomic.Pointer[standing] // what every call looks at; replaced under mu
+
 	mu      sync.Mutex
-	status  Status
-	changed chan struct{}   // closed and replaced when status changes
-	lead    context.Context // ends with the present leadership; nil when not leading
+	lead    context.Context // ends with the present leadership; nil when there was none
 	round   *round          // verification that has not begun
 	running bool            // a verification is under way
 	closing bool            // no more verifications
@@ -135,8 +148,9 @@ func New(cfg Config) (*Raft, error) {
 		cfg.Logger = hclog.NewNullLogger()
 	}
 	r := &Raft{
-		cfg: cfg, log: cfg.Logger.Named("raft"), ready: make(chan struct{}), ended: make(chan struct{}), again: make(chan chan struct{}), changed: make(chan struct{}),
+		cfg: cfg, log: cfg.Logger.Named("raft"), ready: make(chan struct{}), again: make(chan chan struct{}),
 	}
+	r.now.Store(&standing{changed: make(chan struct{}), lead: notLeading})
 	r.batcher = newBatcher()
 	return r, nil
 }
@@ -230,7 +244,6 @@ func (r *Raft) Run(ctx context.Context) (err error) {
 	err = ra.Shutdown().Error()
 	end()
 	wg.Wait()
-	close(r.ended)
 	r.setStatus(func(s *Status) { *s = Status{} })
 	return err
 }
@@ -299,33 +312,27 @@ func (r *Raft) StandForElection() {
 
 // Status returns what is known of the leadership, and a channel that is closed when that changes.
 func (r *Raft) Status() (Status, <-chan struct{}) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.status, r.changed
+	now := r.now.Load()
+	return now.Status, now.changed
 }
 
 // Leadership returns a context that ends with the present leadership; one that has ended when this server does not
 // lead.
-func (r *Raft) Leadership() context.Context {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.lead == nil || !r.status.Leading {
-		ctx, cancel := context.WithCancel(context.Background())
-		cancel()
-		return ctx
-	}
-	return r.lead
-}
+func (r *Raft) Leadership() context.Context { return r.now.Load().lead }
 
 func (r *Raft) setStatus(change func(*Status)) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	old := r.status
-	change(&r.status)
-	if r.status != old {
-		close(r.changed)
-		r.changed = make(chan struct{})
+	old := r.now.Load()
+	next := &standing{Status: old.Status, changed: make(chan struct{}), lead: notLeading}
+	if change(&next.Status); next.Status == old.Status {
+		return
 	}
+	if next.Leading {
+		next.lead = r.lead
+	}
+	r.now.Store(next)
+	close(old.changed)
 }
 
 // observe keeps the status up to date with what Raft knows.
