@@ -147,9 +147,7 @@ func (d *Dispatcher) confirmed(ctx context.Context, r request, address string) (
 		return nil, true, err
 	}
 	d.counts.queries.Add(1)
-	began := time.Now()
-	reply, err = r.rt.view(ctx, c, v, r.req)
-	timed(r.rt.Name, began)
+	reply, err = r.rt.answer(ctx, c, v, r.req)
 	if err != nil {
 		return nil, true, err
 	}

@@ -555,7 +555,9 @@ func (d *Dispatcher) run(ctx context.Context, r request) (any, error) {
 		return nil, err
 	}
 	c.apply = d.cfg.Log.Apply
-	defer timed(r.rt.Name, time.Now())
+	if r.rt.timer != nil {
+		defer r.rt.timer.Since(time.Now())
+	}
 	return r.rt.call(ctx, c, r.req)
 }
 
@@ -689,9 +691,7 @@ func (d *Dispatcher) readOnce(ctx context.Context, r request, c *Call, o *read.O
 	case lead == nil && r.authorizer == nil && d.behind(): // the view may be from after a restore
 		return nil, errBehind
 	}
-	began := time.Now()
-	reply, err := r.rt.view(ctx, c, v, r.req)
-	timed(r.rt.Name, began)
+	reply, err := r.rt.answer(ctx, c, v, r.req)
 	if err != nil {
 		return nil, err
 	}

@@ -3,6 +3,7 @@ package transport
 import (
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -38,6 +39,7 @@ const limitLogEvery = time.Second
 // A limiter applies Limits. It is safe for concurrent use.
 type limiter struct {
 	log hclog.Logger
+	on  atomic.Bool // the mode is not LimitDisabled; changed under mu
 
 	mu            sync.Mutex
 	mode          LimitMode
@@ -79,6 +81,7 @@ func (l *limiter) set(to Limits) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.mode = to.Mode
+	l.on.Store(to.Mode == LimitPermissive || to.Mode == LimitEnforcing)
 	if l.reads.rate != to.Reads || l.reads.filled.IsZero() {
 		l.reads = newBucket(to.Reads, now)
 	}
@@ -104,6 +107,9 @@ func limitedAs(m rpc.Descriptor) (limited, write bool) {
 // admit refuses a call over its rate, where that is asked for. Who is refused by the leader what only a leader can do
 // need not ask another server.
 func (l *limiter) admit(m rpc.Descriptor, leading bool) error {
+	if !l.on.Load() {
+		return nil
+	}
 	limited, write := limitedAs(m)
 	if !limited {
 		return nil

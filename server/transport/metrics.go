@@ -3,7 +3,6 @@ package transport
 import (
 	"strings"
 	"sync/atomic"
-	"time"
 
 	"github.com/hashicorp/go-metrics"
 
@@ -54,13 +53,6 @@ func timers(names map[string][]string) map[string]*measure.Timer {
 		m[call] = measure.NewTimer(strings.Join(name, "."))
 	}
 	return m
-}
-
-// timed notes how long a call has taken, if that is measured.
-func timed(name string, began time.Time) {
-	if t := measured[name]; t != nil {
-		t.Since(began)
-	}
 }
 
 // counts are kept here and told now and then: a call takes less time than telling of it.

@@ -8,10 +8,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"time"
 
 	"github.com/sarnmesh/sarn/acl"
 	"github.com/sarnmesh/sarn/catalog/read"
 	"github.com/sarnmesh/sarn/catalog/state"
+	"github.com/sarnmesh/sarn/internal/measure"
 	"github.com/sarnmesh/sarn/internal/rpc"
 	"github.com/sarnmesh/sarn/server/fsm"
 )
@@ -77,15 +79,24 @@ type route struct {
 	serversOnly bool
 	// fromState: the answer follows from the state and the token alone.
 	fromState bool
+	timer     *measure.Timer // of calls done here, nil for those that are not measured
 }
 
 // newRoute fills in what every kind of handler has.
 func newRoute[Req, Resp any](m rpc.Method[Req, Resp]) *route {
 	return &route{
-		Descriptor: m.Descriptor, newRequest: func() any { return new(Req) }, newReply: func() any { return new(Resp) },
+		Descriptor: m.Descriptor, timer: measured[m.Name], newRequest: func() any { return new(Req) }, newReply: func() any { return new(Resp) },
 		copyReply:   func(dst, src any) { *dst.(*Resp) = *src.(*Resp) },
 		copyRequest: func(req any) any { c := *req.(*Req); return &c },
 	}
+}
+
+// answer runs the handler of a read.
+func (rt *route) answer(ctx context.Context, c *Call, v *state.View, req any) (any, error) {
+	if rt.timer != nil {
+		defer rt.timer.Since(time.Now())
+	}
+	return rt.view(ctx, c, v, req)
 }
 
 // HandleRead registers the handler of a read. It sets Index (and Filtered, NotFound) of the reply's Meta; it is called
