@@ -14,6 +14,7 @@ import (
 	"github.com/sarnmesh/sarn/catalog/entry"
 	"github.com/sarnmesh/sarn/catalog/state"
 	"github.com/sarnmesh/sarn/catalog/trust"
+	"github.com/sarnmesh/sarn/internal/testkit"
 )
 
 func defaults(name, protocol string) *entry.ServiceDefaults {
@@ -176,8 +177,7 @@ func TestManualVirtualIPsMove(t *testing.T) {
 
 // Virtual IPs are unique and stay what they are, whatever comes and goes; a failed command leaves nothing behind.
 func TestVirtualIPsAgainstAModel(t *testing.T) {
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
+	seed := testkit.Seed(t)
 	rng := rand.New(rand.NewPCG(seed, 0))
 	s := state.New()
 	model := map[string]string{}

@@ -17,6 +17,7 @@ import (
 	"github.com/sarnmesh/sarn/catalog/kv"
 	"github.com/sarnmesh/sarn/catalog/state"
 	"github.com/sarnmesh/sarn/internal/rpc"
+	"github.com/sarnmesh/sarn/internal/testkit"
 )
 
 // A model is the state in its most naive form: maps, and every consequence searched for.
@@ -328,7 +329,7 @@ func checkList(list []*catalog.Check) (s string) {
 // With each change: the index of a read never falls; when the result changes, the index is that of the change and a
 // waiter is woken; and a narrow read that did not change keeps its index. Objects that were read never change.
 func TestStateAgreesWithModel(t *testing.T) {
-	seed := rand.Uint64()
+	seed := testkit.Seed(t)
 	for round := range uint64(8) {
 		t.Run(fmt.Sprintf("seed=%d,round=%d", seed, round), func(t *testing.T) { runModel(t, rand.New(rand.NewPCG(seed, round))) })
 	}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/sarnmesh/sarn/catalog"
 	"github.com/sarnmesh/sarn/catalog/kv"
+	"github.com/sarnmesh/sarn/internal/testkit"
 )
 
 // The forms of spec/registry.md section 3, told to encoding/json.
@@ -226,7 +227,7 @@ func (r random) fill(v reflect.Value) {
 
 // TestAppendedJSONIsThatOfEncodingJSON compares every appender with encoding/json on random objects.
 func TestAppendedJSONIsThatOfEncodingJSON(t *testing.T) {
-	seed := rand.Uint64()
+	seed := testkit.Seed(t)
 	r := random{rand.New(rand.NewPCG(seed, 1))}
 	compare := func(name string, got []byte, want any) {
 		t.Helper()

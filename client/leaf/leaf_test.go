@@ -17,6 +17,7 @@ import (
 	"github.com/sarnmesh/sarn/connect"
 	"github.com/sarnmesh/sarn/connect/ca"
 	"github.com/sarnmesh/sarn/internal/rpc"
+	"github.com/sarnmesh/sarn/internal/testkit"
 )
 
 const clusterID = "11111111-2222-3333-4444-555555555555"
@@ -228,8 +229,7 @@ func checkPair(t *testing.T, l *ca.Leaf) {
 // time, while the root is replaced now and then (spec/threats.md pain 4).
 func TestRenewalOver400Lifetimes(t *testing.T) {
 	const ttl = 72 * time.Hour
-	seed := mathrand.Uint64()
-	t.Logf("seed %d", seed)
+	seed := testkit.Seed(t)
 	rng := mathrand.New(mathrand.NewPCG(seed, 0))
 	var mu sync.Mutex
 	chance := func() float64 {

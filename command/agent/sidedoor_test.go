@@ -13,6 +13,7 @@ import (
 	"github.com/sarnmesh/sarn/catalog/peering"
 	"github.com/sarnmesh/sarn/client/local"
 	"github.com/sarnmesh/sarn/internal/rpc"
+	"github.com/sarnmesh/sarn/internal/testkit"
 )
 
 // naive reads rules as their text says, in the plainest way. What no rule is about is refused.
@@ -422,11 +423,10 @@ func (g *guardedAgent) someStep(r *rand.Rand) step {
 // No sequence of calls with any token changes an object that the token may not write, whatever way round it tries: held
 // against the plainest reading of its rules (spec/threats.md, class 6).
 func TestThreat06NoSideDoors(t *testing.T) {
-	seed, steps := rand.Uint64(), 6000
+	seed, steps := testkit.Seed(t), 6000
 	if testing.Short() {
 		steps = 1500
 	}
-	t.Logf("seed %d", seed)
 	noSideDoors(t, rand.New(rand.NewPCG(seed, 6)), steps)
 }
 

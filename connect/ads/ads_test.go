@@ -35,6 +35,7 @@ import (
 	"github.com/sarnmesh/sarn/acl"
 	"github.com/sarnmesh/sarn/connect/ads"
 	"github.com/sarnmesh/sarn/connect/xds"
+	"github.com/sarnmesh/sarn/internal/testkit"
 	"github.com/sarnmesh/sarn/internal/wireerr"
 )
 
@@ -912,8 +913,7 @@ func TestStateOfTheWorldMissingNames(t *testing.T) {
 
 // Whatever happens, a client never has a listener without its cluster, and in the end has exactly what there is.
 func TestDeltaConvergesSafely(t *testing.T) {
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
+	seed := testkit.Seed(t)
 	random := rand.New(rand.NewPCG(seed, 0))
 	run(t, ads.Config{}, func(t *testing.T, h *harness) {
 		version := 0

@@ -12,6 +12,7 @@ import (
 	"github.com/sarnmesh/sarn/catalog"
 	"github.com/sarnmesh/sarn/catalog/entry"
 	"github.com/sarnmesh/sarn/connect/chain"
+	"github.com/sarnmesh/sarn/internal/testkit"
 )
 
 // set is a set of entries.
@@ -193,8 +194,7 @@ func TestNestedSplitsMultiply(t *testing.T) {
 // Chains of random entries are closed: every reference leads to a node or target that is there, and nothing else is;
 // the weights of a splitter sum up; compiling changes no entry and gives the same chain again.
 func TestRandomChainsAreClosed(t *testing.T) {
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
+	seed := testkit.Seed(t)
 	rng := rand.New(rand.NewPCG(seed, 1))
 	names := []string{"a", "b", "c", "d"}
 	pick := func() string { return names[rng.IntN(len(names))] }

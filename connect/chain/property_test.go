@@ -17,6 +17,7 @@ import (
 	"github.com/sarnmesh/sarn/catalog"
 	"github.com/sarnmesh/sarn/catalog/entry"
 	"github.com/sarnmesh/sarn/connect/chain"
+	"github.com/sarnmesh/sarn/internal/testkit"
 )
 
 // A walker follows a request through entries by the rules of spec/connect.md section 10.2, one step at a time, and makes
@@ -453,8 +454,7 @@ func valid(t *testing.T, texts []string) (out []string) {
 // The compiler says of any entries what a naive walk through them by the rules finds: the same targets by the same shares,
 // settings and failover for each route, or that they make no chain.
 func TestChainsAreWhatTheRulesSay(t *testing.T) {
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
+	seed := testkit.Seed(t)
 	g := rand.New(rand.NewPCG(seed, 2))
 	compiled, refused := 0, 0
 	for range 3000 {

@@ -398,8 +398,7 @@ func (g generator) request() explain.Request {
 // For random entries and requests, an explanation says what the sidecars do: who gets the request and in which form, or
 // that it is refused, and by which rule.
 func TestExplanationsAreWhatProxiesDo(t *testing.T) {
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
+	seed := testkit.Seed(t)
 	configurations, requests := 25, 12
 	if testing.Short() {
 		configurations = 8

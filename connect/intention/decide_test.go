@@ -10,6 +10,7 @@ import (
 
 	"github.com/sarnmesh/sarn/catalog/entry"
 	"github.com/sarnmesh/sarn/connect/intention"
+	"github.com/sarnmesh/sarn/internal/testkit"
 )
 
 // intentions makes the entry of a destination.
@@ -75,8 +76,7 @@ func naive(facts map[pair]string, source, destination string, def bool) bool {
 }
 
 func TestDecisionsAgreeWithTheNaiveModel(t *testing.T) {
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
+	seed := testkit.Seed(t)
 	rng := rand.New(rand.NewPCG(seed, 0))
 	names := []string{"*", "a", "b", "c", "d"}
 	for range 2000 {

@@ -13,6 +13,7 @@ import (
 	"github.com/sarnmesh/sarn/catalog"
 	"github.com/sarnmesh/sarn/connect/mesh"
 	"github.com/sarnmesh/sarn/connect/xds"
+	"github.com/sarnmesh/sarn/internal/testkit"
 )
 
 // manyUpstreams returns the complete snapshot of a proxy with upstreams s0, s1 and so on.
@@ -48,8 +49,7 @@ func instancesAt(addresses ...string) *catalog.InstancesReply {
 
 // Whatever changes, what a compiler makes out of what it made before is what it would make out of nothing.
 func TestCompilerForgetsNothing(t *testing.T) {
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
+	seed := testkit.Seed(t)
 	random := rand.New(rand.NewPCG(seed, 1))
 	files := func(protocol string, upstreams ...string) map[string][]byte {
 		list := []map[string]any{{"DestinationName": "twice", "LocalBindPort": 1}, {"DestinationName": "twice", "LocalBindPort": 2}}

@@ -8,12 +8,12 @@ import (
 	"github.com/sarnmesh/sarn/catalog"
 	"github.com/sarnmesh/sarn/connect/mesh"
 	"github.com/sarnmesh/sarn/connect/xds"
+	"github.com/sarnmesh/sarn/internal/testkit"
 )
 
 // Where instances alone change, what a compiler makes for proxies that share is what each would make by itself.
 func TestInstancesAlone(t *testing.T) {
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
+	seed := testkit.Seed(t)
 	random := rand.New(rand.NewPCG(seed, 1))
 	files := map[string][]byte{
 		"in/proxy.json": []byte(`{"Service": {"Kind": "connect-proxy", "ID": "p", "Port": 1, "Proxy": {"DestinationServiceName": "web", "Upstreams": [

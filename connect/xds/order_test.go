@@ -11,6 +11,7 @@ import (
 	"github.com/rogpeppe/go-internal/txtar"
 
 	"github.com/sarnmesh/sarn/connect/xds"
+	"github.com/sarnmesh/sarn/internal/testkit"
 )
 
 // versionsOf compiles the files of a case and returns the versions of all resources, nil when there are none.
@@ -70,8 +71,7 @@ func TestOutputHasOneOrder(t *testing.T) {
 
 // The order in which upstreams and what may be called are listed does not show.
 func TestOutputDoesNotDependOnOrder(t *testing.T) {
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
+	seed := testkit.Seed(t)
 	random := rand.New(rand.NewPCG(seed, 1))
 	var upstreams, services, destinations []any
 	vips := map[string]any{}

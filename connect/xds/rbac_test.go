@@ -20,6 +20,7 @@ import (
 	"github.com/sarnmesh/sarn/connect"
 	"github.com/sarnmesh/sarn/connect/intention"
 	"github.com/sarnmesh/sarn/connect/xds"
+	"github.com/sarnmesh/sarn/internal/testkit"
 )
 
 // allows evaluates rules on a connection of a caller as the protocol defines them.
@@ -59,8 +60,7 @@ func principal(t *testing.T, p *rbacv3.Principal, caller string) bool {
 
 // The rules of the public listener decide about every caller as package intention does, for any set of intentions.
 func TestRulesDecideAsIntentionsDo(t *testing.T) {
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
+	seed := testkit.Seed(t)
 	random := rand.New(rand.NewPCG(seed, 1))
 	names := []string{"*", "api", "a.i", "a", "web", "api-2"}
 	sources := func() []*entry.IntentionSource {
@@ -188,8 +188,7 @@ func (r *request) permission(t *testing.T, p *rbacv3.Permission) bool {
 
 // The rules for requests decide as the first intention about the caller, and of its permissions the first that matches.
 func TestRequestRulesDecideAsPermissionsDo(t *testing.T) {
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
+	seed := testkit.Seed(t)
 	random := rand.New(rand.NewPCG(seed, 1))
 	pick := func(list ...string) string { return list[random.IntN(len(list))] }
 	permissions := func() (out []*entry.IntentionPermission) {

@@ -13,14 +13,15 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/sarnmesh/sarn/internal/testkit"
 )
 
 // TestKilledServerKeepsEveryAcknowledgedWrite kills a writing server at random moments and starts it again on the same
 // folder, many times; each write that was answered true must be there.
 func TestKilledServerKeepsEveryAcknowledgedWrite(t *testing.T) {
 	a := newAgent(t, "s1", map[string]any{"server": true, "bootstrap": true, "log_level": "warn"})
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
+	seed := testkit.Seed(t)
 	rnd := rand.New(rand.NewPCG(seed, 0))
 	const rounds, writers = 100, 8
 	acked := map[string]string{}

@@ -18,6 +18,7 @@ import (
 	"github.com/sarnmesh/sarn/client/local"
 	"github.com/sarnmesh/sarn/connect/ads"
 	"github.com/sarnmesh/sarn/connect/ca"
+	"github.com/sarnmesh/sarn/internal/testkit"
 	"github.com/sarnmesh/sarn/server/catalogrpc"
 	"github.com/sarnmesh/sarn/server/connectrpc"
 	"github.com/sarnmesh/sarn/server/rpctest"
@@ -105,8 +106,7 @@ func verify(l *ca.Leaf, roots []*ca.Root) error {
 // virtual time. Proxies on three nodes take up to two minutes to accept roots and certificates. At no time does one show
 // a certificate that another does not trust, or that has expired.
 func TestShortLeavesAreTrustedThroughRotations(t *testing.T) {
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
+	seed := testkit.Seed(t)
 	synctest.Test(t, func(t *testing.T) {
 		s := rpctest.New()
 		a := connectrpc.New(connectrpc.Config{Settings: map[string]any{

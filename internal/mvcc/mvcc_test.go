@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/sarnmesh/sarn/internal/mvcc"
+	"github.com/sarnmesh/sarn/internal/testkit"
 )
 
 // A row is kept by its raw key, as one of a group, and by its rank if that is not zero.
@@ -105,7 +106,7 @@ func check(t *testing.T, table *mvcc.Table[*row], tx *mvcc.Txn, m model, probe [
 // TestTableAgreesWithModel does random transactions with savepoints, and checks that tables hold what a map would, that
 // old snapshots never change, and that watches fire for exactly the changes they must not miss.
 func TestTableAgreesWithModel(t *testing.T) {
-	seed := rand.Uint64()
+	seed := testkit.Seed(t)
 	for round := range uint64(60) {
 		r := rand.New(rand.NewPCG(seed, round))
 		table := newTable()
@@ -221,7 +222,7 @@ type touched struct{ keys, groups map[string]bool }
 // TestWritesWakeExactlyWhoWatchesThem has standing waiters on keys, prefixes and groups, there or not, and checks after
 // each of many random transactions that those were woken whose place it wrote, and nobody else.
 func TestWritesWakeExactlyWhoWatchesThem(t *testing.T) {
-	seed := rand.Uint64()
+	seed := testkit.Seed(t)
 	done, cancel := context.WithCancel(t.Context())
 	cancel()
 	for round := range uint64(40) {

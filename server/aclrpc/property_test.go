@@ -12,6 +12,7 @@ import (
 	"github.com/sarnmesh/sarn/acl"
 	"github.com/sarnmesh/sarn/catalog/access"
 	"github.com/sarnmesh/sarn/catalog/state"
+	"github.com/sarnmesh/sarn/internal/testkit"
 	"github.com/sarnmesh/sarn/internal/wireerr"
 	"github.com/sarnmesh/sarn/server/aclrpc"
 	"github.com/sarnmesh/sarn/server/fsm"
@@ -35,8 +36,7 @@ func pick[T any](r *rand.Rand, of []T) T { return of[r.IntN(len(of))] }
 func TestNoTokenChangesWhatItMayNotWrite(t *testing.T) {
 	for _, policy := range []string{aclrpc.Allow, aclrpc.Deny} {
 		t.Run(policy, func(t *testing.T) {
-			seed := rand.Uint64()
-			t.Logf("seed %d", seed)
+			seed := testkit.Seed(t)
 			changesAreAllowed(t, rand.New(rand.NewPCG(seed, 1)), policy)
 		})
 	}

@@ -18,6 +18,7 @@ import (
 	"github.com/sarnmesh/sarn/catalog/kv"
 	"github.com/sarnmesh/sarn/catalog/read"
 	"github.com/sarnmesh/sarn/catalog/state"
+	"github.com/sarnmesh/sarn/internal/testkit"
 	"github.com/sarnmesh/sarn/server/catalogrpc"
 	"github.com/sarnmesh/sarn/server/kvrpc"
 	"github.com/sarnmesh/sarn/server/rpctest"
@@ -461,7 +462,7 @@ func content(s *state.Store) map[string]any {
 // TestNoChangeWithoutRight makes random calls with random rights, and checks that each object that was added, changed
 // or removed was the caller's to write (spec/threats.md, class 6).
 func TestNoChangeWithoutRight(t *testing.T) {
-	seed := rand.Uint64()
+	seed := testkit.Seed(t)
 	r := rand.New(rand.NewPCG(seed, 1))
 	s := newServer(t, catalogrpc.Config{})
 	var rights policy

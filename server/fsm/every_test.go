@@ -12,6 +12,7 @@ import (
 	"github.com/sarnmesh/sarn/catalog/entry"
 	"github.com/sarnmesh/sarn/catalog/state"
 	"github.com/sarnmesh/sarn/internal/rpc"
+	"github.com/sarnmesh/sarn/internal/testkit"
 	"github.com/sarnmesh/sarn/server/aclrpc"
 	"github.com/sarnmesh/sarn/server/catalogrpc"
 	"github.com/sarnmesh/sarn/server/configrpc"
@@ -175,11 +176,10 @@ func mutate(r *rand.Rand, v any) any {
 // No entry of the log of any kind, whatever is in it, takes a server down or leaves a state that cannot be saved and
 // loaded: what is wrong is an error of that one command and changes nothing (spec/threats.md, class 9).
 func TestThreat09NoEntryTakesAServerDown(t *testing.T) {
-	seed, rounds := rand.Uint64(), 400
+	seed, rounds := testkit.Seed(t), 400
 	if testing.Short() {
 		rounds = 60
 	}
-	t.Logf("seed %d", seed)
 	r := rand.New(rand.NewPCG(seed, 9))
 	a, all := every(), samples(t)
 	for kind := fsm.Register; kind <= lastKind; kind++ {

@@ -8,11 +8,11 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/sarnmesh/sarn/connect/proxy/message"
 	"github.com/sarnmesh/sarn/connect/proxy/model"
 	"github.com/sarnmesh/sarn/connect/proxy/route"
+	"github.com/sarnmesh/sarn/internal/testkit"
 )
 
 // naive finds the route of a request by reading the configuration from top to bottom.
@@ -170,7 +170,7 @@ func someRequest(rnd *rand.Rand) *message.Request {
 
 // A compiled table finds what the configuration says.
 func TestTableAgreesWithItsConfiguration(t *testing.T) {
-	seed := uint64(time.Now().UnixNano())
+	seed := testkit.Seed(t)
 	rnd := rand.New(rand.NewPCG(seed, 1))
 	for range 400 {
 		c := someTable(rnd)
