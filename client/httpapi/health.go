@@ -8,6 +8,9 @@ import (
 	"github.com/sarnmesh/sarn/internal/wireerr"
 )
 
+// valueStreaming is shared among answers.
+var valueStreaming = []string{"streaming"}
+
 func (s *Server) healthRoutes() []endpoint {
 	return []endpoint{
 		{"/v1/health/node/", "GET", s.healthNode},
@@ -52,11 +55,14 @@ func (s *Server) healthInstances(w http.ResponseWriter, r *http.Request, kind fu
 		}
 		return nil, wireerr.Errorf(http.StatusInternalServerError, "sameness groups are not supported")
 	}
-	resp, err := askCached(s, w, r, catalog.InstancesCall, req)
+	resp, streamed, err := askWatched(s, w, r, catalog.InstancesCall, req)
 	if err != nil {
 		return nil, err
 	}
 	s.setQueryMeta(w, &resp.Meta)
+	if streamed {
+		w.Header()["X-Consul-Query-Backend"] = valueStreaming
+	}
 	instances := resp.Instances
 	if s.translates(req.Datacenter) {
 		instances = translated(instances, wanInstance)

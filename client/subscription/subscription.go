@@ -266,10 +266,11 @@ const (
 	// unknownFor is how long servers that know no feeds are not asked for one; faultyFor how long after one did not work.
 	unknownFor = 5 * time.Minute
 	faultyFor  = time.Minute
-	// A feed is taken not to work when maxShort in a row have not lasted for shortLife, or when maxFaults events of one were
-	// not as they must be.
+	// A feed is taken not to work when maxShort in a row have not lasted for shortLife, or maxBroken where it was connections
+	// that broke and servers that left, or when maxFaults events of one were not as they must be.
 	shortLife = 5 * time.Second
 	maxShort  = 3
+	maxBroken = 12
 	maxFaults = 5
 	// A feed is also taken not to work when it owes an answer and says nothing for silentFor. Servers answer, or refuse, in
 	// a quarter of that.
@@ -313,18 +314,22 @@ func (c *Client) Run(ctx context.Context) error {
 		if short++; !opened || life >= shortLife {
 			short = 0
 		}
+		most := maxShort
+		if _, lost := errors.AsType[*rpcwire.LostError](err); lost || errors.Is(err, errGoodbye) {
+			most = maxBroken
+		}
 		switch {
 		case errors.Is(err, errUnused):
 		case errors.Is(err, rpcwire.ErrUnknownMethod):
 			c.cfg.Logger.Debug("the servers know no feeds, asking instead")
 			c.without(unknownFor + rand.N(unknownFor/4))
-		case errors.Is(err, errFaulty), short >= maxShort:
+		case errors.Is(err, errFaulty), short >= most:
 			c.cfg.Logger.Warn("the feed from the servers does not work, asking instead for a while", "error", err)
 			c.without(faultyFor + rand.N(faultyFor/2))
 			short = 0
 		case opened:
 			// Those who have lost the same server do not come to the next at once.
-			pause(ctx, rand.N(minPause), nil)
+			pause(ctx, rand.N(minPause<<min(short, 6)), nil)
 		default:
 			c.mu.Lock()
 			c.down = err

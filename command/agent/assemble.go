@@ -37,6 +37,7 @@ import (
 	"github.com/sarnmesh/sarn/client/newcomer"
 	"github.com/sarnmesh/sarn/client/proxystate"
 	"github.com/sarnmesh/sarn/client/router"
+	"github.com/sarnmesh/sarn/client/subscription"
 	"github.com/sarnmesh/sarn/command/agent/config"
 	"github.com/sarnmesh/sarn/command/agent/telemetry"
 	"github.com/sarnmesh/sarn/connect/ads"
@@ -73,6 +74,7 @@ type Agent struct {
 	access *access.Resolver // nil while access control is off
 	local  *local.State
 	cache  *cache.Cache
+	feeds  *subscription.Client // nil on servers, which watch their own state, and when off
 	leaves *leaf.Keeper
 	// ownLeaves keeps the certificate of a server that has none configured.
 	ownLeaves *leaf.Keeper
@@ -287,7 +289,7 @@ func (a *Agent) newServer(s *config.Settings) error {
 		Connect: connectrpc.Config{Disabled: !s.Connect.Enabled, Provider: s.Connect.CAProvider, Settings: s.Connect.CAConfig},
 		Entries: configrpc.Config{ConnectDisabled: !s.Connect.Enabled, DefaultDeny: denies(s), IntentionPolicy: s.DefaultIntentionPolicy},
 		ACL:     a.control(s), KeyListPolicy: s.ACL.EnableKeyListPolicy,
-		Limits: requestLimits(s),
+		Limits: requestLimits(s), FeedsDisabled: !s.EnableRPCStreaming,
 		Tracer: a.traces.Tracer, Logger: a.log,
 	})
 	if err != nil {
@@ -361,8 +363,13 @@ func (a *Agent) newParts(s *config.Settings) (err error) {
 	if err != nil {
 		return err
 	}
+	var streams cache.Streams
+	if a.router != nil && s.UseStreamingBackend {
+		a.feeds = subscription.New(a.router, subscription.Config{Datacenter: s.Node.Datacenter, Logger: a.log.Named("feed")})
+		streams = a.feeds
+	}
 	a.cache = cache.New(a.caller, cache.Config{
-		FetchRate: s.Cache.EntryFetchRate, FetchBurst: s.Cache.EntryFetchMaxBurst, DefaultWait: s.Query.DefaultTime,
+		Streams: streams, FetchRate: s.Cache.EntryFetchRate, FetchBurst: s.Cache.EntryFetchMaxBurst, DefaultWait: s.Query.DefaultTime,
 		WaitLimit: s.Query.MaxTime, Logger: a.log.Named("cache"),
 	})
 	a.newAccess(s)
@@ -511,6 +518,9 @@ func (a *Agent) Run(ctx context.Context) error {
 		run("router", a.router.Run)
 	}
 	run("cache", a.cache.Run)
+	if a.feeds != nil {
+		run("feed", a.feeds.Run)
+	}
 	run("leaf certificates", a.leaves.Run)
 	if a.given != nil {
 		run("the agent's certificate", func(ctx context.Context) error { return a.given.Run(ctx, a.caller, a.leaves.Roots) })

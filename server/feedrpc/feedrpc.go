@@ -96,7 +96,8 @@ const (
 	keepSnapshot = 10 * time.Second
 	// floorWait is how long a subscription waits for this server to have what its agent has shown.
 	floorWait = 5 * time.Second
-	// readyWait is how long it waits for this server to answer at all.
+	// readyWait is how long it waits for this server to answer at all; as long as that a server gives no answers before it
+	// sends its agents to others: after a restore, it is until the next write.
 	readyWait = 7 * time.Second
 )
 
@@ -108,6 +109,7 @@ func (h *Hub) Run(ctx context.Context) error {
 	defer tick.Stop()
 	refused := h.desk.Refused()
 	version, checked := h.cfg.Store.ACLVersion(), time.Now()
+	able := time.Now() // when this server answered last
 	for {
 		h.mu.Lock()
 		starting := h.pending
@@ -122,6 +124,11 @@ func (h *Hub) Run(ctx context.Context) error {
 			refused = nil
 			h.each((*subscriber).leave)
 		case <-tick.C:
+			if _, ok := h.desk.Stale(); ok {
+				able = time.Now()
+			} else if time.Since(able) >= readyWait {
+				h.each((*subscriber).leave)
+			}
 			now := h.cfg.Store.ACLVersion()
 			all := now != version || time.Since(checked) >= recheckEvery
 			if all {
@@ -275,15 +282,18 @@ const (
 // run looks at the state after each change of it, until ctx ends or the topic is dropped.
 func (t *topic) run(ctx context.Context) {
 	for asked := false; ; {
+		if _, ok := t.h.desk.Stale(); !ok {
+			if !t.pause(ctx, notReady) {
+				return
+			}
+			continue
+		}
 		began := time.Now()
 		v := t.h.cfg.Store.WatchView()
 		index, filtered, all, err := t.look(v)
 		w := v.Waiter(ctx.Done(), t.done)
 		if _, ok := t.h.desk.Stale(); !ok {
 			w.Close()
-			if !t.pause(ctx, notReady) {
-				return
-			}
 			continue
 		}
 		told := t.publish(began, asked, index, filtered, all, err)

@@ -630,9 +630,11 @@ func TestABrokenFeedGoesOn(t *testing.T) {
 		time.Sleep(time.Second)
 		s.dialer.set(true, func() { s.dialer.first = 1 })
 		time.Sleep(time.Second)
+		opened := 0
+		s.dialer.set(false, func() { opened = s.dialer.opened })
 		mu.Lock()
-		if len(replies) != 1 || len(errs) != 0 || s.dialer.opened != 2 {
-			t.Fatalf("%d answers, errors %v, %d feeds", len(replies), errs, s.dialer.opened)
+		if len(replies) != 1 || len(errs) != 0 || opened != 2 {
+			t.Errorf("%d answers, errors %v, %d feeds", len(replies), errs, opened)
 		}
 		mu.Unlock()
 		s.register("b", 1)

@@ -9,13 +9,17 @@ import (
 
 // Stale returns what a stale answer tells about itself that comes from the state here, as it was a moment ago at the
 // earliest. It is false while this server gives none: it refuses calls, has not heard from a leader yet, or has shown more
-// than it has now. Once it is true, so is all that is in a view opened before it was asked for.
+// than it has now and does not lead. Once it is true, a view that was opened before may be shown.
 func (d *Dispatcher) Stale() (m read.Meta, ok bool) {
-	if d.refused.Err() != nil || !d.mayAnswerStale(&read.Options{Mode: read.Stale}) {
+	if d.refused.Err() != nil {
+		return m, false
+	}
+	s, _ := d.cfg.Log.Status()
+	if !s.Leading && !d.mayAnswerStale(&read.Options{Mode: read.Stale}) {
 		return m, false
 	}
 	d.showed(d.cfg.Applied())
-	d.finish(&m, false)
+	d.finish(&m, s.Leading)
 	return m, true
 }
 
