@@ -140,6 +140,7 @@ func BenchmarkWake(b *testing.B) {
 		}()
 	}
 	index := uint64(1000)
+	b.ReportAllocs()
 	for b.Loop() {
 		b.StopTimer()
 		for range waiters {

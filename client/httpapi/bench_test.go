@@ -90,6 +90,7 @@ func BenchmarkRendering(b *testing.B) {
 	c := newFixedCaller()
 	b.Run("json", func(b *testing.B) {
 		var dst []byte
+		b.ReportAllocs()
 		for b.Loop() {
 			dst = appendList(dst[:0], c.instances, appendInstance)
 		}
@@ -98,6 +99,7 @@ func BenchmarkRendering(b *testing.B) {
 	b.Run("gzip", func(b *testing.B) {
 		text := appendList(nil, c.instances, appendInstance)
 		var dst []byte
+		b.ReportAllocs()
 		for b.Loop() {
 			dst = appendGzip(dst[:0], text)
 		}

@@ -49,7 +49,12 @@ func BenchmarkApply(b *testing.B) {
 			b.Error(err)
 		}
 	}()
-	<-r.Ready()
+	select {
+	case <-r.Ready():
+	case err := <-done:
+		done <- nil
+		b.Fatal(err)
+	}
 	if err := r.Bootstrap([]consensus.Server{{ID: "one", Address: l.Addr().String(), Voter: true}}); err != nil {
 		b.Fatal(err)
 	}
