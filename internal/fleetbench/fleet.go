@@ -21,6 +21,7 @@ import (
 	"github.com/sarnmesh/sarn/client/cache"
 	"github.com/sarnmesh/sarn/client/local"
 	"github.com/sarnmesh/sarn/client/router"
+	"github.com/sarnmesh/sarn/client/subscription"
 	"github.com/sarnmesh/sarn/connect/ca"
 	"github.com/sarnmesh/sarn/connect/chain"
 	"github.com/sarnmesh/sarn/connect/intention"
@@ -35,8 +36,9 @@ type agent struct {
 	router *router.Router
 	local  *local.State
 	cache  *cache.Cache
-	checks []string // IDs of those that change
-	uses   []string // the services that its proxy uses; one program asks for the first by itself
+	feeds  *subscription.Client // nil when -streams=false
+	checks []string             // IDs of those that change
+	uses   []string             // the services that its proxy uses; one program asks for the first by itself
 }
 
 // A fleet is many agents.
@@ -124,7 +126,12 @@ func newFleet(ctx context.Context, o options, n int, c *cluster) (*fleet, error)
 		a := &agent{name: fmt.Sprintf("agent-%05d", i), checks: []string{"one", "two", "proxy", "disk"}, uses: usedBy(i, f.services)}
 		a.router = router.New(router.Config{Datacenter: "dc1", Dial: dial})
 		a.router.Observe(gossip.Event{Kind: gossip.Joined, Members: members})
-		a.cache = cache.New(a.router, cache.Config{})
+		var streams cache.Streams
+		if o.streams {
+			a.feeds = subscription.New(a.router, subscription.Config{Datacenter: "dc1"})
+			streams = a.feeds
+		}
+		a.cache = cache.New(a.router, cache.Config{Streams: streams})
 		var err error
 		a.local, err = local.New(local.Config{
 			Node: catalog.Node{
@@ -171,6 +178,9 @@ func (f *fleet) register() error {
 		f.run.Go(func() { a.router.Run(f.ctx) })
 		f.run.Go(func() { a.local.Run(f.ctx) })
 		f.run.Go(func() { a.cache.Run(f.ctx) })
+		if a.feeds != nil {
+			f.run.Go(func() { a.feeds.Run(f.ctx) })
+		}
 		services, checks := definitions(i, f.services)
 		if err := a.local.Load(f.ctx, services, checks); err != nil {
 			return err
@@ -299,7 +309,13 @@ func (f *fleet) ask(a *agent, service string) {
 	first, sight := true, f.sight(service)
 	for f.ctx.Err() == nil {
 		own := req
-		reply, err := catalog.InstancesCall.Call(f.ctx, a.router, &own)
+		var reply *catalog.InstancesReply
+		var err error
+		if own.MinIndex > 0 && cache.Streamed(a.cache, catalog.InstancesCall, &own) { // as the HTTP API does
+			reply, _, err = cache.Get(f.ctx, a.cache, catalog.InstancesCall, &own)
+		} else {
+			reply, err = catalog.InstancesCall.Call(f.ctx, a.router, &own)
+		}
 		switch {
 		case err != nil:
 			f.failed(fmt.Errorf("query of a program: %w", err))

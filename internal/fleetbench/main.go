@@ -37,6 +37,7 @@ func main() {
 	flag.IntVar(&o.ramp, "ramp", 200, "`number` of agents that begin to watch per second")
 	flag.IntVar(&o.multiplier, "raft-multiplier", 1, "performance.raft_multiplier of the servers")
 	flag.IntVar(&o.real, "real", 0, "`number` of real agents to compare with as many simulated ones, instead of the rest")
+	flag.BoolVar(&o.streams, "streams", true, "have the servers stream changes to agents, which else ask")
 	flag.StringVar(&o.profile, "profile", "", "`prefix` of files to write profiles of the servers to, in each state")
 	flag.Parse()
 	for s := range strings.SplitSeq(agents, ",") {
@@ -64,6 +65,7 @@ type options struct {
 	agents                          []int
 	changes, ramp, multiplier, real int
 	window, flip                    time.Duration
+	streams                         bool
 }
 
 // bound is the longest that any step may take.

@@ -106,7 +106,7 @@ func startReal(ctx context.Context, o options, c *cluster) (stop func(), err err
 			list = append(list, s)
 		}
 		p, err := start(o.sarn, c.dir, fmt.Sprintf("agent-%05d", i), map[string]any{
-			"retry_join": []string{c.servers[i%servers].lan}, "services": list,
+			"retry_join": []string{c.servers[i%servers].lan}, "services": list, "use_streaming_backend": o.streams,
 			"check": map[string]any{"id": checks[0].ID, "name": checks[0].Name, "ttl": checks[0].TTL.String(), "status": checks[0].Status},
 		})
 		if err != nil {
