@@ -44,7 +44,7 @@ type Subject struct {
 // Of returns the subject whose instances a request selects from; ok is false for a request that a feed cannot answer,
 // wherever it goes.
 func Of(req *catalog.InstancesRequest) (s Subject, ok bool) {
-	if req.Peer != "" || req.MergeCentralConfig || req.CatalogOnly || req.Near != "" {
+	if req.Peer != "" || req.MergeCentralConfig || req.CatalogOnly || req.Near != "" || len(req.Service)+len(req.Kind)+len(req.Token) > maxWords {
 		return Subject{}, false
 	}
 	return Subject{req.Service, req.Connect, req.Ingress, req.Kind}, true
@@ -75,8 +75,11 @@ type Ask struct {
 	Floor uint64
 }
 
-// MaxAsk bounds an Ask in bytes.
-const MaxAsk = 64 << 10
+// MaxAsk bounds an Ask in bytes; maxWords what of it is text.
+const (
+	MaxAsk   = 8 << 10
+	maxWords = 6 << 10
+)
 
 // WriteAsk writes an Ask with its length.
 func WriteAsk(w io.Writer, a *Ask) error {

@@ -8,6 +8,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"reflect"
+	"strings"
 	"testing"
 	"time"
 
@@ -244,6 +245,7 @@ func TestSubjectsAreWhatAFeedCanAnswer(t *testing.T) {
 		func(r *catalog.InstancesRequest) { r.MergeCentralConfig = true },
 		func(r *catalog.InstancesRequest) { r.CatalogOnly = true },
 		func(r *catalog.InstancesRequest) { r.Near = "node" },
+		func(r *catalog.InstancesRequest) { r.Service = strings.Repeat("x", feed.MaxAsk) },
 	} {
 		req := covered
 		change(&req)

@@ -201,7 +201,17 @@ func (t *stream) Close() {
 
 // Next implements cache.Stream.
 func (t *stream) Next(ctx context.Context, since uint64) (any, uint64, error) {
+	s, meta, err := t.next(ctx, since)
+	if err != nil {
+		return nil, 0, err
+	}
+	return t.answer(s, meta), s.Index, nil
+}
+
+// next waits for a state.
+func (t *stream) next(ctx context.Context, since uint64) (*feed.State, read.Meta, error) {
 	c, s := t.c, t.s
+	none := read.Meta{}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	s.floor = max(s.floor, since)
@@ -212,20 +222,20 @@ func (t *stream) Next(ctx context.Context, since uint64) (any, uint64, error) {
 		switch {
 		case time.Now().Before(c.unable):
 			t.seen = nil // what is asked for meanwhile may be another
-			return nil, 0, cache.ErrNoStream
+			return nil, none, cache.ErrNoStream
 		case s.refused != nil:
 			t.refusals, t.seen = s.refusals, nil
-			return nil, 0, s.refused
+			return nil, none, s.refused
 		case s.live && t.seen == nil && s.state.Index < since && !t.again:
 			t.again = true
 			c.ask(s) // with the floor that it now has
 			continue
 		case s.live && (s.state != t.seen || since == 0):
 			t.seen, t.again = s.state, false
-			return t.answer(), s.state.Index, nil
+			return s.state, s.meta, nil
 		case !s.live && c.down != nil && t.downs != c.downs:
 			t.downs = c.downs
-			return nil, 0, c.down
+			return nil, none, c.down
 		}
 		changed := s.changed
 		c.mu.Unlock()
@@ -235,15 +245,14 @@ func (t *stream) Next(ctx context.Context, since uint64) (any, uint64, error) {
 		}
 		c.mu.Lock()
 		if ctx.Err() != nil {
-			return nil, 0, ctx.Err()
+			return nil, none, ctx.Err()
 		}
 	}
 }
 
-// answer selects from the state. The client is locked.
-func (t *stream) answer() *catalog.InstancesReply {
-	s := t.s.state
-	resp := &catalog.InstancesReply{Meta: t.s.meta, Instances: s.Instances}
+// answer selects from a state.
+func (t *stream) answer(s *feed.State, meta read.Meta) *catalog.InstancesReply {
+	resp := &catalog.InstancesReply{Meta: meta, Instances: s.Instances}
 	resp.Index, resp.Filtered = s.Index, s.Filtered
 	if len(t.req.Tags) == 0 && len(t.req.NodeMeta) == 0 && !t.req.PassingOnly && t.filter == nil {
 		return resp
