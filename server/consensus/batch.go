@@ -57,14 +57,12 @@ func (st *steps) tell(s *span.Span) {
 	}
 }
 
-// writes are those whose result was received, to be used again.
-var writes = sync.Pool{New: func() any { return &write{done: make(chan fsm.Result, 1)} }}
-
 // A batcher puts commands that arrive together into one log entry. A command that finds few under way goes at once. Those
 // that find more wait until they are done, for a short while, and then go together: many share what an entry costs, here
 // and on the disks.
 type batcher struct {
 	more chan struct{} // tells run that a batch may go; of capacity one
+	free sync.Pool     // of writes whose result was received, to be used again
 
 	mu                sync.Mutex
 	waiting           waiting
@@ -73,7 +71,11 @@ type batcher struct {
 	stopped           bool
 }
 
-func newBatcher() *batcher { return &batcher{more: make(chan struct{}, 1)} }
+func newBatcher() *batcher {
+	b := &batcher{more: make(chan struct{}, 1)}
+	b.free.New = func() any { return &write{done: make(chan fsm.Result, 1)} }
+	return b
+}
 
 // add has a write wait for its batch. While too many wait, so does the caller.
 func (b *batcher) add(ctx context.Context, w *write) error {
@@ -303,7 +305,7 @@ func (r *Raft) apply(ctx context.Context, kind fsm.Kind, req any, st *steps) (an
 	if err != nil {
 		return nil, fmt.Errorf("encode command of kind %d: %w", kind, err)
 	}
-	w := writes.Get().(*write)
+	w := r.batcher.free.Get().(*write)
 	w.command, w.size = fsm.Command{Kind: kind, Req: cbor.RawMessage(data)}, len(data)
 	w.steps = st
 	if err := r.batcher.add(ctx, w); err != nil {
@@ -312,7 +314,7 @@ func (r *Raft) apply(ctx context.Context, kind fsm.Kind, req any, st *steps) (an
 	select {
 	case res := <-w.done:
 		w.command, w.steps = fsm.Command{}, nil
-		writes.Put(w)
+		r.batcher.free.Put(w)
 		return res.Value, res.Err
 	case <-ctx.Done():
 		return nil, ctx.Err()
