@@ -72,6 +72,8 @@ type NodeServicesRequest struct {
 	MergeCentralConfig bool
 	// WithChecks also returns the node's checks: what anti-entropy compares with.
 	WithChecks bool
+	// Peer asks for a node of a peer, known by the services that are imported from there; only the node is returned.
+	Peer string
 }
 
 // NodeServicesReply has a nil Node when there is none.

@@ -144,6 +144,13 @@ func (h *handlers) nodeServices(c *transport.Call, v *state.View, req *catalog.N
 		return nil, acl.Permit{}, err
 	}
 	resp := &catalog.NodeServicesReply{}
+	if req.Peer != "" {
+		resp.Index, resp.Node = importedNode(v, req.Peer, req.Node)
+		if resp.Node != nil && !c.Authorizer.MayReadImported(acl.Node) {
+			resp.Node, resp.Filtered = nil, !c.Authorizer.Anonymous()
+		}
+		return resp, c.Authorizer.Filtering(), nil
+	}
 	index, node, services := v.NodeServices(req.Node)
 	resp.Index = index
 	if node == nil {
@@ -302,6 +309,19 @@ func imported(v *state.View, req *catalog.InstancesRequest) (uint64, []*catalog.
 		return index, i.Gateways
 	}
 	return index, i.Instances
+}
+
+// importedNode returns a node of a peer, nil when nothing is imported that runs there.
+func importedNode(v *state.View, peer, name string) (uint64, *catalog.Node) {
+	index, all := v.Imports(peer)
+	for _, i := range all {
+		for _, in := range i.Instances {
+			if strings.EqualFold(in.Node.Node, name) {
+				return index, in.Node
+			}
+		}
+	}
+	return index, nil
 }
 
 func (h *handlers) checks(c *transport.Call, v *state.View, req *catalog.ChecksRequest) (*catalog.ChecksReply, acl.Permit, error) {
