@@ -52,6 +52,9 @@ type Settings struct {
 	ServiceTTL         map[string]time.Duration // by name, or by prefix when the key ends in '*'
 	OnlyPassing        bool                     // leave out instances with a warning too
 	UDPAnswerLimit     int                      // of answers without a larger EDNS0 size; 0 leaves only the size
+	UDPAnswerRate      int                      // answers a second to a network that is not trusted; 0 does not limit
+	TrustedNetworks    []netip.Prefix           // beside this machine
+	AllowRecursionFrom []netip.Prefix           // who may use the recursors, beside this machine; empty lets everybody
 	ARecordLimit       int                      // of address records in a service answer; 0 means all
 	EnableTruncate     bool                     // set TC when answers were cut
 	DisableCompression bool
@@ -71,7 +74,7 @@ type Settings struct {
 // Defaults returns the settings of an agent that configures none.
 func Defaults() Settings {
 	return Settings{
-		AllowStale: true, MaxStale: 87600 * time.Hour, UDPAnswerLimit: 3, NodeMetaTXT: true,
+		AllowStale: true, MaxStale: 87600 * time.Hour, UDPAnswerLimit: 3, UDPAnswerRate: 200, TrustedNetworks: TrustedNetworks(), NodeMetaTXT: true,
 		SOARefresh: 3600, SOARetry: 600, SOAExpire: 86400, RecursorTimeout: 2 * time.Second,
 	}
 }
@@ -99,10 +102,13 @@ type Server struct {
 	settings atomic.Pointer[Settings]
 	log      hclog.Logger
 
-	kept                *keeper
-	lookups, recursions chan struct{} // a token for each under way over UDP or gRPC
-	told                atomic.Int64  // when a question was last said to have failed badly, in Unix nanoseconds
-	counts              counts
+	kept   *keeper
+	rates  *rates
+	told   atomic.Int64 // when a question was last said to have failed badly, in Unix nanoseconds
+	counts counts
+
+	lookups, recursions             chan struct{} // a token for each under way over UDP or gRPC
+	streamLookups, streamRecursions chan struct{} // and over TCP
 }
 
 // New returns a server. Nothing happens until Run or Answer.
@@ -118,7 +124,8 @@ func New(cfg Config) *Server {
 	}
 	s := &Server{
 		cfg: cfg, log: cfg.Logger, zones: []string{strings.ToLower(dns.Fqdn(cfg.Domain))},
-		kept: newKeeper(), lookups: make(chan struct{}, maxLookups), recursions: make(chan struct{}, maxRecursions),
+		kept: newKeeper(), rates: newRates(), lookups: make(chan struct{}, maxLookups), recursions: make(chan struct{}, maxRecursions),
+		streamLookups: make(chan struct{}, maxLookups), streamRecursions: make(chan struct{}, maxRecursions),
 	}
 	if cfg.AltDomain != "" {
 		s.zones = append(s.zones, strings.ToLower(dns.Fqdn(cfg.AltDomain)))
@@ -129,6 +136,11 @@ func New(cfg Config) *Server {
 
 // Update replaces the settings; questions being answered keep the old ones.
 func (s *Server) Update(settings Settings) {
+	ttls := make(map[string]time.Duration, len(settings.ServiceTTL))
+	for name, ttl := range settings.ServiceTTL {
+		ttls[strings.ToLower(name)] = ttl
+	}
+	settings.ServiceTTL = ttls
 	s.settings.Store(&settings)
 	s.kept.clear()
 }
@@ -142,15 +154,6 @@ func exchange(ctx context.Context, network, addr string, m *dns.Msg) (*dns.Msg, 
 	return resp, err
 }
 
-// How long a TCP client may take to send its next question and to take an answer, and how many connections there may be,
-// in all and of one client. It may ask any number of questions on one, each answered before the next is read.
-const (
-	tcpIdle     = 8 * time.Second
-	tcpWrite    = 2 * time.Second
-	tcpMaxConns = 2048
-	tcpMaxPerIP = 256
-)
-
 // Run serves questions from the listeners until ctx ends, then closes them and returns nil. Either may be empty.
 func (s *Server) Run(ctx context.Context, packets []net.PacketConn, streams []net.Listener) error {
 	group, inner := errgroup.WithContext(ctx)
@@ -163,29 +166,12 @@ func (s *Server) Run(ctx context.Context, packets []net.PacketConn, streams []ne
 			return nil
 		})
 	}
-	handler := dns.HandlerFunc(func(w dns.ResponseWriter, req *dns.Msg) { s.serve(inner, w, req) })
 	conns := connLimit{total: tcpMaxConns, perIP: tcpMaxPerIP}
 	for _, l := range streams {
-		srv := &dns.Server{
-			Listener: &limitedListener{l, &conns}, Handler: handler, MaxTCPQueries: -1, ReadTimeout: tcpIdle, WriteTimeout: tcpWrite,
-			IdleTimeout: func() time.Duration { return tcpIdle },
-		}
-		started, done := make(chan struct{}), make(chan struct{})
-		srv.NotifyStartedFunc = func() { close(started) }
-		group.Go(func() error {
-			defer close(done)
-			if err := srv.ActivateAndServe(); err != nil && inner.Err() == nil {
-				return err
-			}
-			return nil
-		})
+		group.Go(func() error { return s.serveStreams(inner, l, &conns) })
 		group.Go(func() error {
 			<-inner.Done()
-			select {
-			case <-started:
-				srv.Shutdown()
-			case <-done:
-			}
+			l.Close()
 			return nil
 		})
 	}
@@ -196,46 +182,39 @@ func (s *Server) Run(ctx context.Context, packets []net.PacketConn, streams []ne
 	return err
 }
 
-// serve answers a question that came over TCP.
-func (s *Server) serve(ctx context.Context, w dns.ResponseWriter, req *dns.Msg) {
-	from, _ := netip.ParseAddrPort(w.RemoteAddr().String())
-	out := s.packed(ctx, asker{from, s.token()}, req, true, nil)
-	if out == nil {
-		return
-	}
-	if _, err := w.Write(out); err != nil {
-		s.log.Debug("answer not sent", "client", w.RemoteAddr(), "error", err)
-	}
+// An asker is who asks a question, and how.
+type asker struct {
+	from    netip.AddrPort // the zero address when it is not known
+	token   string         // with which the catalog is asked
+	tcp     bool
+	strange bool // what is answered over UDP is limited
 }
 
-// An asker is who asks a question.
-type asker struct {
-	from  netip.AddrPort // its address matters to prepared queries alone; the zero address when it is not known
-	token string         // with which the catalog is asked
+// udp returns who asks over UDP.
+func (s *Server) udp(st *Settings, from netip.AddrPort, token string) asker {
+	return asker{from: from, token: token, strange: st.strange(from.Addr())}
 }
 
 // packed answers a question and packs the answer, nil for what deserves none. Key is the question as it was packed, under
 // which the answer is kept if it may be; nil keeps nothing. A question that cannot be answered for a fault of this program
-// gets SERVFAIL: it must not end the process.
-func (s *Server) packed(ctx context.Context, who asker, req *dns.Msg, tcp bool, key []byte) (out []byte) {
+// gets SERVFAIL: it must not end the process. Ours tells an answer of our own from one of a recursor.
+func (s *Server) packed(ctx context.Context, who asker, req *dns.Msg, key []byte) (out []byte, ours bool) {
 	failed := func() []byte {
-		resp := new(dns.Msg)
-		resp.SetRcode(req, dns.RcodeServerFailure)
-		out, _ := resp.Pack()
+		out, _ := withCode(req, dns.RcodeServerFailure).Pack()
 		return out
 	}
 	defer func() {
 		if p := recover(); p != nil {
 			s.fault(p, who.from)
-			out = failed()
+			out, ours = failed(), true
 		}
 	}()
 	began := time.Now()
-	ctx, asked := s.begin(ctx, req, tcp)
-	resp, k := s.answer(ctx, who, req, tcp, key)
+	ctx, asked := s.begin(ctx, req, who.tcp)
+	resp, k, ours := s.answer(ctx, who, req, key)
 	finish(asked, resp)
 	if resp == nil {
-		return nil
+		return nil, true
 	}
 	if k != nil {
 		s.kept.put(key, k)
@@ -243,10 +222,20 @@ func (s *Server) packed(ctx context.Context, who asker, req *dns.Msg, tcp bool, 
 	out, err := resp.Pack()
 	if err != nil {
 		s.log.Debug("answer not packed", "error", err)
-		out = failed()
+		out, ours = failed(), true
 	}
 	s.logAnswer(req, who.from, began)
-	return out
+	return out, ours
+}
+
+// withCode is an answer without records, but for the OPT record that belongs to one in the question (RFC 6891, section 6.1.1).
+func withCode(req *dns.Msg, rcode int) *dns.Msg {
+	resp := new(dns.Msg)
+	resp.SetRcode(req, rcode)
+	if opt := req.IsEdns0(); opt != nil {
+		resp.SetEdns0(opt.UDPSize(), false)
+	}
+	return resp
 }
 
 // unpack reads a question. A fault of the reader is an error too.
@@ -294,43 +283,37 @@ func (s *Server) Answer(ctx context.Context, req *dns.Msg, tcp bool) *dns.Msg {
 }
 
 // AnswerTo returns the answer to req, fit for the transport it came over. It returns nil for what deserves none: a
-// message that is itself an answer. The client's address matters to prepared queries alone.
+// message that is itself an answer. The client's address matters to prepared queries, and to who gets how much.
 func (s *Server) AnswerTo(ctx context.Context, client netip.Addr, req *dns.Msg, tcp bool) *dns.Msg {
-	resp, _ := s.answer(ctx, asker{netip.AddrPortFrom(client, 0), s.token()}, req, tcp, nil)
+	who := s.udp(s.settings.Load(), netip.AddrPortFrom(client.Unmap(), 0), s.token())
+	who.tcp, who.strange = tcp, who.strange && !tcp
+	resp, _, _ := s.answer(ctx, who, req, nil)
 	return resp
 }
 
 // answer is AnswerTo, and returns the answer to be kept as well if there is one. Question is the one that req asks, as it
-// was packed; nil keeps nothing.
-func (s *Server) answer(ctx context.Context, who asker, req *dns.Msg, tcp bool, question []byte) (*dns.Msg, *kept) {
+// was packed; nil keeps nothing. Ours tells an answer of our own from one of a recursor.
+func (s *Server) answer(ctx context.Context, who asker, req *dns.Msg, question []byte) (resp *dns.Msg, k *kept, ours bool) {
 	if req.Response {
-		return nil, nil
+		return nil, nil, true
 	}
 	st := s.settings.Load()
-	resp := new(dns.Msg)
-	if req.Opcode != dns.OpcodeQuery || len(req.Question) != 1 {
-		resp.SetRcode(req, dns.RcodeNotImplemented)
-		if req.Opcode == dns.OpcodeQuery {
-			resp.Rcode = dns.RcodeFormatError
-		}
-		return resp, nil
-	}
-	resp.SetReply(req)
 	switch opts := optRecords(req); {
-	case opts > 1: // RFC 6891, section 6.1.1
-		resp.Rcode = dns.RcodeFormatError
-		return resp, nil
+	case req.Opcode != dns.OpcodeQuery:
+		return withCode(req, dns.RcodeNotImplemented), nil, true
+	case len(req.Question) != 1, opts > 1: // RFC 6891, section 6.1.1
+		resp = new(dns.Msg)
+		return resp.SetRcode(req, dns.RcodeFormatError), nil, true
 	case opts == 1 && req.IsEdns0().Version() != 0: // section 6.1.3
-		opt := &dns.OPT{Hdr: dns.RR_Header{Name: ".", Rrtype: dns.TypeOPT}}
-		opt.SetUDPSize(req.IsEdns0().UDPSize())
-		resp.Rcode, resp.Extra = dns.RcodeBadVers, []dns.RR{opt}
-		return resp, nil
+		return withCode(req, dns.RcodeBadVers), nil, true
 	}
+	resp = new(dns.Msg)
+	resp.SetReply(req)
 	resp.RecursionAvailable = len(st.Recursors) > 0
 	q := req.Question[0]
-	zone, ours := s.zone(q.Name)
-	l := &lookup{Server: s, st: st, ctx: ctx, question: q, zone: zone, resp: resp, token: who.token}
-	var k *kept
+	zone, inZone := s.zone(q.Name)
+	reverse := !inZone && isReverse(q.Name)
+	l := &lookup{Server: s, st: st, ctx: ctx, question: q, zone: zone, resp: resp, token: who.token, edns: req.IsEdns0() != nil}
 	began := time.Now()
 	defer func() {
 		if k == nil {
@@ -338,10 +321,13 @@ func (s *Server) answer(ctx context.Context, who asker, req *dns.Msg, tcp bool, 
 		}
 	}()
 	switch {
-	case ours:
+	case (inZone || reverse) && q.Qclass != dns.ClassINET && q.Qclass != dns.ClassANY: // there is one class of names here
+		resp.RecursionAvailable = false
+		resp.Rcode = dns.RcodeRefused
+	case inZone:
 		resp.Authoritative = true
 		l.client = who.from.Addr()
-		if subnet := clientSubnet(req); subnet != nil {
+		if subnet := clientSubnet(req); subnet != nil && subnet.SourceNetmask > 0 { // else it is not to be told on whose behalf
 			l.client, _ = netip.AddrFromSlice(subnet.Address)
 		}
 		l.zoneQuestion()
@@ -349,22 +335,22 @@ func (s *Server) answer(ctx context.Context, who asker, req *dns.Msg, tcp bool, 
 			k = l.keep(question)
 		}
 		s.counts.zone(q.Qtype, time.Since(began))
-	case isReverse(q.Name):
+	case reverse:
 		resp.Authoritative = true
 		l.zone = s.zones[0]
 		known := l.reverse()
 		s.counts.arpa.add(time.Since(began))
-		if !known && len(st.Recursors) > 0 {
-			return s.recurse(ctx, st, req, tcp), nil
+		if !known && len(st.Recursors) > 0 && st.mayRecurse(who.from.Addr()) {
+			return s.recurse(ctx, st, who, req), nil, false
 		}
-	case len(st.Recursors) > 0:
-		return s.recurse(ctx, st, req, tcp), nil
+	case len(st.Recursors) > 0 && st.mayRecurse(who.from.Addr()):
+		return s.recurse(ctx, st, who, req), nil, false
 	default:
+		resp.RecursionAvailable = false
 		resp.Rcode = dns.RcodeRefused
-		return resp, nil
 	}
-	s.fit(st, req, resp, tcp, l.scoped)
-	return resp, k
+	s.fit(st, who, req, resp, l.scoped)
+	return resp, k, true
 }
 
 // token returns the secret that questions are asked with.
@@ -403,28 +389,45 @@ func clientSubnet(req *dns.Msg) *dns.EDNS0_SUBNET {
 func (s *Server) zone(name string) (string, bool) {
 	for _, zone := range s.zones {
 		at := len(name) - len(zone)
-		if at >= 0 && strings.EqualFold(name[at:], zone) && (at == 0 || name[at-1] == '.') {
+		if at >= 0 && strings.EqualFold(name[at:], zone) && (at == 0 || name[at-1] == '.' && !escaped(name, at-1)) {
 			return name[at:], true
 		}
 	}
 	return "", false
 }
 
+// ours reports whether a message asks about one of the zones.
+func (s *Server) ours(req *dns.Msg) bool {
+	if len(req.Question) != 1 {
+		return false
+	}
+	_, ours := s.zone(req.Question[0].Name)
+	return ours
+}
+
 // recurse passes a question on, unchanged, to the recursors one after another.
-func (s *Server) recurse(ctx context.Context, st *Settings, req *dns.Msg, tcp bool) *dns.Msg {
+func (s *Server) recurse(ctx context.Context, st *Settings, who asker, req *dns.Msg) *dns.Msg {
+	if s.limited(st, who, limitRecursor, time.Now()) {
+		resp := short(req)
+		resp.RecursionAvailable = true
+		return resp
+	}
 	network := "udp"
-	if tcp {
+	if who.tcp {
 		network = "tcp"
 	}
 	resp, err := s.ask(ctx, st, network, req)
 	if err != nil {
 		s.log.Warn("no recursor answered", "name", req.Question[0].Name, "error", err)
-		resp = new(dns.Msg)
-		resp.SetRcode(req, dns.RcodeServerFailure)
+		resp = withCode(req, dns.RcodeServerFailure)
 		resp.RecursionAvailable = true
 		return resp
 	}
 	resp.Compress = !st.DisableCompression
+	if who.strange && resp.Len() > strangeSize {
+		resp = short(req)
+		resp.RecursionAvailable = true
+	}
 	return resp
 }
 
@@ -463,12 +466,11 @@ const (
 
 // fit cuts the answer to what the client can take and adds the OPT record. A scoped answer is one for the client's
 // subnet alone.
-func (s *Server) fit(st *Settings, req, resp *dns.Msg, tcp, scoped bool) {
+func (s *Server) fit(st *Settings, who asker, req, resp *dns.Msg, scoped bool) {
 	resp.Compress = !st.DisableCompression
-	opt := req.IsEdns0()
-	size := dns.MinMsgSize
-	if opt != nil {
-		size = min(max(int(opt.UDPSize()), dns.MinMsgSize), maxEDNSSize)
+	room := roomFor(who, false, 0)
+	if opt := req.IsEdns0(); opt != nil {
+		room = roomFor(who, true, opt.UDPSize())
 		reply := &dns.OPT{Hdr: dns.RR_Header{Name: ".", Rrtype: dns.TypeOPT}}
 		reply.SetUDPSize(opt.UDPSize())
 		if subnet := clientSubnet(req); subnet != nil {
@@ -482,17 +484,7 @@ func (s *Server) fit(st *Settings, req, resp *dns.Msg, tcp, scoped bool) {
 		resp.Extra = append(resp.Extra, reply)
 	}
 	before := len(resp.Answer)
-	limit := maxTCPAnswers
-	switch {
-	case tcp:
-		size = maxTCPSize
-		if before > 0 && resp.Answer[0].Header().Rrtype == dns.TypeSRV {
-			limit = maxTCPSRV
-		}
-	case size == dns.MinMsgSize && st.UDPAnswerLimit > 0:
-		limit = min(st.UDPAnswerLimit, maxUDPLimit)
-	}
-	if before > limit {
+	if limit := room.answers(st, req.Question[0].Qtype); before > limit {
 		resp.Answer = resp.Answer[:limit]
 		prune(resp)
 	}
@@ -501,23 +493,23 @@ func (s *Server) fit(st *Settings, req, resp *dns.Msg, tcp, scoped bool) {
 	}
 	// Without EDNS0 the answer must fit uncompressed, as resolvers of that age expect.
 	length := func() int {
-		if size == dns.MinMsgSize {
+		if room.plain {
 			compress := resp.Compress
 			resp.Compress = false
 			defer func() { resp.Compress = compress }()
 		}
 		return resp.Len()
 	}
-	if length() > size {
+	if length() > room.size {
 		resp.Ns = nil
 	}
-	for len(resp.Answer) > 1 && length() > size {
+	for len(resp.Answer) > 1 && length() > room.size {
 		// Drop a share of the answers at a time: near the bound one by one.
 		n := len(resp.Answer)
-		resp.Answer = resp.Answer[:min(n-1, max(1, n*size/length()))]
+		resp.Answer = resp.Answer[:min(n-1, max(1, n*room.size/length()))]
 		prune(resp)
 	}
-	if length() > size {
+	if length() > room.size {
 		var kept []dns.RR
 		for _, rr := range resp.Extra {
 			if rr.Header().Rrtype == dns.TypeOPT {
@@ -526,7 +518,7 @@ func (s *Server) fit(st *Settings, req, resp *dns.Msg, tcp, scoped bool) {
 		}
 		resp.Extra = kept
 	}
-	resp.Truncated = st.EnableTruncate && len(resp.Answer) < before
+	resp.Truncated = (st.EnableTruncate || room.less) && len(resp.Answer) < before
 }
 
 // prune keeps, of the additional section, what the remaining answers point to.

@@ -90,6 +90,7 @@ func (s *Server) query(ctx context.Context, call *dynamicpb.Message) (*dynamicpb
 	var from netip.AddrPort
 	if p, ok := peer.FromContext(ctx); ok && p.Addr != nil {
 		from, _ = netip.ParseAddrPort(p.Addr.String()) // the zero address for what has none
+		from = netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
 	}
 	req, err := s.unpack(msg, from)
 	if err != nil || req.Response {
@@ -107,7 +108,7 @@ func (s *Server) query(ctx context.Context, call *dynamicpb.Message) (*dynamicpb
 			token = v[0]
 		}
 	}
-	out := s.packed(ctx, asker{from, token}, req, protocol == protocolTCP, nil)
+	out, _ := s.packed(ctx, asker{from: from, token: token, tcp: protocol == protocolTCP}, req, nil)
 	reply := dynamicpb.NewMessage(replyType)
 	reply.Set(replyType.Fields().ByNumber(1), protoreflect.ValueOfBytes(out))
 	return reply, nil

@@ -1,6 +1,7 @@
 package dns
 
 import (
+	"bytes"
 	"encoding/binary"
 	"hash/maphash"
 	"math/rand/v2"
@@ -42,9 +43,25 @@ type record struct {
 
 // glue is what comes with a record in the additional section.
 type glue struct {
-	addresses, texts []piece
-	size             int // uncompressed, without texts
-	textSize         int
+	addresses, texts extraPart
+}
+
+// An extraPart is a part of an additional section.
+type extraPart struct {
+	pieces []piece
+	size   int // without compression
+	packed int // with pointers to the target for owners
+	owners int // how many such there are
+}
+
+func (e *extraPart) add(p piece, size int) {
+	e.pieces = append(e.pieces, p)
+	e.size += size
+	e.packed += len(p.data)
+	if !p.owned {
+		e.packed += 2
+		e.owners++
+	}
 }
 
 // A piece is a record without the first part of its owner.
@@ -100,13 +117,8 @@ func parsePlain(msg []byte) (q plainQuestion, ok bool) {
 	return q, len(rest) == 0
 }
 
-// limit is the size of the answer over UDP.
-func (q *plainQuestion) limit() int {
-	if !q.edns {
-		return dns.MinMsgSize
-	}
-	return min(max(int(q.size), dns.MinMsgSize), maxEDNSSize)
-}
+// qtype is the type that is asked for.
+func (q *plainQuestion) qtype() uint16 { return binary.BigEndian.Uint16(q.key[len(q.key)-4:]) }
 
 // current reports whether the answer still holds.
 func (k *kept) current(st *Settings, token string) bool {
@@ -135,8 +147,8 @@ type scratch struct {
 	given []bool // by index of glue
 }
 
-// appendTo appends the answer to q over UDP. It returns nil when it cannot be given in this form.
-func (k *kept) appendTo(out []byte, q *plainQuestion, sc *scratch) []byte {
+// appendTo appends the answer to q, which has to fit in room.
+func (k *kept) appendTo(out []byte, q *plainQuestion, room room, sc *scratch) []byte {
 	start := len(out)
 	out = binary.BigEndian.AppendUint16(out, q.id)
 	out = binary.BigEndian.AppendUint16(out, k.flags|q.flags)
@@ -148,19 +160,16 @@ func (k *kept) appendTo(out []byte, q *plainQuestion, sc *scratch) []byte {
 		if k.serialAt > 0 {
 			binary.BigEndian.PutUint32(out[at+k.serialAt:], uint32(time.Now().Unix()))
 		}
-		return k.finish(out, start, q, k.an, k.ns, k.extra)
+		return complete(out, start, q, k.an, k.ns, k.extra)
 	}
 
-	limit, size := len(k.records), q.limit()
+	before := len(k.records)
 	if k.limit > 0 {
-		limit = min(limit, k.limit)
+		before = min(before, k.limit)
 	}
-	before := limit
-	if size == dns.MinMsgSize && k.settings.UDPAnswerLimit > 0 {
-		limit = min(limit, k.settings.UDPAnswerLimit, maxUDPLimit)
-	}
+	limit := min(before, room.answers(k.settings, q.qtype()))
 	order := sc.pick(len(k.records), limit)
-	n, withGlue := k.fits(order, q, size, limit == before, sc)
+	n, withGlue := k.fits(order, q, room, limit == before, sc)
 	order = order[:n]
 	sc.at = sc.at[:0]
 	for _, i := range order {
@@ -177,17 +186,14 @@ func (k *kept) appendTo(out []byte, q *plainQuestion, sc *scratch) []byte {
 				continue
 			}
 			sc.given[g] = true
-			if sc.at[j] > maxAt {
-				return nil
-			}
-			texts := k.glue[g].texts
+			texts := k.glue[g].texts.pieces
 			if n < before {
 				texts = nil
 			}
-			for _, list := range [2][]piece{k.glue[g].addresses, texts} {
+			for _, list := range [2][]piece{k.glue[g].addresses.pieces, texts} {
 				for _, p := range list {
 					if !p.owned {
-						out = binary.BigEndian.AppendUint16(out, 0xc000|uint16(sc.at[j]))
+						out = k.appendOwner(out, order, sc.at, j)
 					}
 					out = append(out, p.data...)
 					extra++
@@ -195,14 +201,48 @@ func (k *kept) appendTo(out []byte, q *plainQuestion, sc *scratch) []byte {
 			}
 		}
 	}
-	if n < before && k.settings.EnableTruncate {
+	if n < before && (k.settings.EnableTruncate || room.less) {
 		out[start+2] |= 0x02
 	}
-	return k.finish(out, start, q, uint16(n), 0, uint16(extra))
+	return complete(out, start, q, uint16(n), 0, uint16(extra))
 }
 
-// finish writes the counts and the OPT record.
-func (k *kept) finish(out []byte, start int, q *plainQuestion, an, ns, extra uint16) []byte {
+// appendOwner appends the target of record j of an order as the owner of glue: a pointer to it or, where none reaches, its
+// first label and a pointer to the rest of the first target, if that is the same.
+func (k *kept) appendOwner(out []byte, order []int32, at []int, j int) []byte {
+	if at[j] <= maxAt {
+		return binary.BigEndian.AppendUint16(out, 0xc000|uint16(at[j]))
+	}
+	label, rest := k.records[order[j]].split()
+	first, same := k.records[order[0]].split()
+	out = append(out, label...)
+	if bytes.Equal(rest, same) {
+		return binary.BigEndian.AppendUint16(out, 0xc000|uint16(at[0]+len(first)))
+	}
+	return append(out, rest...)
+}
+
+// ownerSize is the number of bytes that appendOwner appends, for a target at this place in the message.
+func (k *kept) ownerSize(order []int32, at, j int) int {
+	if at <= maxAt {
+		return 2
+	}
+	label, rest := k.records[order[j]].split()
+	if _, same := k.records[order[0]].split(); bytes.Equal(rest, same) {
+		return len(label) + 2
+	}
+	return len(label) + len(rest)
+}
+
+// split returns the first label of the target, with its length, and the rest.
+func (r *record) split() (label, rest []byte) {
+	name := r.data[r.target:]
+	n := 1 + int(name[0])
+	return name[:n], name[n:]
+}
+
+// complete writes the counts and the OPT record.
+func complete(out []byte, start int, q *plainQuestion, an, ns, extra uint16) []byte {
 	if q.edns {
 		out = append(out, 0, 0, byte(dns.TypeOPT), byte(q.size>>8), byte(q.size), 0, 0, 0, 0, 0, 0)
 		extra++
@@ -229,10 +269,9 @@ func (sc *scratch) pick(n, limit int) []int32 {
 	return order[:limit]
 }
 
-// fits returns how many of the records in this order fit into size, at least one, and whether their glue does. Texts
-// count while no record is left out. Where the size is that of old resolvers nothing counts as compressed.
-func (k *kept) fits(order []int32, q *plainQuestion, size int, whole bool, sc *scratch) (n int, withGlue bool) {
-	plain := size == dns.MinMsgSize
+// fits returns how many of the records in this order fit into room, at least one, and whether their glue does. Texts
+// count while no record is left out. Where the room is that of old resolvers nothing counts as compressed.
+func (k *kept) fits(order []int32, q *plainQuestion, room room, whole bool, sc *scratch) (n int, withGlue bool) {
 	fixed := headerLen + len(q.key)
 	if q.edns {
 		fixed += optLen
@@ -243,21 +282,28 @@ func (k *kept) fits(order []int32, q *plainQuestion, size int, whole bool, sc *s
 	}
 	for {
 		clear(sc.given)
-		total, fit := fixed, 0
-		for _, i := range order {
+		total, fit, at := fixed, 0, headerLen+len(q.key)
+		for j, i := range order {
 			r := &k.records[i]
 			total += len(r.data)
-			if plain {
+			if room.plain {
 				total += owner - 2
 			}
-			if g := r.glue; g >= 0 && !sc.given[g] {
-				sc.given[g] = true
-				total += k.glue[g].size
-				if whole {
-					total += k.glue[g].textSize
+			if r.glue >= 0 && !sc.given[r.glue] {
+				sc.given[r.glue] = true
+				g := &k.glue[r.glue]
+				for part, e := range [2]*extraPart{&g.addresses, &g.texts} {
+					switch {
+					case part == 1 && !whole:
+					case room.plain:
+						total += e.size
+					default:
+						total += e.packed + e.owners*(k.ownerSize(order, at+r.target, j)-2)
+					}
 				}
 			}
-			if total > size {
+			at += len(r.data)
+			if total > room.size {
 				break
 			}
 			fit++
@@ -354,9 +400,9 @@ func (k *kept) pack(l *lookup, answer []dns.RR) bool {
 						p.data = data[2:] // without the pointer
 					}
 					if x.Header().Rrtype == dns.TypeTXT {
-						g.texts, g.textSize = append(g.texts, p), g.textSize+size
+						g.texts.add(p, size)
 					} else {
-						g.addresses, g.size = append(g.addresses, p), g.size+size
+						g.addresses.add(p, size)
 					}
 				}
 				at, known = len(k.glue), true

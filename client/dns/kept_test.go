@@ -342,27 +342,30 @@ func FuzzPacket(f *testing.F) {
 	q := sarndns.NewQuick(s)
 	f.Fuzz(func(t *testing.T, msg []byte) {
 		q.Keep(msg)
-		out, ok := q.Answer(msg)
-		if !ok {
-			return
-		}
-		m, got := new(dns.Msg), new(dns.Msg)
-		if err := m.Unpack(msg); err != nil {
-			t.Fatalf("%x was answered: %v", msg, err)
-		}
-		if err := got.Unpack(out); err != nil {
-			t.Fatalf("answer %x: %v", out, err)
-		}
-		want, err := s.Answer(t.Context(), m, false).Pack()
-		if err != nil {
-			t.Fatal(err)
-		}
-		other := new(dns.Msg)
-		if err := other.Unpack(want); err != nil {
-			t.Fatal(err)
-		}
-		if diff := cmp.Diff(sorted(other), sorted(got)); diff != "" {
-			t.Errorf("%x (-long +quick):\n%s", msg, diff)
+		for _, tcp := range []bool{false, true} {
+			q.TCP = tcp
+			out, ok := q.Answer(msg)
+			if !ok {
+				return
+			}
+			m, got := new(dns.Msg), new(dns.Msg)
+			if err := m.Unpack(msg); err != nil {
+				t.Fatalf("%x was answered: %v", msg, err)
+			}
+			if err := got.Unpack(out); err != nil {
+				t.Fatalf("answer %x: %v", out, err)
+			}
+			want, err := s.Answer(t.Context(), m, tcp).Pack()
+			if err != nil {
+				t.Fatal(err)
+			}
+			other := new(dns.Msg)
+			if err := other.Unpack(want); err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(sorted(other), sorted(got)); diff != "" {
+				t.Errorf("%x, tcp %v (-long +quick):\n%s", msg, tcp, diff)
+			}
 		}
 	})
 }

@@ -22,7 +22,7 @@ import (
 // How far names given as addresses are followed.
 const (
 	maxDepth   = 3 // inside the zones
-	maxChased  = 5 // records kept of a recursor's answer
+	maxChased  = 5 // records kept of a recursor's answer without EDNS0
 	priority   = 1 // of every SRV record
 	maxServers = 3 // in NS answers
 )
@@ -36,6 +36,7 @@ type lookup struct {
 	zone     string // the end of the question's name, in its own case
 	depth    int
 	token    string
+	edns     bool       // the client knows EDNS0
 	client   netip.Addr // on whose behalf the question is asked; the zero address when that is not known
 	resp     *dns.Msg
 	scoped   bool // the answer may be another for another client
@@ -100,6 +101,10 @@ func (l *lookup) zoneQuestion() {
 		l.node(s)
 	case kindService:
 		name, tag := s.service()
+		if name == "" {
+			l.missing()
+			return
+		}
 		req := &catalog.InstancesRequest{Service: name, Peer: s.peer}
 		if tag != "" {
 			req.Tags = []string{tag}
@@ -278,6 +283,7 @@ func (l *lookup) foreign(dc string) bool {
 
 // serviceTTL returns the TTL configured for a service: by its name, else by the longest prefix.
 func (l *lookup) serviceTTL(service string) time.Duration {
+	service = strings.ToLower(service)
 	if ttl, ok := l.st.ServiceTTL[service]; ok {
 		return ttl
 	}
@@ -317,6 +323,10 @@ func (l *lookup) service(s subject, req *catalog.InstancesRequest) {
 // query answers a question about a prepared query, in the order that it gives. It has chosen by health already.
 func (l *lookup) query(s subject) {
 	req := &query.ExecuteRequest{Options: l.options(s.dc), Query: s.query()}
+	if req.Query == "" {
+		l.missing()
+		return
+	}
 	if l.client.IsValid() {
 		req.Origin.IP = l.client.Unmap().WithZone("").String()
 	}
@@ -365,7 +375,7 @@ func (l *lookup) addresses(s subject, instances []*catalog.Instance, ttl time.Du
 			ip, ok = parseIP(addr)
 		}
 		switch {
-		case !ok && name == "":
+		case !ok && name == "" && isName(addr):
 			name = addr
 		case !ok || seen[ip] || !fits(l.question.Qtype, ip):
 		default:
@@ -399,7 +409,7 @@ func (l *lookup) chase(name string) []dns.RR {
 			return nil
 		}
 		inner := &lookup{
-			Server: l.Server, st: l.st, ctx: l.ctx, zone: zone, token: l.token, depth: l.depth + 1, client: l.client, resp: new(dns.Msg),
+			Server: l.Server, st: l.st, ctx: l.ctx, zone: zone, token: l.token, depth: l.depth + 1, edns: l.edns, client: l.client, resp: new(dns.Msg),
 			question: dns.Question{Name: name, Qtype: dns.TypeANY, Qclass: dns.ClassINET},
 		}
 		inner.zoneQuestion()
@@ -421,7 +431,7 @@ func (l *lookup) chase(name string) []dns.RR {
 	for _, rr := range resp.Answer {
 		switch rr.Header().Rrtype {
 		case dns.TypeA, dns.TypeAAAA, dns.TypeCNAME:
-			if len(kept) < maxChased {
+			if len(kept) < maxChased || l.edns {
 				kept = append(kept, rr)
 			}
 		}
@@ -440,8 +450,13 @@ func (l *lookup) srv(s subject, instances []*catalog.Instance, ttl time.Duration
 	glued := make(map[string]extent, len(instances))
 	for _, in := range instances {
 		addr, port, own := instanceAddress(in, dns.TypeSRV, wan)
+		ip, isIP := parseIP(addr)
+		if !isIP && strings.EqualFold(dns.Fqdn(addr), l.question.Name) {
+			addr, own = nodeAddress(in.Node, dns.TypeSRV, wan), false
+			ip, isIP = parseIP(addr)
+		}
 		key := place{in.Node.Node, in.Service.Address, port}
-		if seen[key] {
+		if seen[key] || !isIP && !isName(addr) {
 			continue
 		}
 		seen[key] = true
@@ -451,15 +466,15 @@ func (l *lookup) srv(s subject, instances []*catalog.Instance, ttl time.Duration
 				weight = w.Warning
 			}
 		}
-		nodeName := in.Node.Node + ".node." + l.place(in.Node) + l.zone
+		nodeName := l.nodeName(in.Node, l.zone)
 		target, glue := dns.Fqdn(addr), []dns.RR(nil)
 		_, known := glued[target]
-		if ip, ok := parseIP(addr); ok {
+		if isIP {
 			target = nodeName
-			switch {
-			case (own || wan) && in.Node.PeerName != "":
+			switch apart := own || addr != in.Node.Address || nodeName == ""; {
+			case apart && in.Node.PeerName != "":
 				target = encodeAddr(ip) + ".addr." + l.zone
-			case own || wan:
+			case apart:
 				target = encodeAddr(ip) + ".addr." + l.place(in.Node) + l.zone
 			}
 			_, known = glued[target]
@@ -476,13 +491,21 @@ func (l *lookup) srv(s subject, instances []*catalog.Instance, ttl time.Duration
 		if !known {
 			from := len(l.resp.Extra)
 			l.resp.Extra = append(l.resp.Extra, glue...)
-			if l.st.NodeMetaTXT {
+			if l.st.NodeMetaTXT && nodeName != "" {
 				l.resp.Extra = append(l.resp.Extra, l.meta(nodeName, in.Node, ttl)...)
 			}
 			glued[target] = extent{from, len(l.resp.Extra)}
 		}
 		l.glue = append(l.glue, glued[target])
 	}
+}
+
+// nodeName is the name that a node is found by under a zone. It is empty when the node's own name cannot be part of one.
+func (l *lookup) nodeName(n *catalog.Node, zone string) string {
+	if name := written(n.Node) + ".node." + l.place(n) + zone; isName(name) {
+		return name
+	}
+	return ""
 }
 
 // place is the part of a node's name that says where it is: its datacenter or its peer, with a dot at the end.
@@ -502,9 +525,9 @@ func (l *lookup) meta(name string, n *catalog.Node, ttl time.Duration) (list []d
 		text := txtForm(key, n.Meta[key])
 		var chunks []string
 		for len(text) > 255 {
-			chunks, text = append(chunks, text[:255]), text[255:]
+			chunks, text = append(chunks, written(text[:255])), text[255:]
 		}
-		list = append(list, &dns.TXT{Hdr: l.header(name, dns.TypeTXT, ttl), Txt: append(chunks, text)})
+		list = append(list, &dns.TXT{Hdr: l.header(name, dns.TypeTXT, ttl), Txt: append(chunks, written(text))})
 	}
 	return list
 }
@@ -517,7 +540,7 @@ func (l *lookup) node(s subject) {
 	default:
 		return
 	}
-	reply, standing, err := l.cfg.Source.Node(l.ctx, &catalog.NodeServicesRequest{Options: l.options(s.dc), Node: strings.Join(s.parts, ".")})
+	reply, standing, err := l.cfg.Source.Node(l.ctx, &catalog.NodeServicesRequest{Options: l.options(s.dc), Node: strings.Join(s.parts, "."), Peer: s.peer})
 	if err != nil {
 		l.failed(err)
 		return
@@ -530,10 +553,11 @@ func (l *lookup) node(s subject) {
 	txt := l.meta(l.question.Name, reply.Node, l.st.NodeTTL)
 	if qtype != dns.TypeTXT {
 		addr := nodeAddress(reply.Node, qtype, l.foreign(s.dc))
-		if ip, ok := parseIP(addr); !ok {
-			l.resp.Answer = append(l.resp.Answer, l.alias(l.question.Name, addr, l.st.NodeTTL)...)
-		} else if fits(qtype, ip) {
+		switch ip, ok := parseIP(addr); {
+		case ok && fits(qtype, ip):
 			l.resp.Answer = append(l.resp.Answer, l.address(l.question.Name, ip, l.st.NodeTTL))
+		case !ok && isName(addr):
+			l.resp.Answer = append(l.resp.Answer, l.alias(l.question.Name, addr, l.st.NodeTTL)...)
 		}
 	}
 	switch {
@@ -603,10 +627,11 @@ func (l *lookup) reverse() bool {
 	target := ""
 	switch zone := l.zones[0]; {
 	case reply.Node != nil:
-		target = reply.Node.Node + ".node." + l.place(reply.Node) + zone
+		target = l.nodeName(reply.Node, zone)
 	case reply.Service != "":
-		target = reply.Service + ".service." + l.cfg.Datacenter + "." + zone
-	default:
+		target = strings.ReplaceAll(written(reply.Service), ".", `\.`) + ".service." + l.cfg.Datacenter + "." + zone
+	}
+	if !isName(target) {
 		l.missing()
 		return false
 	}

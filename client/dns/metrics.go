@@ -26,6 +26,11 @@ var (
 	metricKept = []string{"dns", "kept_queries"}
 	// metricDropped counts questions that were not answered since too many were under way.
 	metricDropped = []string{"dns", "dropped_queries"}
+	// metricLimited counts questions over UDP whose clients were told to ask over TCP, since their network had enough answers.
+	// Label: kind, what was not given: answer, empty (an answer without records) or recursor (what a recursor would say).
+	metricLimited = []string{"dns", "limited_queries"}
+	// metricRefused counts TCP connections that were closed at once, for there were too many.
+	metricRefused = []string{"dns", "refused_connections"}
 )
 
 // measuredTypes are the types of questions that are measured by name; 0 stands for all others.
@@ -43,6 +48,8 @@ type counts struct {
 	arpa           sum
 	keptOnes       atomic.Int64
 	stale, dropped atomic.Int64
+	refused        atomic.Int64
+	limited        [limitKinds]atomic.Int64
 }
 
 // A sum is of the time that a number of questions took.
@@ -108,9 +115,14 @@ func (s *Server) report(ctx context.Context) error {
 		for _, c := range []struct {
 			name  []string
 			since *atomic.Int64
-		}{{metricKept, &s.counts.keptOnes}, {metricStale, &s.counts.stale}, {metricDropped, &s.counts.dropped}} {
+		}{{metricKept, &s.counts.keptOnes}, {metricStale, &s.counts.stale}, {metricDropped, &s.counts.dropped}, {metricRefused, &s.counts.refused}} {
 			if n := c.since.Swap(0); n > 0 {
 				metrics.IncrCounter(c.name, float32(n))
+			}
+		}
+		for kind := range limitKinds {
+			if n := s.counts.limited[kind].Swap(0); n > 0 {
+				metrics.IncrCounterWithLabels(metricLimited, float32(n), []metrics.Label{{Name: "kind", Value: kind.String()}})
 			}
 		}
 	}

@@ -32,11 +32,11 @@ type subject struct {
 
 // parseName parses a name with its zone removed, for a question of type qtype. It reports whether the form is valid.
 func parseName(name string, qtype uint16) (subject, bool) {
-	name = strings.ToLower(strings.TrimSuffix(name, "."))
+	name = strings.ToLower(name)
 	if name == "" {
 		return subject{}, false
 	}
-	labels := strings.Split(name, ".")
+	labels := split(name)
 	for i := len(labels) - 1; i >= 0; i-- {
 		k, parts := kindNone, labels[:i]
 		switch label := kind(labels[i]); label {
@@ -73,14 +73,20 @@ func (s *subject) suffix(labels []string) bool {
 	case len(labels) == 1:
 		s.dc = labels[0]
 		return true
-	case len(labels) == 2 && labels[1] == "dc":
-		s.dc = labels[0]
-		return true
-	case len(labels) == 2 && labels[1] == "peer":
-		s.peer = labels[0]
-		return true
+	case len(labels) != 2 && len(labels) != 4:
+		return false
 	}
-	return false
+	for ; len(labels) > 0; labels = labels[2:] { // the last pair of a kind counts
+		switch labels[1] {
+		case "dc":
+			s.dc = labels[0]
+		case "peer":
+			s.peer = labels[0]
+		default:
+			return false
+		}
+	}
+	return s.dc == "" || s.peer == ""
 }
 
 // service returns the service name and the one tag of a service question; the tag is empty for none.
@@ -179,4 +185,56 @@ func label(s string) bool {
 		}
 	}
 	return true
+}
+
+// escaped reports whether the byte at i of a name in its written form is escaped.
+func escaped(name string, i int) bool {
+	n := 0
+	for i--; i >= 0 && name[i] == '\\'; i-- {
+		n++
+	}
+	return n%2 == 1
+}
+
+// split returns the labels of a name in its written form, as they are meant: \. and the like are one byte, as is \DDD.
+func split(name string) []string {
+	if !strings.Contains(name, `\`) {
+		return strings.Split(name, ".")
+	}
+	var labels []string
+	var b strings.Builder
+	for i := 0; i < len(name); i++ {
+		switch c := name[i]; {
+		case c == '.':
+			labels = append(labels, b.String())
+			b.Reset()
+		case c == '\\' && i+3 < len(name) && digits(name[i+1:i+4]):
+			b.WriteByte((name[i+1]-'0')*100 + (name[i+2]-'0')*10 + name[i+3] - '0')
+			i += 3
+		case c == '\\' && i+1 < len(name):
+			i++
+			b.WriteByte(name[i])
+		default:
+			b.WriteByte(c)
+		}
+	}
+	return append(labels, b.String())
+}
+
+func digits(s string) bool {
+	for _, c := range []byte(s) {
+		if c < '0' || c > '9' {
+			return false
+		}
+	}
+	return true
+}
+
+// written returns what the catalog has in the form that names and texts are written in. Dots stand between labels.
+func written(s string) string { return strings.ReplaceAll(s, `\`, `\\`) }
+
+// isName reports whether s can be the name in a record.
+func isName(s string) bool {
+	_, ok := dns.IsDomainName(s)
+	return ok
 }

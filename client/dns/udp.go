@@ -29,7 +29,7 @@ type batch interface {
 	// read waits for questions and returns how many it has; msg and from tell of each.
 	read() (int, error)
 	msg(i int) []byte
-	from(i int) netip.AddrPort
+	from(i int) netip.AddrPort // without the zone of an address
 	// answer has an answer to question i sent by the next flush. It keeps out until then; nil sends nothing.
 	answer(i int, out []byte)
 	flush()
@@ -57,7 +57,8 @@ func (s *Server) servePackets(ctx context.Context, conn net.PacketConn, work fun
 		st, token := s.settings.Load(), s.token()
 		for i := range n {
 			msg := b.msg(i)
-			out, ok := s.guardedQuick(st, token, msg, &sc, bufs[i][:0], b, i)
+			who := s.udp(st, b.from(i), token)
+			out, ok := s.guardedQuick(st, who, msg, &sc, bufs[i][:0])
 			if ok {
 				if cap(out) <= 1<<14 {
 					bufs[i] = out
@@ -66,31 +67,29 @@ func (s *Server) servePackets(ctx context.Context, conn net.PacketConn, work fun
 				continue
 			}
 			b.answer(i, nil)
-			s.later(ctx, b, i, work)
+			s.later(ctx, who, b, i, work)
 		}
 		b.flush()
 	}
 }
 
 // guardedQuick is quick; a question that it fails at for a fault of this program is left to the longer way.
-func (s *Server) guardedQuick(st *Settings, token string, msg []byte, sc *scratch, out []byte, b batch, i int) (answer []byte, ok bool) {
+func (s *Server) guardedQuick(st *Settings, who asker, msg []byte, sc *scratch, out []byte) (answer []byte, ok bool) {
 	defer func() {
 		if p := recover(); p != nil {
-			s.fault(p, b.from(i))
+			s.fault(p, who.from)
 			*sc = scratch{}
 			answer, ok = nil, false
 		}
 	}()
-	return s.quick(st, token, msg, sc, out, b, i)
+	return s.quick(st, who, msg, sc, out)
 }
 
 // slot takes one of the places for questions under way; the place must be released. It reports false when none is free.
 func (s *Server) slot(req *dns.Msg) (release func(), ok bool) {
 	slots := s.recursions
-	if len(req.Question) == 1 {
-		if _, ours := s.zone(req.Question[0].Name); ours {
-			slots = s.lookups
-		}
+	if s.ours(req) {
+		slots = s.lookups
 	}
 	select {
 	case slots <- struct{}{}:
@@ -101,31 +100,31 @@ func (s *Server) slot(req *dns.Msg) (release func(), ok bool) {
 }
 
 // quick answers a question by what is kept. It reports false when that is not enough.
-func (s *Server) quick(st *Settings, token string, msg []byte, sc *scratch, out []byte, b batch, i int) ([]byte, bool) {
+func (s *Server) quick(st *Settings, who asker, msg []byte, sc *scratch, out []byte) ([]byte, bool) {
 	began := time.Now()
 	q, ok := parsePlain(msg)
 	if !ok {
 		return nil, false
 	}
 	k := s.kept.find(q.key, sc)
-	if k == nil || !k.current(st, token) {
+	if k == nil || !k.current(st, who.token) {
 		return nil, false
 	}
-	if out = k.appendTo(out, &q, sc); out == nil {
-		return nil, false
+	out = k.appendTo(out, &q, roomFor(who, q.edns, q.size), sc)
+	if who.strange && len(out) > len(msg) && s.limited(st, who, kindOf(out), began) {
+		out = q.short(out[:0])
 	}
 	s.counts.quick(q.key, time.Since(began))
 	if s.log.IsDebug() {
-		s.logPacked(msg, b.from(i), began)
+		s.logPacked(msg, who.from, began)
 	}
 	return out, true
 }
 
 // later answers a question beside the reading of others, or drops it when there are too many.
-func (s *Server) later(ctx context.Context, b batch, i int, work func(func())) {
+func (s *Server) later(ctx context.Context, who asker, b batch, i int, work func(func())) {
 	msg := append([]byte(nil), b.msg(i)...)
-	from := b.from(i)
-	req, err := s.unpack(msg, from)
+	req, err := s.unpack(msg, who.from)
 	if err != nil || req.Response || req.Opcode != dns.OpcodeQuery || len(req.Question) != 1 {
 		b.answer(i, refuse(msg, err))
 		return
@@ -139,12 +138,17 @@ func (s *Server) later(ctx context.Context, b batch, i int, work func(func())) {
 	work(func() {
 		defer release()
 		q, _ := parsePlain(msg)
-		out := s.packed(ctx, asker{from, s.token()}, req, false, q.key)
+		out, ours := s.packed(ctx, who, req, q.key)
 		if out == nil {
 			return
 		}
+		if ours && who.strange && len(out) > len(msg) && s.limited(s.settings.Load(), who, kindOf(out), time.Now()) {
+			if out, err = short(req).Pack(); err != nil {
+				return
+			}
+		}
 		if err := reply(out); err != nil {
-			s.log.Debug("answer not sent", "client", from, "error", err)
+			s.log.Debug("answer not sent", "client", who.from, "error", err)
 		}
 	})
 }
@@ -193,11 +197,13 @@ func (b *plainBatch) read() (int, error) {
 func (b *plainBatch) msg(int) []byte { return b.buf[:b.n] }
 
 func (b *plainBatch) from(int) netip.AddrPort {
+	var from netip.AddrPort
 	if u, ok := b.addr.(*net.UDPAddr); ok {
-		return u.AddrPort()
+		from = u.AddrPort()
+	} else {
+		from, _ = netip.ParseAddrPort(b.addr.String())
 	}
-	from, _ := netip.ParseAddrPort(b.addr.String())
-	return from
+	return netip.AddrPortFrom(from.Addr().Unmap().WithZone(""), from.Port())
 }
 
 func (b *plainBatch) answer(_ int, out []byte) { b.out = out }

@@ -6,7 +6,6 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
-	"strconv"
 	"syscall"
 	"unsafe"
 
@@ -115,11 +114,7 @@ func (b *mmsgBatch) from(i int) netip.AddrPort {
 		v4 := (*unix.RawSockaddrInet4)(unsafe.Pointer(name))
 		return netip.AddrPortFrom(netip.AddrFrom4(v4.Addr), port(&v4.Port))
 	}
-	addr := netip.AddrFrom16(name.Addr).Unmap()
-	if name.Scope_id != 0 && addr.Is6() {
-		addr = addr.WithZone(strconv.FormatUint(uint64(name.Scope_id), 10))
-	}
-	return netip.AddrPortFrom(addr, port(&name.Port))
+	return netip.AddrPortFrom(netip.AddrFrom16(name.Addr).Unmap(), port(&name.Port))
 }
 
 func (b *mmsgBatch) answer(i int, out []byte) {
