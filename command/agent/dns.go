@@ -52,8 +52,8 @@ type (
 		service, tag, peer, kind string
 	}
 	nodeKey struct {
-		target read.Target
-		node   string
+		target     read.Target
+		node, peer string
 	}
 )
 
@@ -75,7 +75,7 @@ func newDNSViews(c *cache.Cache) *dnsViews {
 			return req
 		}),
 		nodes: cache.NewIndex(c, catalog.NodeServicesCall, func(k nodeKey) *catalog.NodeServicesRequest {
-			return &catalog.NodeServicesRequest{Options: read.Options{Target: k.target}, Node: k.node}
+			return &catalog.NodeServicesRequest{Options: read.Options{Target: k.target}, Node: k.node, Peer: k.peer}
 		}),
 	}
 }
@@ -280,12 +280,12 @@ func (d *dnsSource) Node(ctx context.Context, req *catalog.NodeServicesRequest) 
 		func(v *dnsViews) *cache.Index[nodeKey, catalog.NodeServicesRequest, catalog.NodeServicesReply] {
 			return v.nodes
 		},
-		nodeKey{req.Target, req.Node}, func(r *catalog.NodeServicesReply) bool { return r.Node != nil })
+		nodeKey{req.Target, req.Node, req.Peer}, func(r *catalog.NodeServicesReply) bool { return r.Node != nil })
 }
 
 // Address implements dns.Source.
 func (d *dnsSource) Address(ctx context.Context, req *catalog.AddressRequest) (*catalog.AddressReply, error) {
-	return confirmed(ctx, d, catalog.AddressCall, req, nodeKey{req.Target, req.Address},
+	return confirmed(ctx, d, catalog.AddressCall, req, nodeKey{target: req.Target, node: req.Address},
 		func(r *catalog.AddressReply) bool { return r.Node != nil || r.Service != "" })
 }
 
@@ -312,7 +312,7 @@ func confirmed[Req, Resp any](ctx context.Context, d *dnsSource, m rpc.Method[Re
 func (d *dnsSource) Query(ctx context.Context, req *query.ExecuteRequest) (*query.ExecuteReply, error) {
 	own := *req
 	own.Origin.Node, own.Origin.Datacenter = d.origin.Node, d.origin.Datacenter
-	key := nodeKey{own.Target, own.Origin.IP + " " + own.Query}
+	key := nodeKey{target: own.Target, node: own.Origin.IP + " " + own.Query}
 	found := func(r *query.ExecuteReply) bool { return len(r.Instances) > 0 }
 	resp, err := confirmed(ctx, d, query.ExecuteCall, &own, key, found)
 	if err != nil && own.Mode == read.Stale && wireerr.Status(err) == http.StatusNotFound {
@@ -326,7 +326,7 @@ func (d *dnsSource) Query(ctx context.Context, req *query.ExecuteRequest) (*quer
 // Virtual implements dns.Source.
 func (d *dnsSource) Virtual(ctx context.Context, o read.Options, service, peer string) (netip.Addr, error) {
 	req := &entry.VirtualIPRequest{Options: o, Service: service, Peer: peer}
-	reply, err := confirmed(ctx, d, entry.VirtualIPCall, req, nodeKey{o.Target, peer + " " + service},
+	reply, err := confirmed(ctx, d, entry.VirtualIPCall, req, nodeKey{o.Target, service, peer},
 		func(r *entry.VirtualIPReply) bool { return r.Address != "" })
 	if err != nil || reply.Address == "" {
 		return netip.Addr{}, err
@@ -337,9 +337,12 @@ func (d *dnsSource) Virtual(ctx context.Context, o read.Options, service, peer s
 // dnsSettings are the DNS server's settings in a configuration.
 func dnsSettings(s *config.Settings) dns.Settings {
 	d := s.DNS
+	if d.TrustedNetworks == nil {
+		d.TrustedNetworks = dns.TrustedNetworks()
+	}
 	return dns.Settings{
 		AllowStale: d.AllowStale, MaxStale: d.MaxStale, NodeTTL: d.NodeTTL, ServiceTTL: d.ServiceTTL, OnlyPassing: d.OnlyPassing,
-		UDPAnswerLimit: d.UDPAnswerLimit, ARecordLimit: d.ARecordLimit, EnableTruncate: d.EnableTruncate,
+		UDPAnswerLimit: d.UDPAnswerLimit, UDPAnswerRate: d.UDPAnswerRate, TrustedNetworks: d.TrustedNetworks, AllowRecursionFrom: d.AllowRecursionFrom, ARecordLimit: d.ARecordLimit, EnableTruncate: d.EnableTruncate,
 		DisableCompression: d.DisableCompression, NodeMetaTXT: d.NodeMetaTXT, SOARefresh: uint32(d.SOARefresh),
 		SOARetry: uint32(d.SOARetry), SOAExpire: uint32(d.SOAExpire), SOAMinTTL: uint32(d.SOAMinTTL), Recursors: d.Recursors,
 		RandomRecursor: d.RecursorStrategy == "random", RecursorTimeout: d.RecursorTimeout, TranslateWAN: s.TranslateWANAddrs,

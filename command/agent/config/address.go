@@ -249,6 +249,17 @@ func (b *builder) resolveAddresses() {
 		}
 		s.DNS.Recursors = append(s.DNS.Recursors, r)
 	}
+	if b.has("dns_config.trusted_networks") {
+		s.DNS.TrustedNetworks = append([]netip.Prefix{}, b.prefixes("dns_config.trusted_networks", w.TrustedNetworks, "dns_config.trusted_networks: invalid cidr: %s")...)
+	}
+	s.DNS.AllowRecursionFrom = b.prefixes("dns_config.allow_recursion_from", w.AllowRecursionFrom, "dns_config.allow_recursion_from: invalid cidr: %s")
+	if len(s.DNS.Recursors) > 0 && len(w.AllowRecursionFrom) == 0 {
+		for _, at := range a.DNS {
+			if ip := at.Addr(); !ip.IsLoopback() && !ip.IsPrivate() && !ip.IsLinkLocalUnicast() {
+				b.warn("recursors: whoever reaches the DNS port at %s may use them; name those who may with dns_config.allow_recursion_from", at)
+			}
+		}
+	}
 
 	lan, wan := b.ip("serf_lan", w.SerfLAN), b.ip("serf_wan", w.SerfWAN)
 	if !lan.IsValid() {

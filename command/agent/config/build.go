@@ -320,6 +320,7 @@ func (b *builder) checkDNS() {
 	s := &b.doc.Settings
 	b.atLeastZero("dns_config.udp_answer_limit", s.DNS.UDPAnswerLimit)
 	b.atLeastZero("dns_config.a_record_limit", s.DNS.ARecordLimit)
+	b.atLeastZero("dns_config.udp_answer_rate", s.DNS.UDPAnswerRate)
 	if st := s.DNS.RecursorStrategy; st != "" && st != "sequential" && st != "random" {
 		b.fail("dns_config.recursor_strategy", "dns_config.recursor_strategy: invalid strategy: %q", st)
 	}

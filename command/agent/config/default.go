@@ -39,7 +39,7 @@ func defaults(dev bool) *Settings {
 		TLS:     TLS{Defaults: TLSStanza{MinVersion: "TLSv1_2"}},
 		Connect: Connect{Enabled: true, CAProvider: "consul"},
 		DNS: DNS{
-			Domain: "consul.", AltDomain: "sarn.", AllowStale: true, MaxStale: 87600 * time.Hour, UDPAnswerLimit: 3,
+			Domain: "consul.", AltDomain: "sarn.", AllowStale: true, MaxStale: 87600 * time.Hour, UDPAnswerLimit: 3, UDPAnswerRate: 200,
 			RecursorStrategy: "sequential", RecursorTimeout: 2 * time.Second, NodeMetaTXT: true,
 			SOARefresh: 3600, SOARetry: 600, SOAExpire: 86400,
 		},

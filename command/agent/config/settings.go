@@ -344,6 +344,9 @@ type DNS struct {
 	ServiceTTL         map[string]time.Duration `key:"dns_config.service_ttl" reload:"yes"` // a "*" suffix makes a name a prefix
 	OnlyPassing        bool                     `key:"dns_config.only_passing" reload:"yes"`
 	UDPAnswerLimit     int                      `key:"dns_config.udp_answer_limit" reload:"yes"`
+	UDPAnswerRate      int                      `key:"dns_config.udp_answer_rate" reload:"yes"`
+	TrustedNetworks    []netip.Prefix           // dns_config.trusted_networks; nil means dns.TrustedNetworks
+	AllowRecursionFrom []netip.Prefix           // dns_config.allow_recursion_from; nil allows any
 	ARecordLimit       int                      `key:"dns_config.a_record_limit" reload:"yes"`
 	EnableTruncate     bool                     `key:"dns_config.enable_truncate" reload:"yes"`
 	DisableCompression bool                     `key:"dns_config.disable_compression" reload:"yes"`

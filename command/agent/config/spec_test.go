@@ -389,6 +389,7 @@ func TestWarnings(t *testing.T) {
 		{`client_addr = ""`, "client_addr is empty, client services (DNS, HTTP, HTTPS, GRPC) will not be listening for connections"},
 		{`enable_script_checks = true`, "using enable-script-checks without ACLs and without allow_write_http_from is DANGEROUS"},
 		{`rpc { enable_streaming = true }`, "rpc.enable_streaming = true has no effect when not running in server mode"},
+		{`client_addr = "0.0.0.0" recursors = ["8.8.8.8"]`, "whoever reaches the DNS port at 0.0.0.0:8600 may use them"},
 		{`telemetry { prefix_filter = ["x"] }`, `Filter rule must begin with either '+' or '-': "x"`},
 		{`auto_encrypt { ip_san = ["x"] }`, `Cannot parse ip "x"`},
 	} {
@@ -402,6 +403,8 @@ func TestWarnings(t *testing.T) {
 	}
 	for _, quiet := range []string{
 		`snapshot_agent { x = 1 }`, `cloud { client_id = "x" }`, `experiments = ["x"]`, ``, `enable_script_checks = true acl { enabled = true }`,
+		`recursors = ["8.8.8.8"]`, `client_addr = "192.168.7.7" recursors = ["8.8.8.8"]`,
+		`client_addr = "0.0.0.0" recursors = ["8.8.8.8"] dns_config { allow_recursion_from = ["10.0.0.0/8"] }`,
 		"enable_script_checks = true\nhttp_config { allow_write_http_from = [\"127.0.0.1/32\"] }",
 	} {
 		if _, warnings, err := config.Load(client(t, quiet)); err != nil || len(warnings) > 0 {

@@ -49,6 +49,8 @@ type written struct {
 	PrimaryGateways      []string `key:"primary_gateways"`
 	Recursors            []string `key:"recursors" reload:"yes"`
 	AllowWriteFrom       []string `key:"http_config.allow_write_http_from"`
+	TrustedNetworks      []string `key:"dns_config.trusted_networks" reload:"yes"`
+	AllowRecursionFrom   []string `key:"dns_config.allow_recursion_from" reload:"yes"`
 	ServerAddresses      []string `key:"auto_config.server_addresses"`
 
 	ACLDatacenter          *string  `key:"acl_datacenter" use:"primary_datacenter"`
