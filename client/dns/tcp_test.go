@@ -472,6 +472,7 @@ func BenchmarkKeptOverTCP(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
+	resp.Compress = true
 	size, _ := resp.Pack()
 	batch, answers := bytes.Repeat(one, together), make([]byte, together*(2+len(size)))
 	b.ReportAllocs()
