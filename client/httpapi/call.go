@@ -66,32 +66,35 @@ func cached(w http.ResponseWriter, blocking bool) (context.Context, *span.Span) 
 }
 
 // askWatched is askCached for what servers may tell of by streams (spec/state.md section 1.8): a blocking query is then
-// answered from the view too, if that is in touch with the servers. It reports whether the answer came by a stream.
-func askWatched[Req, Resp any](s *Server, w http.ResponseWriter, r *http.Request, m rpc.Method[Req, Resp], req *Req) (resp *Resp, streamed bool, err error) {
+// answered from the view too, if that is in touch with the servers.
+func askWatched[Req, Resp any](s *Server, w http.ResponseWriter, r *http.Request, m rpc.Method[Req, Resp], req *Req) (*Resp, error) {
 	o := any(req).(optioned).ReadOptions()
-	cached := w.(*response).cache.wanted
+	rw := w.(*response)
+	cached := rw.cache.wanted
 	if !cached && (o.MinIndex == 0 || o.Mode == read.Consistent || o.MaxStale > 0 || !cache.Streamed(s.cfg.Cache, m, req)) {
-		resp, err := ask(s, r, m, req)
-		return resp, false, err
+		return ask(s, r, m, req)
 	}
 	if _, err := s.authorizer(w, r); err != nil { // what is kept is for tokens that are still good
-		return nil, false, err
+		return nil, err
 	}
 	resp, info, err := cache.Get(r.Context(), s.cfg.Cache, m, req)
 	switch {
 	case cached && err == nil:
 		setCached(w, info.Hit, info.Age)
-		return resp, info.Streamed, nil
-	case cached, err == nil && info.Streamed && info.Age == 0, r.Context().Err() != nil:
-		return resp, info.Streamed, err
+		rw.streamed = info.Streamed
+		return resp, nil
+	case err == nil && info.Streamed && info.Age == 0:
+		rw.streamed = true
+		return resp, nil
+	case cached, r.Context().Err() != nil:
+		return resp, err
 	}
 	if err == nil { // it has waited
 		own := *req
 		req = &own
 		any(req).(optioned).ReadOptions().MaxWait = time.Millisecond
 	}
-	resp, err = ask(s, r, m, req)
-	return resp, false, err
+	return ask(s, r, m, req)
 }
 
 // askKept is ask for calls that cannot block: the cache keeps the answer until the request's Cache-Control asks for

@@ -55,14 +55,11 @@ func (s *Server) healthInstances(w http.ResponseWriter, r *http.Request, kind fu
 		}
 		return nil, wireerr.Errorf(http.StatusInternalServerError, "sameness groups are not supported")
 	}
-	resp, streamed, err := askWatched(s, w, r, catalog.InstancesCall, req)
+	resp, err := askWatched(s, w, r, catalog.InstancesCall, req)
 	if err != nil {
 		return nil, err
 	}
 	s.setQueryMeta(w, &resp.Meta)
-	if streamed {
-		w.Header()["X-Consul-Query-Backend"] = valueStreaming
-	}
 	instances := resp.Instances
 	if s.translates(req.Datacenter) {
 		instances = translated(instances, wanInstance)

@@ -50,6 +50,7 @@ type response struct {
 	mode     read.Mode // consistency asked for, once parseOptions ran
 	hasToken bool      // the request is made on behalf of a token
 	tree     bool      // the request is about all that begins with a name
+	streamed bool      // the answer came by a stream
 	cache    cacheControl
 	status   int // that was sent, when the request is recorded; 0 before
 }
@@ -324,7 +325,11 @@ func appendGzip(dst, data []byte) []byte {
 func (s *Server) setMeta(w http.ResponseWriter, m *read.Meta) {
 	rw := w.(*response)
 	rw.setUint("X-Consul-Index", max(m.Index, 1))
-	rw.set("X-Consul-Query-Backend", valueQuery)
+	backend := valueQuery
+	if rw.streamed {
+		backend = valueStreaming
+	}
+	rw.set("X-Consul-Query-Backend", backend)
 	rw.setLeader(m)
 	if m.Filtered && rw.hasToken {
 		rw.set("X-Consul-Results-Filtered-By-Acls", valueTrue)
