@@ -564,29 +564,30 @@ func (d *Dispatcher) run(ctx context.Context, r request) (any, error) {
 // read answers a read from the local state; stale ones whoever leads, others only while this server does. It blocks
 // until the given time by the rules of spec/state.md section 1.3.
 func (d *Dispatcher) read(ctx context.Context, r request, until time.Time, stale bool) (any, error) {
-	c, err := d.call(ctx, r)
-	if err != nil {
-		return nil, err
-	}
 	o := r.options()
 	var lead context.Context
 	if !stale {
 		lead = d.cfg.Log.Leadership()
 	}
 	d.counts.queries.Add(1)
+	// What the token may do is looked at after the state: nothing is shown that is newer than that.
 	if until.IsZero() {
-		return d.readOnce(ctx, r, c, o, d.cfg.Store.View(), lead)
+		v := d.cfg.Store.View()
+		c, err := d.call(ctx, r)
+		if err != nil {
+			return nil, err
+		}
+		return d.readOnce(ctx, r, c, o, v, lead)
 	}
 
 	d.counts.blocking.Add(1)
 	defer d.counts.blocking.Add(-1)
 	minIndex, missing := o.MinIndex, false
-	for first := true; ; first = false {
+	for {
 		v := d.cfg.Store.WatchView()
-		if !first { // what the token may do can have changed meanwhile, as can whether there is one
-			if c, err = d.call(ctx, r); err != nil {
-				return nil, err
-			}
+		c, err := d.call(ctx, r)
+		if err != nil {
+			return nil, err
 		}
 		reply, err := d.readOnce(ctx, r, c, o, v, lead)
 		if err != nil {
@@ -612,12 +613,13 @@ func (d *Dispatcher) read(ctx context.Context, r request, until time.Time, stale
 		case lead != nil && lead.Err() != nil:
 			return nil, errLedNoMore
 		case !changed || d.refused.Err() != nil || isClosed(replaced): // the limit, or another state
+			v := d.cfg.Store.View()
 			now, err := d.call(ctx, r)
 			if err != nil {
 				return nil, err
 			}
 			if now.Authorizer != c.Authorizer {
-				return d.readOnce(ctx, r, now, o, d.cfg.Store.View(), lead)
+				return d.readOnce(ctx, r, now, o, v, lead)
 			}
 			d.finish(meta, lead != nil)
 			return reply, nil
