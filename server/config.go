@@ -104,9 +104,10 @@ type Config struct {
 
 	FeedsDisabled bool // rpc.enable_streaming is false: agents ask for what they watch
 
-	// Handlers adds calls beside those every server answers, Duties what else the leader does.
-	Handlers []func(*transport.Registry, *fsm.Appliers)
-	Duties   []leader.Duty
+	// Handlers adds calls beside those every server answers, Duties what else the leader does. Duties of First end, and in
+	// the primary datacenter have ended before others begin: there, who finds a server in the catalog finds what they made.
+	Handlers      []func(*transport.Registry, *fsm.Appliers)
+	First, Duties []leader.Duty
 
 	Tracer *span.Tracer // records calls of requests that are recorded where they come from; nil records none
 	Logger hclog.Logger // default discards

@@ -61,7 +61,8 @@ type Server struct {
 	grpc       *rpcwire.Server
 	intro      *rpcwire.Server
 	peers      *peering.Engine
-	feeds      *feedrpc.Hub // nil when agents are given none
+	feeds      *feedrpc.Hub  // nil when agents are given none
+	first      []leader.Duty // have ended before duties begin
 	duties     []leader.Duty
 }
 
@@ -194,6 +195,7 @@ func New(cfg Config) (*Server, error) {
 	for _, add := range cfg.Handlers {
 		add(&registry, &appliers)
 	}
+	s.first = []leader.Duty{s.firstAutopilot()}
 	s.duties = append([]leader.Duty{
 		s.membership.Reconcile(), s.membership.Autopilot(), sessions.Duty(), leader.Tombstones(s.fsm.Applied, kvrpc.ReapRequest),
 		leader.CA(authority), svidrpc.Duty(tokens), leader.APIGateways(configrpc.Bind),
@@ -210,6 +212,9 @@ func New(cfg Config) (*Server, error) {
 	}
 	if s.secondary() {
 		s.duties = append(s.duties, s.replicateEntries(), replicateAuthority(authority))
+		s.duties = append(s.duties, cfg.First...)
+	} else {
+		s.first = append(s.first, cfg.First...)
 	}
 
 	s.dispatcher = transport.NewDispatcher(transport.Config{
@@ -424,8 +429,7 @@ func (s *Server) lead(ctx context.Context) {
 		Calls: s.dispatcher.Internal(), Store: s.store, Apply: s.raft.Apply, Datacenter: s.cfg.Datacenter, Node: s.cfg.NodeName,
 		NodeID: s.cfg.NodeID, Log: s.cfg.Logger.Named("leader"),
 	}
-	// Before members are in the catalog, by which others know that the cluster is there.
-	leader.Run(ctx, l, []leader.Duty{s.firstAutopilot()})
+	leader.Run(ctx, l, s.first)
 	leader.Run(ctx, l, s.duties)
 }
 

@@ -275,7 +275,7 @@ func (a *Agent) newServer(s *config.Settings) error {
 	}
 	a.server, err = server.New(server.Config{
 		Introduce: introducer.Methods(), Handlers: []func(*transport.Registry, *fsm.Appliers){introducer.Register},
-		Duties:     []leader.Duty{introrpc.SweepJoinTokens()},
+		First: []leader.Duty{a.seedEntries()}, Duties: []leader.Duty{introrpc.SweepJoinTokens()},
 		Datacenter: s.Node.Datacenter, NodeName: s.Node.Name, NodeID: a.node.ID, Build: version.Build(), DataDir: s.DataDir, Dev: s.Dev,
 		Bootstrap: s.Bootstrap, BootstrapExpect: s.BootstrapExpect, ReadReplica: s.ReadReplica, Listener: a.sockets.server, Advertise: s.Addresses.ServerAdvertise,
 		Dial: dial, Security: a.security(s), Gossip: pool, OnEvent: a.observe, WAN: wan, WANPort: wanPort, GRPCPort: s.Ports.GRPC,
@@ -581,7 +581,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		run("sidecars", a.superviseSidecars)
 	}
 	if a.server != nil {
-		run("config entries", a.seedEntries)
+		run("config entries", a.seedOtherEntries)
 	}
 	run("memory", a.settle)
 	run("readiness", func(ctx context.Context) error {
