@@ -250,6 +250,7 @@ func TestQueue(t *testing.T) {
 		}
 		check := func(want ...string) {
 			t.Helper()
+			synctest.Wait()
 			if fmt.Sprint(sent) != fmt.Sprint(want) {
 				t.Errorf("sent %v, want %v", sent, want)
 			}
@@ -258,7 +259,6 @@ func TestQueue(t *testing.T) {
 		synctest.Wait()
 		put(3)
 		time.Sleep(5 * time.Second)
-		synctest.Wait()
 		check("3 after 5s")
 		put(4)
 		time.Sleep(time.Second)
