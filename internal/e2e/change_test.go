@@ -83,7 +83,7 @@ func startLoad(url string, clients int, bodies bool) *load {
 				if bodies && j%3 == 0 {
 					method, body = "POST", strings.Repeat("x", 1+j%1000)
 				}
-				if err := one(c, method, url+path, path, body); err != nil {
+				if err := one(c, method, url+path, path, body, bodies); err != nil {
 					l.mu.Lock()
 					l.failed[err.Error()]++
 					if len(l.details) < 10 {
@@ -99,12 +99,15 @@ func startLoad(url string, clients int, bodies bool) *load {
 	return l
 }
 
-func one(c *http.Client, method, url, path, body string) error {
-	r, err := http.NewRequest(method, url, io.NopCloser(strings.NewReader(body)))
+func one(c *http.Client, method, url, path, body string, bodies bool) error {
+	r, err := http.NewRequest(method, url, nil)
 	if err != nil {
 		return err
 	}
-	r.ContentLength = int64(len(body))
+	// A request that may have a body, even if it is empty, ends later than its header, and its answer can come before.
+	if bodies {
+		r.Body, r.ContentLength = io.NopCloser(strings.NewReader(body)), int64(len(body))
+	}
 	resp, err := c.Do(r)
 	if err != nil {
 		if wrapped := errors.Unwrap(err); wrapped != nil {

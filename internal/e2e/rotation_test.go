@@ -67,7 +67,7 @@ func (c *callers) http(what string, port int, keep bool) {
 		if n%3 == 0 {
 			method, body = "POST", strings.Repeat("x", 1+n%1000)
 		}
-		return one(client, method, fmt.Sprintf("http://127.0.0.1:%d%s", port, path), path, body)
+		return one(client, method, fmt.Sprintf("http://127.0.0.1:%d%s", port, path), path, body, true)
 	})
 }
 
