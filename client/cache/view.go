@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/sarnmesh/sarn/catalog/read"
+	"github.com/sarnmesh/sarn/internal/pause"
 	"github.com/sarnmesh/sarn/internal/rpc"
 )
 
@@ -133,7 +134,7 @@ func (e *entry) run(ctx context.Context) {
 		if now := e.c.rate.Load(); now != bound {
 			bound, bucket = now, newBucket(now.perSecond, now.burst)
 		}
-		if !pause(ctx, bucket.take(time.Now()), nil) {
+		if !pause.For(ctx, bucket.take(time.Now())) {
 			break
 		}
 		last := e.current.Load()
@@ -162,7 +163,7 @@ func (e *entry) run(ctx context.Context) {
 			if streamed && !refused(err) { // it waits by itself for what comes next
 				wait = min(wait, streamPause)
 			}
-			if !pause(ctx, wait, e.kicked) {
+			if !pause.Until(ctx, wait, e.kicked) {
 				break
 			}
 			continue
@@ -175,7 +176,7 @@ func (e *entry) run(ctx context.Context) {
 			fruitless = 0
 		}
 		e.publish(value, index, streamed)
-		if fruitless > fruitlessMax && !pause(ctx, fruitlessPause, nil) {
+		if fruitless > fruitlessMax && !pause.For(ctx, fruitlessPause) {
 			break
 		}
 	}
@@ -414,21 +415,6 @@ func jitter(d time.Duration) time.Duration {
 		return 0
 	}
 	return rand.N(d)
-}
-
-// pause waits for d, or for early if it is not nil, and reports whether ctx is still alive.
-func pause(ctx context.Context, d time.Duration, early <-chan struct{}) bool {
-	if d <= 0 {
-		return ctx.Err() == nil
-	}
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-early:
-	case <-ctx.Done():
-	}
-	return ctx.Err() == nil
 }
 
 // A bucket limits how often something happens.

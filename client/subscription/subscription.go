@@ -22,6 +22,7 @@ import (
 	"github.com/sarnmesh/sarn/catalog/filter"
 	"github.com/sarnmesh/sarn/catalog/read"
 	"github.com/sarnmesh/sarn/client/cache"
+	"github.com/sarnmesh/sarn/internal/pause"
 	"github.com/sarnmesh/sarn/internal/rpc"
 	"github.com/sarnmesh/sarn/internal/rpcwire"
 	"github.com/sarnmesh/sarn/internal/wireerr"
@@ -310,7 +311,7 @@ func (c *Client) Run(ctx context.Context) error {
 			}
 			continue
 		case wait > 0:
-			pause(ctx, wait, nil)
+			pause.For(ctx, wait)
 			continue
 		}
 		opened, life, err := c.serve(ctx)
@@ -338,7 +339,7 @@ func (c *Client) Run(ctx context.Context) error {
 			short = 0
 		case opened:
 			// Those who have lost the same server do not come to the next at once.
-			pause(ctx, rand.N(minPause<<min(short, 6)), nil)
+			pause.For(ctx, rand.N(minPause<<min(short, 6)))
 		default:
 			c.mu.Lock()
 			c.down = err
@@ -346,8 +347,8 @@ func (c *Client) Run(ctx context.Context) error {
 			c.tellAll()
 			c.mu.Unlock()
 			d := min(maxPause, minPause<<min(failures, 10))
-			if pause(ctx, minPause+rand.N(minPause), nil) {
-				pause(ctx, d/2+rand.N(d/2), c.wake)
+			if pause.For(ctx, minPause+rand.N(minPause)) {
+				pause.Until(ctx, d/2+rand.N(d/2), c.wake)
 			}
 		}
 	}
@@ -558,16 +559,4 @@ func (c *Client) take(x *session, f *feed.Frame) error {
 	s.meta, s.live = meta, true
 	s.tell()
 	return nil
-}
-
-// pause waits for d, or for early if it is not nil, and reports whether ctx is still alive.
-func pause(ctx context.Context, d time.Duration, early <-chan struct{}) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-early:
-	case <-ctx.Done():
-	}
-	return ctx.Err() == nil
 }

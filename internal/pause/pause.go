@@ -7,7 +7,10 @@ import (
 )
 
 // For waits for d or until ctx ends, and reports whether ctx has not ended. It does not wait when d is 0 or less.
-func For(ctx context.Context, d time.Duration) bool {
+func For(ctx context.Context, d time.Duration) bool { return Until(ctx, d, nil) }
+
+// Until is For that waits no longer than until early can be received from; nil is never early.
+func Until(ctx context.Context, d time.Duration, early <-chan struct{}) bool {
 	if d <= 0 {
 		return ctx.Err() == nil
 	}
@@ -15,8 +18,8 @@ func For(ctx context.Context, d time.Duration) bool {
 	defer t.Stop()
 	select {
 	case <-t.C:
-		return true
+	case <-early:
 	case <-ctx.Done():
-		return false
 	}
+	return ctx.Err() == nil
 }
