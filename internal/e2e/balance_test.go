@@ -29,7 +29,7 @@ func TestHashingPlacesHostsAsEnvoyDoes(t *testing.T) {
 	if testing.Short() {
 		t.Skip("starts real processes")
 	}
-	envoy := envoy(t)
+	envoy := tool(t, "envoy")
 
 	// Every host answers with its own address.
 	const backends = 9

@@ -11,27 +11,11 @@ import (
 	"time"
 )
 
-// envoy returns the Envoy binary that `make tools` installs.
-func envoy(t *testing.T) string {
-	t.Helper()
-	path := filepath.Join(os.Getenv("SARN_TOOLS"), "envoy")
-	if os.Getenv("SARN_TOOLS") == "" {
-		path, _ = filepath.Abs("../../.tools/envoy")
-	}
-	if _, err := os.Stat(path); err != nil {
-		if os.Getenv("CI") != "" {
-			t.Fatalf("no Envoy: run `make tools`: %v", err)
-		}
-		t.Skipf("no Envoy: run `make tools`: %v", err)
-	}
-	return path
-}
-
 // TestEnvoyAndBuiltInProxyWorkTogether puts real Envoy on one side of a connection and the built-in proxy on the
 // other, both ways round, with an intention denied and allowed.
 func TestEnvoyAndBuiltInProxyWorkTogether(t *testing.T) {
 	binary(t)
-	envoy := envoy(t)
+	envoy := tool(t, "envoy")
 	for _, tt := range []struct{ caller, callee string }{{"envoy", "sarn"}, {"sarn", "envoy"}, {"envoy", "envoy"}, {"sarn", "sarn"}} {
 		t.Run(tt.caller+" calls "+tt.callee, func(t *testing.T) {
 			web := echo(t, "web")

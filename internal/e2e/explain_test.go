@@ -19,7 +19,7 @@ func TestExplanationsAreTrue(t *testing.T) {
 	for _, by := range []string{"sarn", "envoy"} {
 		t.Run(by, func(t *testing.T) {
 			if by == "envoy" {
-				envoy(t)
+				tool(t, "envoy")
 			}
 			m := &mesh{TB: t, by: by, ports: map[string]int{}, sidecars: map[string]*process{}}
 			free := freePorts(4)

@@ -19,7 +19,7 @@ func TestGateways(t *testing.T) {
 	for _, by := range []string{"sarn", "envoy"} {
 		t.Run(by, func(t *testing.T) {
 			if by == "envoy" {
-				envoy(t)
+				tool(t, "envoy")
 			}
 			web, raw, legacy := echo(t, "web"), echo(t, "raw"), echo(t, "legacy")
 			p := freePorts(16)
@@ -77,7 +77,7 @@ func TestGateways(t *testing.T) {
 				if err := os.WriteFile(file, []byte(out), 0o600); err != nil {
 					t.Fatal(err)
 				}
-				start(t, kind+"-envoy", nil, envoy(t), "-c", file, "--disable-hot-restart", "--concurrency", "1", "--base-id", fmt.Sprint(p[12+i]))
+				start(t, kind+"-envoy", nil, tool(t, "envoy"), "-c", file, "--disable-hot-restart", "--concurrency", "1", "--base-id", fmt.Sprint(p[12+i]))
 			}
 			call := func(port int, path string, more ...string) string {
 				args := append([]string{"-sS", "--max-time", "3", fmt.Sprintf("http://127.0.0.1:%d%s", port, path)}, more...)

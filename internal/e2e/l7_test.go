@@ -150,7 +150,7 @@ func (m *mesh) sidecar(t *testing.T, id string) {
 	if err := os.WriteFile(file, []byte(out), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	m.sidecars[id] = start(t, id+"-envoy", nil, envoy(t), "-c", file, "--disable-hot-restart", "--concurrency", "1", "-l", "warning",
+	m.sidecars[id] = start(t, id+"-envoy", nil, tool(t, "envoy"), "-c", file, "--disable-hot-restart", "--concurrency", "1", "-l", "warning",
 		// Or else open connections would keep the old rules for ten minutes.
 		"--drain-time-s", "1", "--drain-strategy", "immediate")
 }
@@ -259,7 +259,7 @@ func TestRequestsInTheMesh(t *testing.T) {
 	for _, by := range []string{"sarn", "envoy"} {
 		t.Run(by, func(t *testing.T) {
 			if by == "envoy" {
-				envoy(t)
+				tool(t, "envoy")
 			}
 			m := &mesh{TB: t, by: by, ports: map[string]int{}, sidecars: map[string]*process{}}
 			spans := &collector{}

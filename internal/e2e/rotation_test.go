@@ -195,7 +195,7 @@ var phases = regexp.MustCompile(`(?s)spreading: root .* of 2 nodes trust it.*sig
 func TestNoRequestFailsWhileTheRootRotates(t *testing.T) {
 	binary(t)
 	kinds := []string{"sarn", "envoy"}
-	envoyPath := envoy(t)
+	envoyPath := tool(t, "envoy")
 	web := &instance{t: t, name: "web", addr: "127.0.0.1:0"}
 	web.start()
 	t.Cleanup(func() { web.srv.Close() })
