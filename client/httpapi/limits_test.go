@@ -127,13 +127,13 @@ func TestThreat11LargeBodiesShareTheirRoom(t *testing.T) {
 	s, _ := newServer(t, Config{}, nil)
 	const n, others = 4, largeBodies - 9<<20 // where each takes 4 MiB in the end
 	s.largeBodies.Store(others)
-	var entered, done sync.WaitGroup
+	var done sync.WaitGroup
 	release := make(chan struct{})
 	codes := make([]int, n)
-	entered.Add(n)
-	for i := range n {
+	for i := range n { // one after the other, since of those that grow at once more may be refused
+		entered := make(chan struct{})
 		done.Go(func() {
-			once := sync.OnceFunc(entered.Done)
+			once := sync.OnceFunc(func() { close(entered) })
 			defer once()
 			r := httptest.NewRequest("PUT", "/v1/catalog/register", &stuck{left: 3 << 20, reached: once, release: release})
 			r.ContentLength = 60 << 20
@@ -141,8 +141,8 @@ func TestThreat11LargeBodiesShareTheirRoom(t *testing.T) {
 			s.ServeHTTP(w, r)
 			codes[i] = w.Code
 		})
+		<-entered
 	}
-	entered.Wait()
 	if w := do(s, "PUT", "/v1/catalog/register", `{"Node":"n","Address":"a"}`); w.Code == http.StatusServiceUnavailable {
 		t.Errorf("a small request meanwhile: %d %s", w.Code, w.Body)
 	}
