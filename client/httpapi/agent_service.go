@@ -64,9 +64,11 @@ func appendAgentService(dst []byte, v *catalog.Service, datacenter, hash string)
 	return append(o.b, '}')
 }
 
-// contentHash is equal for equal definitions.
+// contentHash is equal for equal definitions, whatever addresses the servers have added.
 func contentHash(v *catalog.Service) string {
-	sum := sha256.Sum256(appendAgentService(nil, v, "", ""))
+	own := *v
+	own.TaggedAddresses = local.OwnAddresses(v.TaggedAddresses)
+	sum := sha256.Sum256(appendAgentService(nil, &own, "", ""))
 	return hex.EncodeToString(sum[:8])
 }
 

@@ -15,8 +15,8 @@ import (
 // serverTag reports whether a tagged address belongs to the servers.
 func serverTag(tag string) bool { return strings.HasPrefix(tag, "consul-") }
 
-// ownAddresses returns the tagged addresses that are the agent's to say.
-func ownAddresses(m map[string]catalog.ServiceAddress) map[string]catalog.ServiceAddress {
+// OwnAddresses returns the tagged addresses that are the agent's to say: those of a definition, without what the servers add.
+func OwnAddresses(m map[string]catalog.ServiceAddress) map[string]catalog.ServiceAddress {
 	own := make(map[string]catalog.ServiceAddress, len(m))
 	for tag, a := range m {
 		if !serverTag(tag) {
@@ -30,7 +30,7 @@ func ownAddresses(m map[string]catalog.ServiceAddress) map[string]catalog.Servic
 func sameInstance(a, b *catalog.Service) bool {
 	return a == b || a.Kind == b.Kind && a.ID == b.ID && a.Service == b.Service && slices.Equal(a.Tags, b.Tags) &&
 		a.Address == b.Address && a.Port == b.Port && a.SocketPath == b.SocketPath && a.EnableTagOverride == b.EnableTagOverride &&
-		maps.Equal(a.Meta, b.Meta) && maps.Equal(ownAddresses(a.TaggedAddresses), ownAddresses(b.TaggedAddresses)) &&
+		maps.Equal(a.Meta, b.Meta) && maps.Equal(OwnAddresses(a.TaggedAddresses), OwnAddresses(b.TaggedAddresses)) &&
 		weights(a) == weights(b) && sameLocality(a.Locality, b.Locality) && a.Connect.Native == b.Connect.Native &&
 		sameProxy(&a.Proxy, &b.Proxy)
 }

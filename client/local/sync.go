@@ -529,7 +529,7 @@ func (s *State) plan(u *unit) []*op {
 		default:
 			token := s.token(svc.Token, svc.Source)
 			inst := *svc.Instance
-			inst.TaggedAddresses = ownAddresses(inst.TaggedAddresses)
+			inst.TaggedAddresses = OwnAddresses(inst.TaggedAddresses)
 			o := &op{kind: "service", id: id, service: u.service, checks: map[string]*pending{}, register: s.nodeRequest(token)}
 			o.register.Service = &inst
 			for _, cid := range slices.Sorted(maps.Keys(left)) {
@@ -697,7 +697,7 @@ func (s *State) sameNode(n *catalog.Node) bool {
 func (s *State) compareService(svc *Service, remote *catalog.Service) {
 	next := *svc
 	given := *svc.Given
-	given.TaggedAddresses = ownAddresses(given.TaggedAddresses)
+	given.TaggedAddresses = OwnAddresses(given.TaggedAddresses)
 	for tag, a := range remote.TaggedAddresses {
 		if serverTag(tag) {
 			given.TaggedAddresses[tag] = a
