@@ -84,6 +84,8 @@ func (r *request) follow(ctx context.Context, n job.Notice) error {
 		return verb.Errorf("Interrupted")
 	case got.failed > 0 || got.ended < got.acked:
 		return verb.Exit(2, nil)
+	case got.acked == 0:
+		r.call.Warnf("No agent took the command. Agents take one only with disable_remote_exec = false.")
 	}
 	return nil
 }
