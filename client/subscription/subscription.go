@@ -167,6 +167,7 @@ func (c *Client) endLocked(s *subscription) {
 	if s.id != 0 && c.feed != nil && c.feed.ids[s.id] != nil {
 		delete(c.feed.ids, s.id)
 		c.feed.put(feed.Ask{ID: s.id, End: true})
+		c.feed.used = time.Now()
 	}
 	s.id = 0
 }
@@ -233,6 +234,7 @@ func (t *stream) next(ctx context.Context, since uint64) (*feed.State, read.Meta
 			continue
 		case s.live && (s.state != t.seen || since == 0):
 			t.seen, t.again = s.state, false
+			s.floor = max(s.floor, s.state.Index)
 			return s.state, s.meta, nil
 		case !s.live && c.down != nil && t.downs != c.downs:
 			t.downs = c.downs
@@ -296,12 +298,21 @@ var errFaulty = errors.New("the feed is faulty")
 // errUnused ends a feed that nobody uses.
 var errUnused = errors.New("the feed is not used")
 
+// errOver ends a feed that has lasted long enough.
+var errOver = errors.New("the feed has lasted long enough")
+
 // Run keeps a feed open while there are streams, until ctx ends, and then returns nil.
 func (c *Client) Run(ctx context.Context) error {
+	var watching sync.WaitGroup
+	watching.Go(func() { c.watch(ctx) })
+	defer watching.Wait()
 	failures, short := 0, 0
 	for ctx.Err() == nil {
 		c.mu.Lock()
 		idle, wait := len(c.all) == 0, time.Until(c.unable)
+		if idle {
+			c.down = nil // nobody tries any more whether it is still so
+		}
 		c.mu.Unlock()
 		switch {
 		case idle:
@@ -373,8 +384,11 @@ func (c *Client) tellAll() {
 // A session is one feed. The lock of the client guards all but both and more.
 type session struct {
 	both   io.ReadWriteCloser
-	heard  time.Time // when a frame came last
-	used   time.Time // when there was a subscription last
+	began  time.Time
+	lasts  time.Duration // after which it is opened at the server that is then asked first
+	heard  time.Time     // when a frame came last
+	used   time.Time     // when there was a subscription last
+	why    error         // of the client to end it, nil for none
 	ids    map[uint64]*subscription
 	asks   []feed.Ask // to be sent
 	more   chan struct{}
@@ -397,88 +411,107 @@ func (c *Client) serve(ctx context.Context) (opened bool, life time.Duration, er
 	if err != nil {
 		return false, 0, err
 	}
-	began := time.Now()
-	x := &session{both: both, heard: began, used: began, ids: map[uint64]*subscription{}, more: make(chan struct{}, 1)}
+	metricOpened.Add(1)
+	now := time.Now()
+	x := &session{
+		both: both, began: now, lasts: c.cfg.Rebalance + rand.N(c.cfg.Rebalance/2), heard: now, used: now,
+		ids: map[uint64]*subscription{}, more: make(chan struct{}, 1),
+	}
 	c.mu.Lock()
 	c.feed, c.down = x, nil
 	for _, s := range c.all {
 		c.ask(s)
 	}
 	c.mu.Unlock()
+	defer context.AfterFunc(ctx, func() { both.Close() })()
 	wctx, cancel := context.WithCancel(ctx)
-	wrote := make(chan error, 1)
+	wrote := make(chan struct{})
 	go func() {
-		wrote <- c.write(wctx, x)
+		defer close(wrote)
+		x.write(wctx, &c.mu)
 		both.Close() // reading ends too
 	}()
-	readErr := c.read(x)
+	err = c.read(x)
 	cancel()
 	both.Close()
-	err = <-wrote
-	if errors.Is(readErr, errFaulty) || !errors.Is(err, errFaulty) && !errors.Is(err, errUnused) {
-		err = readErr
-	}
+	<-wrote
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if x.why != nil {
+		err = x.why
+	}
 	c.feed = nil
 	for _, s := range c.all {
 		s.id, s.live, s.coming = 0, false, nil
 	}
-	return true, time.Since(began), err
+	return true, time.Since(x.began), err
 }
 
-// write sends what is asked for until the feed is to end.
-func (c *Client) write(ctx context.Context, x *session) error {
-	over := time.NewTimer(c.cfg.Rebalance + rand.N(c.cfg.Rebalance/2))
-	defer over.Stop()
-	look := time.NewTicker(lookEvery)
-	defer look.Stop()
+// write sends what is asked for, until ctx ends or nothing can be sent any more. The lock is the client's.
+func (x *session) write(ctx context.Context, mu *sync.Mutex) {
 	w := bufio.NewWriterSize(x.both, 16<<10)
 	for {
 		select {
 		case <-x.more:
-		case <-look.C:
-			if err := c.look(x); err != nil {
-				return err
-			}
-			continue
-		case <-over.C:
-			return nil
 		case <-ctx.Done():
-			return ctx.Err()
+			return
 		}
-		c.mu.Lock()
+		mu.Lock()
 		asks := x.asks
 		x.asks = nil
-		c.mu.Unlock()
+		mu.Unlock()
 		for i := range asks {
-			if err := feed.WriteAsk(w, &asks[i]); err != nil {
-				return err
+			if feed.WriteAsk(w, &asks[i]) != nil {
+				return
 			}
 		}
-		if err := w.Flush(); err != nil {
-			return err
+		if w.Flush() != nil {
+			return
 		}
 	}
 }
 
-// look reports why a feed is to end; nil for not.
+// watch ends feeds that are to end, and tells the metrics, until ctx ends.
+func (c *Client) watch(ctx context.Context) {
+	tick := time.NewTicker(lookEvery)
+	defer tick.Stop()
+	for {
+		c.report()
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+		c.mu.Lock()
+		x, ends := c.feed, false
+		if x != nil && x.why == nil {
+			x.why = c.look(x)
+			ends = x.why != nil
+		}
+		c.mu.Unlock()
+		if ends {
+			x.both.Close()
+		}
+	}
+}
+
+// look reports why a feed is to end; nil for not. The client is locked.
 func (c *Client) look(x *session) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
 	if len(c.all) > 0 {
 		x.used = time.Now()
 	}
-	if time.Since(x.used) >= unusedFor {
+	switch {
+	case time.Since(x.used) >= unusedFor:
 		return errUnused
-	}
-	if time.Since(x.heard) < silentFor {
-		return nil
-	}
-	for _, s := range x.ids {
-		if !s.live && time.Since(s.began) >= silentFor {
-			return errFaulty
+	case time.Since(x.heard) >= silentFor:
+		for _, s := range x.ids {
+			if !s.live && time.Since(s.began) >= silentFor {
+				return errFaulty
+			}
 		}
+	}
+	if time.Since(x.began) >= x.lasts {
+		return errOver
 	}
 	return nil
 }
@@ -529,7 +562,7 @@ func (c *Client) take(x *session, f *feed.Frame) error {
 	}
 	meta := read.Meta{KnownLeader: f.KnownLeader, LastContact: f.Contact}
 	switch {
-	case err != nil, f.Kind == feed.Current && s.state == nil:
+	case err != nil, f.Kind == feed.Current && (s.state == nil || s.coming != nil):
 		if x.faults++; x.faults > maxFaults {
 			return errors.Join(errFaulty, err)
 		}
