@@ -58,6 +58,9 @@ type Config struct {
 
 	// Gossip is the LAN pool. The server sets Name, Tags and Refuse, listens to its events, and runs it.
 	Gossip gossip.Config
+	// Node is what this server's agent registers its node as; nil when there is none. A server that leads before its node
+	// is registered registers all of that.
+	Node *catalog.Node
 	// OnEvent is called with every event of the pool after the server has seen it, one at a time. It should return
 	// soon.
 	OnEvent                        func(gossip.Event)

@@ -126,7 +126,7 @@ func New(cfg Config) (*Server, error) {
 			}
 			return nil
 		},
-		Autopilot: s.autopilot, ConfirmFailure: cfg.ConfirmFailure, Logger: cfg.Logger,
+		Autopilot: s.autopilot, ConfirmFailure: cfg.ConfirmFailure, Node: cfg.Node, Logger: cfg.Logger,
 	})
 
 	sessions := leader.NewSessions()
@@ -196,6 +196,9 @@ func New(cfg Config) (*Server, error) {
 		add(&registry, &appliers)
 	}
 	s.first = []leader.Duty{s.firstAutopilot()}
+	if cfg.Connect.BuiltIn() {
+		s.first = append(s.first, leader.FirstCA(authority))
+	}
 	s.duties = append([]leader.Duty{
 		s.membership.Reconcile(), s.membership.Autopilot(), sessions.Duty(), leader.Tombstones(s.fsm.Applied, kvrpc.ReapRequest),
 		leader.CA(authority), svidrpc.Duty(tokens), leader.APIGateways(configrpc.Bind),
@@ -205,6 +208,7 @@ func New(cfg Config) (*Server, error) {
 		s.duties = append(s.duties, s.peers.Duty())
 	}
 	if cfg.ACL.Enabled {
+		s.first = append(s.first, leader.FirstACL(control))
 		s.duties = append(s.duties, leader.ACL(control))
 		if s.secondary() {
 			s.duties = append(s.duties, s.replicateACLs(replication))

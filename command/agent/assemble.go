@@ -276,7 +276,7 @@ func (a *Agent) newServer(s *config.Settings) error {
 	a.server, err = server.New(server.Config{
 		Introduce: introducer.Methods(), Handlers: []func(*transport.Registry, *fsm.Appliers){introducer.Register},
 		First: []leader.Duty{a.seedEntries()}, Duties: []leader.Duty{introrpc.SweepJoinTokens()},
-		Datacenter: s.Node.Datacenter, NodeName: s.Node.Name, NodeID: a.node.ID, Build: version.Build(), DataDir: s.DataDir, Dev: s.Dev,
+		Datacenter: s.Node.Datacenter, NodeName: s.Node.Name, NodeID: a.node.ID, Node: &a.node, Build: version.Build(), DataDir: s.DataDir, Dev: s.Dev,
 		Bootstrap: s.Bootstrap, BootstrapExpect: s.BootstrapExpect, ReadReplica: s.ReadReplica, Listener: a.sockets.server, Advertise: s.Addresses.ServerAdvertise,
 		Dial: dial, Security: a.security(s), Gossip: pool, OnEvent: a.observe, WAN: wan, WANPort: wanPort, GRPCPort: s.Ports.GRPC,
 		GRPCTLSPort: port(s.Addresses.GRPCTLS, s.Ports.GRPCTLS), RaftMultiplier: s.Performance.RaftMultiplier, RaftSnapshotEntries: uint64(s.Raft.SnapshotThreshold),
@@ -537,6 +537,14 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	run("proxy configuration", a.proxies.Run)
 	run("reports of trusted roots", a.bundles.Run)
+	if a.server != nil {
+		resume := a.local.Pause()
+		run("own node", func(ctx context.Context) error {
+			defer resume()
+			a.awaitOwnNode(ctx)
+			return nil
+		})
+	}
 	run("local state", func(ctx context.Context) error {
 		a.awaitOwnToken(ctx, s)
 		return a.local.Run(ctx)

@@ -1,12 +1,14 @@
 package agent
 
 import (
+	"context"
 	"crypto/sha512"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -102,6 +104,22 @@ func node(s *config.Settings, id string) catalog.Node {
 		n.Locality = &catalog.Locality{Region: s.Node.Region, Zone: s.Node.Zone}
 	}
 	return n
+}
+
+// firstNodeWait is how long a server registers nothing that the leader has not registered as a member.
+const firstNodeWait = 10 * time.Second
+
+// awaitOwnNode waits until the leader has registered this server's node. What the leader registers and what the agent
+// does then never mix, and who finds the node in the catalog finds its health and its instance, too.
+func (a *Agent) awaitOwnNode(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, firstNodeWait)
+	defer cancel()
+	for {
+		v := a.server.Store().WatchView()
+		if v.Check(a.node.Node, catalog.SerfCheckID) != nil || v.Wait(ctx) != nil {
+			return
+		}
+	}
 }
 
 // nodeMeta is the configured meta and what every agent tells of itself.

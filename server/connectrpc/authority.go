@@ -43,6 +43,11 @@ type Config struct {
 	Logger hclog.Logger // default discards
 }
 
+// BuiltIn reports whether these servers are the authority themselves, and ask nobody to make the first root.
+func (c *Config) BuiltIn() bool {
+	return !c.Disabled && (c.Provider == "" || c.Provider == ca.BuiltIn) && c.Primary.Caller == nil
+}
+
 // An Authority is a server's part in the certificate authority. Make one with New; nothing runs by itself.
 type Authority struct {
 	cfg Config

@@ -19,6 +19,16 @@ type Guard interface {
 // reapEvery is how often expired tokens are looked for. They are refused before that.
 const reapEvery = time.Second
 
+// FirstACL makes them before other duties begin. Where that fails, ACL tries again.
+func FirstACL(g Guard) Duty {
+	return Duty{Name: "acl", Run: func(ctx context.Context, l *Leader) error {
+		if err := g.Initialize(ctx, l.Store, l.Apply); err != nil && ctx.Err() == nil {
+			l.Log.Warn("access control is not set up yet, will retry", "error", err)
+		}
+		return nil
+	}}
+}
+
 // ACL makes the tokens and policies of a new cluster, and deletes tokens that have expired.
 func ACL(g Guard) Duty {
 	return Duty{Name: "acl", Run: func(ctx context.Context, l *Leader) error {

@@ -24,6 +24,16 @@ type Authority interface {
 // maintainCAEvery is how often roots are looked after.
 const maintainCAEvery = time.Hour
 
+// FirstCA initializes an authority that needs nobody outside before other duties begin. Where that fails, CA tries again.
+func FirstCA(a Authority) Duty {
+	return Duty{Name: "ca", Run: func(ctx context.Context, l *Leader) error {
+		if err := a.Initialize(ctx, l.Store, l.Apply); err != nil && ctx.Err() == nil {
+			l.Log.Warn("the certificate authority is not ready yet, will retry", "error", err)
+		}
+		return nil
+	}}
+}
+
 // CA keeps the certificate authority going.
 func CA(a Authority) Duty {
 	return Duty{Name: "ca", Run: func(ctx context.Context, l *Leader) error {

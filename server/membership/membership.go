@@ -11,6 +11,7 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
+	"github.com/sarnmesh/sarn/catalog"
 	"github.com/sarnmesh/sarn/catalog/operator"
 	"github.com/sarnmesh/sarn/internal/gossip"
 	"github.com/sarnmesh/sarn/server/consensus"
@@ -44,6 +45,9 @@ type Config struct {
 	Autopilot func() operator.AutopilotConfig
 	// NodeMeta returns the metadata of a node, by name; nil for none.
 	NodeMeta func(name string) map[string]string
+	// Node is what this server's agent will say of its node, so that the leader registers its own with all of it; nil
+	// for what gossip says.
+	Node *catalog.Node
 
 	// ReconcileInterval is the time between full comparisons; default 60s.
 	ReconcileInterval time.Duration

@@ -174,10 +174,15 @@ func (r *reconciler) alive(ctx context.Context, o gossip.Member) error {
 	}
 	// An agent's own name is looked up as an ID prefix too: make sure it is the node of this name.
 	found := now.Node != nil && strings.EqualFold(now.Node.Node, o.Name)
-	if found {
+	switch own := r.cfg.Node; {
+	case found:
 		req.TaggedAddresses, req.NodeMeta, req.Locality = now.Node.TaggedAddresses, now.Node.Meta, now.Node.Locality
-	} else if build, _, _ := strings.Cut(o.Tags["build"], ":"); build != "" {
-		req.NodeMeta = map[string]string{"consul-version": build}
+	case own != nil && id == own.ID && o.Name == own.Node:
+		req.TaggedAddresses, req.NodeMeta, req.Locality = own.TaggedAddresses, own.Meta, own.Locality
+	default:
+		if build, _, _ := strings.Cut(o.Tags["build"], ":"); build != "" {
+			req.NodeMeta = map[string]string{"consul-version": build}
+		}
 	}
 	// The agent itself may register its node meanwhile, with more than is known here: only an ID or address that is wrong
 	// is worth writing over that.
