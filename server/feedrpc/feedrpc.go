@@ -90,6 +90,8 @@ func (h *Hub) Register(r *transport.Registry) { transport.HandleStream(r, feed.O
 // Times of a hub.
 const (
 	tickEvery = time.Second
+	// reportEvery is between two reports of the gauges.
+	reportEvery = 5 * time.Second
 	// recheckEvery is how often tokens are looked at whether anything has changed or not: they expire.
 	recheckEvery = 30 * time.Second
 	// keepSnapshot is how long an encoded state is kept for who may ask for it next.
@@ -110,6 +112,7 @@ func (h *Hub) Run(ctx context.Context) error {
 	refused := h.desk.Refused()
 	version, checked := h.cfg.Store.ACLVersion(), time.Now()
 	able := time.Now() // when this server answered last
+	var reported time.Time
 	for {
 		h.mu.Lock()
 		starting := h.pending
@@ -136,6 +139,10 @@ func (h *Hub) Run(ctx context.Context) error {
 			}
 			h.each(func(f *subscriber) { f.recheck(all) })
 			h.sweep()
+			if time.Since(reported) >= reportEvery {
+				reported = time.Now()
+				h.report()
+			}
 		case <-ctx.Done():
 			h.mu.Lock()
 			h.stopped, h.pending = true, nil
@@ -450,6 +457,7 @@ func (h *Hub) open(ctx context.Context, c *transport.Call, _ *feed.OpenRequest, 
 	}
 	h.feeds[f] = struct{}{}
 	h.mu.Unlock()
+	metricOpened.Add(1)
 	ctx, cancel := context.WithCancel(ctx)
 	f.ctx = ctx
 	defer f.end(cancel)

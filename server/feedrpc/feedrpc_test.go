@@ -13,6 +13,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/hashicorp/go-metrics"
+
 	"github.com/sarnmesh/sarn/acl"
 	"github.com/sarnmesh/sarn/catalog"
 	"github.com/sarnmesh/sarn/catalog/entry"
@@ -20,6 +22,7 @@ import (
 	"github.com/sarnmesh/sarn/catalog/read"
 	"github.com/sarnmesh/sarn/client/cache"
 	"github.com/sarnmesh/sarn/client/subscription"
+	"github.com/sarnmesh/sarn/internal/measure"
 	"github.com/sarnmesh/sarn/internal/rpc"
 	"github.com/sarnmesh/sarn/internal/rpcwire"
 	"github.com/sarnmesh/sarn/internal/wireerr"
@@ -769,6 +772,112 @@ func TestWaitsOnAStreamedView(t *testing.T) {
 		next, _, err := cache.Get(t.Context(), s.cache, catalog.InstancesCall, &wait)
 		if took := time.Since(began); err != nil || took < 7*time.Second || took > 8*time.Second || len(next.Instances) != 2 || next.Index <= first.Index {
 			t.Errorf("to the change: %v, %+v, %v", took, next, err)
+		}
+	})
+}
+
+// A panic while a subscription is looked at ends that one, with an error that tells nothing of it; the feed goes on.
+func TestAPanicEndsOneSubscription(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var broken atomic.Bool
+		s := newSite(t, 1, func(token string) (*acl.Authorizer, error) {
+			if token == "bad" && broken.Load() {
+				panic("secret")
+			}
+			return everything, nil
+		})
+		s.register("a", 1)
+		good, bad := catalog.InstancesRequest{Service: "web"}, catalog.InstancesRequest{Service: "web"}
+		bad.Token = "bad"
+		get := func(req catalog.InstancesRequest) (int, error) {
+			got, _, err := cache.Get(t.Context(), s.cache, catalog.InstancesCall, &req)
+			if err != nil {
+				return 0, err
+			}
+			return len(got.Instances), nil
+		}
+		var mu sync.Mutex
+		var told error
+		defer cache.Watch(s.cache, catalog.InstancesCall, &bad, func(_ *catalog.InstancesReply, err error) {
+			mu.Lock()
+			defer mu.Unlock()
+			told = err
+		})()
+		for _, req := range []catalog.InstancesRequest{good, bad} {
+			if n, err := get(req); err != nil || n != 1 {
+				t.Fatalf("%d, %v", n, err)
+			}
+		}
+		broken.Store(true)
+		s.register("b", 1)
+		time.Sleep(time.Second)
+		mu.Lock()
+		if told == nil || wireerr.Status(told) != 500 || strings.Contains(told.Error(), "secret") {
+			t.Errorf("told %v", told)
+		}
+		mu.Unlock()
+		if n, err := get(good); err != nil || n != 2 {
+			t.Errorf("the other shows %d, %v", n, err)
+		}
+		broken.Store(false)
+		s.register("c", 1)
+		time.Sleep(time.Minute)
+		if n, err := get(bad); err != nil || n != 3 {
+			t.Errorf("afterwards %d, %v", n, err)
+		}
+		opened := 0
+		s.dialer.set(false, func() { opened = s.dialer.opened })
+		if opened != 1 {
+			t.Errorf("%d feeds were opened", opened)
+		}
+	})
+}
+
+// Servers tell how many feeds and subscriptions they have, and how many events they have sent.
+func TestMetrics(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sink := metrics.NewInmemSink(24*time.Hour, 48*time.Hour)
+		conf := metrics.DefaultConfig("")
+		conf.EnableRuntimeMetrics, conf.EnableHostname = false, false
+		measure.Report() // what others have counted
+		if _, err := metrics.NewGlobal(conf, sink); err != nil {
+			t.Fatal(err)
+		}
+		defer metrics.NewGlobal(conf, &metrics.BlackholeSink{})
+		s := newSite(t, 1, nil)
+		check := func(feeds, subscriptions, topics float32) {
+			t.Helper()
+			time.Sleep(10 * time.Second)
+			synctest.Wait()
+			gauges := sink.Data()[0].Gauges
+			f, n, k := gauges["grpc.server.streams;server_type=internal"].Value, gauges["feed.server.subscriptions"].Value, gauges["feed.server.topics"].Value
+			if f != feeds || n != subscriptions || k != topics {
+				t.Errorf("%v feeds, %v subscriptions, %v topics; want %v, %v, %v", f, n, k, feeds, subscriptions, topics)
+			}
+		}
+		check(0, 0, 0)
+		s.register("a", 1)
+		one, two := catalog.InstancesRequest{Service: "web"}, catalog.InstancesRequest{Service: "other"}
+		mine := one
+		mine.Token = "mine" // of one topic with the other
+		for _, req := range []*catalog.InstancesRequest{&one, &two, &mine} {
+			defer cache.Watch(s.cache, catalog.InstancesCall, req, func(*catalog.InstancesReply, error) {})()
+		}
+		check(1, 3, 2)
+		s.register("b", 1)
+		time.Sleep(time.Second)
+		s.register("a", 2)
+		time.Sleep(time.Second)
+		s.dialer.set(true, func() {}) // it goes on where it was
+		check(1, 3, 2)
+		measure.Report()
+		for name, want := range map[string]float64{
+			"feed.server.events":                            3 + 2*2, // three states, two changes for two
+			"grpc.server.stream.count;server_type=internal": 2,
+		} {
+			if got := sink.Data()[0].Counters[name]; got.AggregateSample == nil || got.Sum != want {
+				t.Errorf("%s is %v, want %v", name, got.AggregateSample, want)
+			}
 		}
 	})
 }

@@ -3,6 +3,7 @@ package feedrpc
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"runtime/debug"
 	"sync"
@@ -62,6 +63,7 @@ var (
 	// errNoPermit reports a fault of this package: it asked nobody.
 	errNoPermit  = errors.New("the subscription was not authorized")
 	errUnsettled = errors.New("what the token may do changes all the time")
+	errPanicked  = errors.New("the feed failed unexpectedly")
 )
 
 // ask begins or ends a subscription.
@@ -242,6 +244,8 @@ type message struct {
 	heads []byte // of frames; parts are slices of it
 	parts [][]byte
 	size  int
+
+	events int // among the frames
 }
 
 // frame adds a frame.
@@ -259,19 +263,17 @@ func (m *message) flush() error {
 	if len(m.parts) == 0 {
 		return nil
 	}
-	parts := m.parts
-	m.heads, m.parts, m.size = nil, nil, 0
-	return send(m.f.out, parts)
+	parts, events := m.parts, m.events
+	m.heads, m.parts, m.size, m.events = nil, nil, 0, 0
+	if err := send(m.f.out, parts); err != nil {
+		return err
+	}
+	metricEvents.Add(int64(events))
+	return nil
 }
 
 // add adds what there is about a subscription. An error is of sending.
-func (s *subscription) add(m *message) (err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			s.of.h.log.Error("feed panicked", "panic", p, "stack", string(debug.Stack()))
-			err = errors.New("feed failed unexpectedly")
-		}
-	}()
+func (s *subscription) add(m *message) error {
 	events, ok, refusal := s.take()
 	switch {
 	case refusal != nil && s.of.ctx.Err() != nil:
@@ -283,9 +285,6 @@ func (s *subscription) add(m *message) (err error) {
 	case !ok || s.told && len(events) == 0:
 		return nil
 	}
-	if !s.permit.Given() {
-		return errNoPermit
-	}
 	meta, _ := s.of.h.desk.Stale()
 	if len(events) == 0 {
 		m.frame(&feed.Frame{Kind: feed.Current, ID: s.id, KnownLeader: meta.KnownLeader, Contact: meta.LastContact})
@@ -295,6 +294,7 @@ func (s *subscription) add(m *message) (err error) {
 			Kind: feed.Event, ID: s.id, Last: i == len(events)-1, KnownLeader: meta.KnownLeader, Contact: meta.LastContact, Event: e,
 		})
 	}
+	m.events += len(events)
 	if !s.told {
 		s.of.mu.Lock()
 		if s.told = true; !s.over {
@@ -312,9 +312,15 @@ func (s *subscription) add(m *message) (err error) {
 const maxSettle = 10
 
 // take returns the events that a subscription is to be sent, and notes that it has them; ok is false while there is no
-// answer for it. An error ends the subscription.
+// answer for it. An error, which a panic is, ends the subscription.
 func (s *subscription) take() (events [][]byte, ok bool, err error) {
 	f := s.of
+	defer func() {
+		if p := recover(); p != nil {
+			f.h.log.Error("feed panicked", "subject", fmt.Sprintf("%+v", s.ask.Subject), "panic", p, "stack", string(debug.Stack()))
+			events, ok, err = nil, false, errPanicked
+		}
+	}()
 	if s.refusal != nil {
 		return nil, false, s.refusal
 	}
@@ -355,6 +361,8 @@ func (s *subscription) take() (events [][]byte, ok bool, err error) {
 			return nil, false, nil
 		case now.Index < floor && f.h.desk.Applied() < floor && waited < floorWait:
 			return nil, false, nil
+		case !s.permit.Given():
+			return nil, false, errNoPermit
 		}
 		s.have = now
 		return events, true, nil
