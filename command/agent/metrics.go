@@ -18,7 +18,8 @@ const (
 		members.clients members.servers mesh.active-root-ca.expiry memberlist.health.score
 		xds.server.streams xds.server.streamsUnauthenticated xds.server.idealStreamsMax agent.tls.cert.expiry cache.entries_count
 		leaf-certs.entries_count state.kv_entries state.peerings session_ttl.active mesh.active-signing-ca.expiry
-		grpc.server.connections grpc.server.streams`
+		grpc.server.connections grpc.server.streams feed.server.subscriptions feed.server.topics feed.client.subscriptions
+		feed.client.open`
 	knownCounters = `client.rpc client.rpc.exceeded client.rpc.failed rpc.request rpc.request_error rpc.query rpc.rate_limit.exceeded
 		rpc.rate_limit.log_dropped raft.apply raft.barrier raft.verify_leader raft.restore raft.state.leader raft.state.candidate raft.state.follower
 		raft.transition.heartbeat_timeout memberlist.msg.alive memberlist.msg.dead memberlist.msg.suspect memberlist.tcp.connect
@@ -35,7 +36,8 @@ const (
 		client.api.success.catalog_service_nodes client.rpc.error.catalog_service_nodes client.api.catalog_node_services
 		client.api.success.catalog_node_services client.rpc.error.catalog_node_services client.api.catalog_node_service_list
 		client.api.success.catalog_node_service_list client.rpc.error.catalog_node_service_list
-		client.api.catalog_gateway_services client.api.success.catalog_gateway_services client.rpc.error.catalog_gateway_services`
+		client.api.catalog_gateway_services client.api.success.catalog_gateway_services client.rpc.error.catalog_gateway_services
+		feed.server.events feed.client.opened`
 	knownSummaries = `runtime.gc_pause_ns acl.ResolveToken api.http catalog.register catalog.deregister kvs.apply txn.apply txn.read session.apply session.renew
 		prepared-query.apply prepared-query.explain prepared-query.execute prepared-query.execute_remote intention.apply
 		config_entry.apply config_entry.delete config_entry.get config_entry.list
