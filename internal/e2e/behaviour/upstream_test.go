@@ -94,6 +94,17 @@ func after(d time.Duration, a answer) answer {
 
 func early(a answer) answer { return answer{true, a.do} }
 
+// earlyH2 answers when something of the body has come.
+func earlyH2(a answer) answer {
+	return early(answer{do: func(x exchange) {
+		select {
+		case <-x.(*h2Exchange).somec:
+			a.do(x)
+		case <-x.gone():
+		}
+	}})
+}
+
 var (
 	ok       = status(200)
 	reset    = answer{do: exchange.reset}
@@ -430,7 +441,7 @@ func (u *upstream) serveH2(c net.Conn, br *bufio.Reader) {
 		case *http2.MetaHeadersFrame:
 			x := streams[f.StreamID]
 			if x == nil {
-				x = &h2Exchange{h: h, id: f.StreamID, r: &received{}, gonec: make(chan struct{}), bodyc: make(chan struct{})}
+				x = &h2Exchange{h: h, id: f.StreamID, r: &received{}, gonec: make(chan struct{}), somec: make(chan struct{}), bodyc: make(chan struct{})}
 				streams[f.StreamID] = x
 				pseudo := map[string]string{}
 				for _, hf := range f.Fields {
@@ -460,6 +471,7 @@ func (u *upstream) serveH2(c net.Conn, br *bufio.Reader) {
 				continue
 			}
 			x.r.body.Write(f.Data())
+			x.some.Do(func() { close(x.somec) })
 			if n := len(f.Data()); n > 0 {
 				h.mu.Lock()
 				h.fr.WriteWindowUpdate(0, uint32(n))
@@ -484,6 +496,8 @@ type h2Exchange struct {
 	done  bool // recorded
 	once  sync.Once
 	gonec chan struct{}
+	some  sync.Once
+	somec chan struct{} // closed when there is something of the body
 	bodyc chan struct{}
 }
 

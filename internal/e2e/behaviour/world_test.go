@@ -675,7 +675,6 @@ const (
 	earlyHints        = "103 Early Hints is passed on"
 	noEmptyLength     = "a request without a body says so with a length only where its method expects one (RFC 9110 section 8.6)"
 	tunnelEnds        = "a tunnel that the host ends is ended, not reset"
-	takenBytes        = "bytes of a body count when they are taken"
 	cutOff            = "a connection that ends within a message is a termination (UC), not a protocol error"
 	oneMore           = "a connection whose time is over serves the next request and says that it is the last"
 	lastResort        = "a host that is out for failed connections is tried when nobody else is left"
