@@ -190,13 +190,16 @@ func TestHugeBlocksAreCutOff(t *testing.T) {
 	bomb := append(e.Bytes(), bytes.Repeat([]byte{0x80 | 62}, 100<<10)...)
 	var a message.Arena
 	n := 0
-	allocs := testing.AllocsPerRun(1, func() {
-		whole, err := d.decode(bomb, &a, 60<<10, func(*field) { n++ })
-		if whole || err != nil {
-			t.Errorf("whole %v, %v", whole, err)
-		}
-	})
-	if n > 2*16 || allocs > 10 {
+	allocs, runs := 11.0, 0
+	for ; allocs > 10 && runs < 10; runs++ { // others may allocate meanwhile
+		allocs = testing.AllocsPerRun(1, func() {
+			whole, err := d.decode(bomb, &a, 60<<10, func(*field) { n++ })
+			if whole || err != nil {
+				t.Errorf("whole %v, %v", whole, err)
+			}
+		})
+	}
+	if n > runs*2*16 || allocs > 10 {
 		t.Errorf("%d fields were made, %v allocations", n, allocs)
 	}
 	if got, whole, err := decodeAll(&d, []byte{0x80 | 62}, 60<<10); err != nil || !whole || got[0].Name != "x-a" || len(got[0].Value) != 3900 {

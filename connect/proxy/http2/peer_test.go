@@ -445,7 +445,7 @@ func TestClientRefusesWhatIsNoResponse(t *testing.T) {
 				cli.Close()
 				<-cli.Closed()
 			}()
-			got := make(chan error, 1)
+			got, refused := make(chan error, 1), make(chan struct{})
 			go func() {
 				s, err := cli.Open()
 				if err != nil {
@@ -455,11 +455,11 @@ func TestClientRefusesWhatIsNoResponse(t *testing.T) {
 				defer s.Close()
 				s.Send(request("GET", "/"), false)
 				s.Flush()
+				if strings.HasPrefix(tt.name, "interim without") {
+					<-refused // what waits is not taken before
+				}
 				var r message.Response
 				for r.Status < 200 {
-					if strings.HasPrefix(tt.name, "interim without") {
-						time.Sleep(100 * time.Millisecond)
-					}
 					if _, err := s.Receive(&r); err != nil {
 						got <- err
 						return
@@ -494,6 +494,7 @@ func TestClientRefusesWhatIsNoResponse(t *testing.T) {
 					t.Fatalf("got %q, want %q", f, codes)
 				}
 			}
+			close(refused)
 			if err := <-got; err == nil || tt.want[0] == 's' && message.ReasonOf(err) != message.ProtocolError {
 				t.Errorf("the caller got %v", err)
 			}
