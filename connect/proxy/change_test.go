@@ -63,8 +63,11 @@ func newPair(t *testing.T) *pair {
 		c.apps[i] = ln.Addr().(*net.TCPAddr).Port
 	}
 	c.endpoints = c.apps[:]
-	c.front, c.back = port(t), port(t)
-	var err error
+	ports, err := testkit.FreePorts(2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.front, c.back = ports[0], ports[1]
 	c.p, err = proxy.New(proxy.Config{Bootstrap: &decode.Bootstrap{}, ShutdownTime: time.Millisecond, DrainTime: time.Second})
 	if err != nil {
 		t.Fatal(err)
@@ -80,23 +83,13 @@ func newPair(t *testing.T) *pair {
 	for _, change := range []func(){c.clusters, c.instances, c.inbound, c.outbound, c.routes, c.leaf, c.roots} {
 		change()
 	}
-	for end := time.Now().Add(10 * time.Second); len(c.p.Listeners()) < 2; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(time.Minute); len(c.p.Listeners()) < 2; time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			listeners, clusters := c.p.Warming()
 			t.Fatalf("still waiting: listeners %v, clusters %v", listeners, clusters)
 		}
 	}
 	return c
-}
-
-// port returns one that was free a moment ago.
-func port(t *testing.T) int {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	return ln.Addr().(*net.TCPAddr).Port
 }
 
 // set puts a resource into force, given as JSON with its name.
@@ -221,7 +214,7 @@ func (c *pair) load() (stop func() int64) {
 	anew := &http.Transport{DisableKeepAlives: true}
 	for i, tr := range []*http.Transport{h1, h1, h2, h2, h2, anew} {
 		wg.Go(func() {
-			client := &http.Client{Transport: tr, Timeout: 10 * time.Second}
+			client := &http.Client{Transport: tr, Timeout: time.Minute}
 			for j := 0; ctx.Err() == nil; j++ {
 				method, body := "GET", ""
 				if j%3 == 0 { // with a body, which is not sent twice
@@ -291,7 +284,7 @@ func TestChangesUnderLoad(t *testing.T) {
 	secret := func(want int) {
 		t.Helper()
 		for proto, tr := range open {
-			resp, err := (&http.Client{Transport: tr, Timeout: 10 * time.Second}).Get(fmt.Sprintf("http://127.0.0.1:%d/secret", c.front))
+			resp, err := (&http.Client{Transport: tr, Timeout: time.Minute}).Get(fmt.Sprintf("http://127.0.0.1:%d/secret", c.front))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -327,16 +320,21 @@ func TestChangesUnderLoad(t *testing.T) {
 		return stop()
 	}
 	run(100)
+	// quiet lets go of the connections to hosts, of which there are as many as requests happened to go at a time.
+	quiet := func() {
+		c.clusters()
+		time.Sleep(2 * time.Second) // what drains is over
+	}
+	quiet()
+	goroutines, files, heap := held()
 	settle := func(enough int) (int, int, uint64) {
-		for end := time.Now().Add(15 * time.Second); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
-			if g, _, _ := held(); g <= enough {
+		for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
+			if g, f, _ := held(); g <= enough && f <= files+5 {
 				break
 			}
 		}
 		return held()
 	}
-	time.Sleep(2 * time.Second) // what drains is over
-	goroutines, files, heap := held()
 	requests := run(900)
 	if t.Failed() {
 		return
@@ -348,7 +346,7 @@ func TestChangesUnderLoad(t *testing.T) {
 	if dials != len(open) {
 		t.Errorf("the open connections were made %d times, want once each", dials)
 	}
-	time.Sleep(2 * time.Second)
+	quiet()
 	g, f, h := settle(goroutines + 5)
 	t.Logf("%d goroutines, %d files, %d KiB after", g, f, h>>10)
 	if g > goroutines+10 {
