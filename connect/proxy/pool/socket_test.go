@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sarnmesh/sarn/connect/proxy/http1"
 	"github.com/sarnmesh/sarn/connect/proxy/model"
 	"github.com/sarnmesh/sarn/connect/proxy/pool"
 	"github.com/sarnmesh/sarn/connect/proxy/upstream"
@@ -39,8 +40,12 @@ func TestConnectionThatTheHostHasClosedIsNotUsed(t *testing.T) {
 			closed <- struct{}{}
 		}
 	}()
-	m := upstream.NewManager(upstream.Config{})
-	m.Set(&model.Cluster{Name: "c", ConnectTimeout: time.Second, Choices: 2, Breakers: [2]model.Breaker{model.DefaultBreaker},
+	var dialled net.Conn
+	m := upstream.NewManager(upstream.Config{Dial: func(ctx context.Context, network, address string) (c net.Conn, err error) {
+		dialled, err = new(net.Dialer).DialContext(ctx, network, address)
+		return dialled, err
+	}})
+	m.Set(&model.Cluster{Name: "c", ConnectTimeout: time.Minute, Choices: 2, Breakers: [2]model.Breaker{model.DefaultBreaker},
 		Endpoints: &model.LoadAssignment{Cluster: "c", Localities: []model.Locality{{}}, Endpoints: []model.Endpoint{
 			{Address: model.Address{Host: "127.0.0.1", Port: uint16(ln.Addr().(*net.TCPAddr).Port)}, Weight: 1}}}}, true)
 	p := pool.New()
@@ -58,7 +63,9 @@ func TestConnectionThatTheHostHasClosedIsNotUsed(t *testing.T) {
 			t.Fatalf("request %d: %q, %v", i, body, err)
 		}
 		<-closed
-		time.Sleep(5 * time.Millisecond) // the end travels over the loopback
+		for look := http1.NewClientConn(dialled, http1.ClientConfig{}); look.Quiet(); { // the end travels over the loopback
+			time.Sleep(time.Millisecond)
+		}
 	}
 	p.Close()
 	ln.Close()
