@@ -204,7 +204,7 @@ func TestSpansAndLinesReachACollector(t *testing.T) {
 	go func() { done <- p.Run(context.Background()) }()
 	wait := func(what string, ready func() bool) {
 		t.Helper()
-		for end := time.Now().Add(10 * time.Second); !ready(); time.Sleep(5 * time.Millisecond) {
+		for end := time.Now().Add(time.Minute); !ready(); time.Sleep(5 * time.Millisecond) {
 			if time.Now().After(end) {
 				t.Fatalf("still waiting for %s", what)
 			}

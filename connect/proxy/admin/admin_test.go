@@ -52,7 +52,7 @@ func start(t *testing.T) (*proxy.Proxy, func()) {
 	}
 	done := make(chan error)
 	go func() { done <- p.Run(context.Background()) }()
-	for end := time.Now().Add(10 * time.Second); !p.Ready(); time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(time.Minute); !p.Ready(); time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatal("not ready")
 		}

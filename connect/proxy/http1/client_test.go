@@ -219,8 +219,8 @@ func TestHostThatClosedAnIdleConnectionIsNoticed(t *testing.T) {
 					t.Fatalf("usable %v, quiet %v after a good exchange", cc.Usable(), cc.Quiet())
 				}
 				do(b)
-				for i := 0; cc.Quiet(); i++ {
-					if i > 1000 {
+				for end := time.Now().Add(time.Minute); cc.Quiet(); {
+					if time.Now().After(end) {
 						t.Fatal("it still seems quiet")
 					}
 					time.Sleep(time.Millisecond)
