@@ -480,6 +480,7 @@ func (s *Server) Leadership() (consensus.Status, <-chan struct{}) { return s.raf
 
 // Times of a graceful leave.
 const (
+	startTime    = 5 * time.Second
 	transferTime = 5 * time.Second
 	removalTime  = 5 * time.Second
 )
@@ -487,6 +488,14 @@ const (
 // Leave takes this server out of the cluster: it hands leadership over, leaves gossip, waits until the leader has taken
 // it out of Raft, and goes on a while refusing calls, so that callers find another server. Then end Run.
 func (s *Server) Leave(ctx context.Context) error {
+	s.waitFor(ctx, startTime, func() bool { // it may be asked to as soon as it has begun
+		select {
+		case <-s.raft.Ready():
+			return true
+		default:
+			return false
+		}
+	})
 	members, _, err := s.raft.Members()
 	if err != nil {
 		return err
