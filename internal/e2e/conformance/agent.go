@@ -151,12 +151,16 @@ func (a *agent) start() error {
 	return a.ready()
 }
 
+// deniedWait is how long a caller is taken to wait for the agent's own node who may not see it.
+const deniedWait = 5 * time.Second
+
 // ready waits for a leader and for the agent's own node in the catalog.
 func (a *agent) ready() error {
 	limit := a.file.StartTimeout
 	if limit == 0 {
 		limit = 30
 	}
+	var led time.Time
 	for end := time.Now().Add(time.Duration(limit * float64(time.Second))); time.Now().Before(end); time.Sleep(30 * time.Millisecond) {
 		select {
 		case <-a.exited:
@@ -167,6 +171,9 @@ func (a *agent) ready() error {
 		if err != nil || leader.status != 200 || leader.json == nil || leader.json == "" {
 			continue
 		}
+		if led.IsZero() {
+			led = time.Now()
+		}
 		nodes, err := a.http("GET", "/v1/catalog/nodes", nil, nil, 5)
 		if err != nil {
 			continue
@@ -174,8 +181,7 @@ func (a *agent) ready() error {
 		if list, ok := nodes.json.([]any); nodes.status == 403 || ok && len(list) > 0 {
 			return nil
 		}
-		if a.denied {
-			time.Sleep(500 * time.Millisecond)
+		if a.denied && time.Since(led) > deniedWait {
 			return nil
 		}
 	}
