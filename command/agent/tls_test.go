@@ -606,10 +606,8 @@ auto_config { enabled = true
 	}
 
 	dir := t.TempDir()
-	soon, stop := context.WithTimeout(t.Context(), 30*time.Second)
-	defer stop()
 	src, s := agent("client-node", token("client-node", "cluster", later), dir)
-	src, s, k, err := introduce(soon, src, s, hclog.NewNullLogger())
+	src, s, k, err := introduceSoon(t, src, s, hclog.NewNullLogger())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -647,11 +645,11 @@ auto_config { enabled = true
 	// A start later needs neither the servers nor a token that is still good, and gets the same token again.
 	src, s = agent("client-node", token("client-node", "cluster", time.Now().Add(-time.Hour)), dir)
 	s.AutoConfig.ServerAddresses = nil
-	if _, s, _, err = introduce(soon, src, s, hclog.NewNullLogger()); err != nil || s.ACL.Tokens.Agent != secret {
+	if _, s, _, err = introduceSoon(t, src, s, hclog.NewNullLogger()); err != nil || s.ACL.Tokens.Agent != secret {
 		t.Errorf("with what was kept: %v", err)
 	}
 	src, s = agent("client-node", token("client-node", "cluster", later), t.TempDir())
-	if _, s, _, err = introduce(soon, src, s, hclog.NewNullLogger()); err != nil || s.ACL.Tokens.Agent != secret {
+	if _, s, _, err = introduceSoon(t, src, s, hclog.NewNullLogger()); err != nil || s.ACL.Tokens.Agent != secret {
 		t.Errorf("once more: %v", err)
 	}
 	if logged := g.log.String() + log.String(); strings.Contains(logged, secret) || strings.Contains(logged, gossipKey) {
