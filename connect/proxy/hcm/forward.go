@@ -973,8 +973,12 @@ func (e *exchange) moveBody(to message.Sink) (end bool, err error) {
 		return false, to.Write(p, false)
 	}
 	f.complete = true
-	if t := x.Body.Trailer(); t != nil && t.Len() > 0 {
+	t := x.Body.Trailer()
+	if t != nil && t.Len() > 0 {
 		f.trailer, e.http.RequestTrailer = t, t
+	}
+	e.requestComplete(time.Since(x.Start))
+	if f.trailer != nil {
 		if len(p) > 0 {
 			if err := to.Write(p, false); err != nil {
 				return true, err
@@ -985,13 +989,11 @@ func (e *exchange) moveBody(to message.Sink) (end bool, err error) {
 	return true, to.Write(p, true)
 }
 
-// requestSent notes that the request is complete, from when its time counts.
-func (e *exchange) requestSent() {
-	d := time.Since(e.x.Start)
+// requestComplete notes that the request is complete, from when its time counts: before the host has all of it and can answer.
+func (e *exchange) requestComplete(d time.Duration) {
 	if e.http.Received < 0 {
 		e.http.Received = d
 	}
-	e.http.UpstreamSent = d
 	if !e.fwd.mirrored {
 		e.fwd.mirrored = true
 		if e.m.conf.RequestTimeout > 0 {
@@ -999,9 +1001,14 @@ func (e *exchange) requestSent() {
 		}
 		e.mirror()
 	}
-	if e.fwd.sentAt.Load() == 0 {
-		e.fwd.sentAt.Store(int64(d) + 1)
-	}
+	e.fwd.sentAt.CompareAndSwap(0, int64(d)+1)
+}
+
+// requestSent notes that the host has the request, which is complete.
+func (e *exchange) requestSent() {
+	d := time.Since(e.x.Start)
+	e.requestComplete(d)
+	e.http.UpstreamSent = d
 }
 
 // startPump moves the rest of the body by a goroutine of its own.
