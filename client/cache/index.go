@@ -37,40 +37,46 @@ func (x *Index[K, Req, Resp]) Peek(k K) (*Resp, Info, bool) {
 
 // Get returns the answer of the view of k, making the view if there is none.
 func (x *Index[K, Req, Resp]) Get(ctx context.Context, k K) (*Resp, Info, error) {
+	made := false // by us, as in the other Get
 	for {
-		e, err := x.view(k)
+		e, fresh, err := x.view(k)
 		if err != nil {
 			return nil, Info{}, err
 		}
 		if e == nil {
 			return direct(ctx, x.c, x.method, x.request(k))
 		}
+		made = made || fresh
 		resp, info, err := get[Resp](ctx, x.c, e, read.Options{})
 		if err == errEvicted {
 			continue
 		}
+		info.Hit = info.Hit && !made
 		return resp, info, err
 	}
 }
 
-// view returns the view of k, nil when there is no room for it.
-func (x *Index[K, Req, Resp]) view(k K) (*entry, error) {
+// view returns the view of k, nil when there is no room for it, and whether it was made just now.
+func (x *Index[K, Req, Resp]) view(k K) (e *entry, made bool, err error) {
 	x.mu.RLock()
-	e := x.views[k]
+	e = x.views[k]
 	x.mu.RUnlock()
 	if e != nil {
-		return e, nil
+		return e, false, nil
 	}
 	req := x.request(k)
 	key, _, err := keyOf(x.method, req)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
-	e, err = x.c.view(key, false, func() *entry { return newEntry(x.c, key, x.method, req) })
+	e, err = x.c.view(key, false, func() *entry {
+		made = true
+		return newEntry(x.c, key, x.method, req)
+	})
 	if err == nil && e != nil {
 		x.put(k, e)
 	}
-	return e, err
+	return e, made, err
 }
 
 // put remembers the view of k until it leaves the cache.
