@@ -196,10 +196,10 @@ func (k *Keeper) Get(ctx context.Context, r Request) (Result, error) {
 		wait.Reset(firstLeafWait)
 	}
 	defer wait.Stop()
-	hit := true
 	// After a failure without a leaf the entry is gone: whoever comes next starts anew.
-	e := k.enter(key)
+	e, made := k.enter(key)
 	defer e.exit()
+	hit := !made // also when the leaf is there before it is looked at
 	for {
 		s := e.current()
 		switch {
@@ -231,12 +231,13 @@ func (k *Keeper) Get(ctx context.Context, r Request) (Result, error) {
 	}
 }
 
-// enter returns the entry for a key, a new one if there is none, and counts the caller as one who waits for it.
-func (k *Keeper) enter(key key) *entry {
+// enter returns the entry for a key, which is made if there is none, and counts the caller as one who waits for it.
+func (k *Keeper) enter(key key) (e *entry, made bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	e := k.entries[key]
+	e = k.entries[key]
 	if e == nil {
+		made = true
 		e = &entry{key: key, hurried: make(chan struct{}, 1)}
 		e.state.news = make(chan struct{})
 		e.used = time.Now()
@@ -248,7 +249,7 @@ func (k *Keeper) enter(key key) *entry {
 		}
 	}
 	e.enter()
-	return e
+	return e, made
 }
 
 // Roots returns what is known of the roots, nil before the servers answered, a channel that is closed when that changes,
