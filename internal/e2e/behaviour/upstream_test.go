@@ -28,10 +28,11 @@ type exchange interface {
 	head(status int, fields ...string) // without a length: the body is chunked
 	body(string)
 	end(trailers ...string)
-	raw(string) // bytes as they are, HTTP/1 only
-	reset()     // RST of the connection, or of the stream with INTERNAL_ERROR
-	refuse()    // REFUSED_STREAM; HTTP/1: close
-	hangUp()    // FIN, or GOAWAY and FIN
+	last(string) // body and end at once: a client that knows the length can be gone when an end comes later
+	raw(string)  // bytes as they are, HTTP/1 only
+	reset()      // RST of the connection, or of the stream with INTERNAL_ERROR
+	refuse()     // REFUSED_STREAM; HTTP/1: close
+	hangUp()     // FIN, or GOAWAY and FIN
 	conn() (net.Conn, *bufio.Reader)
 	readBody()
 	gone() <-chan struct{} // closed when the request is
@@ -55,8 +56,7 @@ func status(code int, fields ...string) answer {
 			return
 		}
 		x.head(code, append([]string{"content-length: " + strconv.Itoa(len(text))}, fields...)...)
-		x.body(text)
-		x.end()
+		x.last(text)
 	}}
 }
 
@@ -376,6 +376,11 @@ func (x *h1Exchange) end(trailers ...string) {
 	io.WriteString(x.c, s+"\r\n")
 }
 
+func (x *h1Exchange) last(s string) {
+	x.body(s)
+	x.end()
+}
+
 func (x *h1Exchange) raw(s string) { io.WriteString(x.c, s) }
 
 func (x *h1Exchange) reset() {
@@ -533,10 +538,13 @@ func (x *h2Exchange) head(code int, fields ...string) {
 	x.headers(end, append([]string{":status: " + strconv.Itoa(code)}, fields...)...)
 }
 
-func (x *h2Exchange) body(s string) {
+func (x *h2Exchange) body(s string) { x.data(s, false) }
+func (x *h2Exchange) last(s string) { x.data(s, true) }
+
+func (x *h2Exchange) data(s string, end bool) {
 	x.h.mu.Lock()
 	defer x.h.mu.Unlock()
-	x.h.fr.WriteData(x.id, false, []byte(s))
+	x.h.fr.WriteData(x.id, end, []byte(s))
 }
 
 func (x *h2Exchange) end(trailers ...string) {
@@ -544,9 +552,7 @@ func (x *h2Exchange) end(trailers ...string) {
 		x.headers(true, trailers...)
 		return
 	}
-	x.h.mu.Lock()
-	defer x.h.mu.Unlock()
-	x.h.fr.WriteData(x.id, true, nil)
+	x.last("")
 }
 
 func (x *h2Exchange) raw(string) { panic("raw bytes on HTTP/2") }
