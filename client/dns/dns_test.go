@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -371,7 +372,7 @@ func TestServesUDPAndTCPUntilCancelled(t *testing.T) {
 	for network, addr := range map[string]string{"udp": packets.LocalAddr().String(), "tcp": streams.Addr().String()} {
 		m := new(dns.Msg)
 		m.SetQuestion("web.service.consul.", dns.TypeA)
-		resp, _, err := (&dns.Client{Net: network}).Exchange(m, addr)
+		resp, _, err := (&dns.Client{Net: network, Timeout: time.Minute}).Exchange(m, addr)
 		if err != nil || len(resp.Answer) != 1 {
 			t.Errorf("%s: %v, %v", network, resp, err)
 		}
@@ -436,70 +437,43 @@ func BenchmarkAnswer(b *testing.B) {
 }
 
 func TestConnectionsAreBounded(t *testing.T) {
-	streams, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error)
-	go func() { done <- server(nil).Run(ctx, nil, []net.Listener{streams}) }()
-	defer func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
-	}()
-	m := new(dns.Msg)
-	m.SetQuestion("web.service.consul.", dns.TypeA)
-	var open []*dns.Conn
-	defer func() {
-		for _, c := range open {
-			c.Close()
-		}
-	}()
-	ask := func(c *dns.Conn) error {
-		c.SetDeadline(time.Now().Add(20 * time.Second))
-		if err := c.WriteMsg(m); err != nil {
+	streaming(t, nil, func(t *testing.T, p *pipes) {
+		question := framed(t, 1, "web.service.consul.", dns.TypeA)
+		ask := func(conn net.Conn) error {
+			if _, err := conn.Write(question); err != nil {
+				return err
+			}
+			_, err := readMsg(conn)
 			return err
 		}
-		_, err := c.ReadMsg()
-		return err
-	}
-	refused := 0
-	for range 300 {
-		c, err := dns.Dial("tcp", streams.Addr().String())
-		if err != nil {
-			t.Fatal(err)
+		var open []*dialled
+		refused := 0
+		for range 300 {
+			conn := p.dial("192.0.2.1")
+			if err := ask(conn); err != nil {
+				refused++
+				conn.Close()
+				continue
+			}
+			open = append(open, conn)
 		}
-		if err := ask(c); err != nil {
-			refused++
-			c.Close()
-			continue
+		if len(open) != 256 || refused != 44 {
+			t.Errorf("%d connections of one client, %d refused; want 256 and 44", len(open), refused)
 		}
-		open = append(open, c)
-	}
-	if len(open) != 256 || refused != 44 {
-		t.Errorf("%d connections of one client, %d refused; want 256 and 44", len(open), refused)
-	}
-	for i := range 300 { // many questions on one connection
+		for i := range 300 { // many questions on one connection
+			if err := ask(open[0]); err != nil {
+				t.Fatalf("question %d: %v", i, err)
+			}
+		}
+		// One that goes makes room for another.
+		open[0].Close()
+		synctest.Wait()
+		open[0] = p.dial("192.0.2.1")
 		if err := ask(open[0]); err != nil {
-			t.Fatalf("question %d: %v", i, err)
+			t.Errorf("no connection after one was closed: %v", err)
 		}
-	}
-	// One that goes makes room for another.
-	open[0].Close()
-	open = open[1:]
-	for deadline := time.Now().Add(20 * time.Second); ; {
-		c, err := dns.Dial("tcp", streams.Addr().String())
-		if err != nil {
-			t.Fatal(err)
+		for _, conn := range open {
+			conn.Close()
 		}
-		open = append(open, c)
-		if ask(c) == nil {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatal("no connection after one was closed")
-		}
-	}
+	})
 }

@@ -277,7 +277,7 @@ func TestHalfClosedConnectionsAreAnswered(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	conn.SetDeadline(time.Now().Add(20 * time.Second))
+	conn.SetDeadline(time.Now().Add(time.Minute))
 	for _, name := range []string{"slow.service.consul.", "web.service.consul."} {
 		if _, err := conn.Write(framed(t, 9, name, dns.TypeA)); err != nil {
 			t.Fatal(err)
