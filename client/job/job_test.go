@@ -8,6 +8,8 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -55,9 +57,11 @@ func (s *store) Call(ctx context.Context, d rpc.Descriptor, req, resp any) error
 	return fmt.Errorf("call of %s", d.Name)
 }
 
-// perform runs a job and returns what the node said, and the keys it used.
-func perform(t *testing.T, j job.Job) (output, exit string, keys []string) {
+// perform runs a job and returns what the node said, and the keys it used. seen gets each key as it is written; nil is
+// for who does not want to know.
+func perform(t *testing.T, j job.Job, seen func(key string)) (output, exit string, keys []string) {
 	t.Helper()
+	t.Setenv("SHELL", "/bin/sh")
 	data, err := json.Marshal(j)
 	if err != nil {
 		t.Fatal(err)
@@ -71,6 +75,9 @@ func perform(t *testing.T, j job.Job) (output, exit string, keys []string) {
 	r.Offer(e)
 	r.Offer(e) // the same again changes nothing
 	for key := range s.wrote {
+		if seen != nil {
+			seen(key)
+		}
 		if strings.HasSuffix(key, "/n1/exit") {
 			break
 		}
@@ -106,7 +113,7 @@ func TestJobs(t *testing.T) {
 		{"killed", job.Job{Command: "kill -9 $$"}, "", "255"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			if output, exit, keys := perform(t, tt.job); output != tt.output || exit != tt.exit || keys[0] != "ack" {
+			if output, exit, keys := perform(t, tt.job, nil); output != tt.output || exit != tt.exit || keys[0] != "ack" {
 				t.Errorf("output %q, exit %q, keys %q; want %q, %q", output, exit, keys, tt.output, tt.exit)
 			}
 		})
@@ -114,7 +121,7 @@ func TestJobs(t *testing.T) {
 }
 
 func TestMuchOutputGoesInPieces(t *testing.T) {
-	output, exit, keys := perform(t, job.Job{Command: "i=0; while [ $i -lt 2000 ]; do echo 0123456789012345678901234567890123456789012345678901234567890123456789012345678; i=$((i+1)); done"})
+	output, exit, keys := perform(t, job.Job{Command: "i=0; while [ $i -lt 2000 ]; do echo 0123456789012345678901234567890123456789012345678901234567890123456789012345678; i=$((i+1)); done"}, nil)
 	if len(output) != 2000*80 || exit != "0" {
 		t.Errorf("%d bytes of output, exit %q", len(output), exit)
 	}
@@ -124,8 +131,16 @@ func TestMuchOutputGoesInPieces(t *testing.T) {
 }
 
 func TestSilentJobsShowThatTheyLive(t *testing.T) {
-	output, exit, keys := perform(t, job.Job{Command: "sleep 1.2", Wait: 100 * time.Millisecond})
-	if output != "" || exit != "0" || len(keys) < 3 {
+	end := filepath.Join(t.TempDir(), "end") // once this is there, the job ends
+	j := job.Job{Command: "until [ -e '" + end + "' ]; do sleep 0.1; done", Wait: 100 * time.Millisecond}
+	output, exit, keys := perform(t, j, func(key string) {
+		if strings.HasSuffix(key, "/n1/out/00001") {
+			if err := os.WriteFile(end, nil, 0o600); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	if output != "" || exit != "0" || len(keys) < 4 {
 		t.Errorf("output %q, exit %q, keys %q", output, exit, keys)
 	}
 }
