@@ -152,7 +152,7 @@ var hosts int // in use so far
 
 func config(n *testkit.Network, sec *rpcwire.Security) newcomer.Config {
 	hosts++
-	host := n.Host(fmt.Sprintf("10.0.1.%d", hosts))
+	host := n.Host(fmt.Sprintf("10.0.%d.%d", 1+hosts/250, 1+hosts%250))
 	return newcomer.Config{
 		Datacenter: "dc1", Node: "n1", Servers: []string{"10.0.0.9:8300", "10.0.0.1:8300"},
 		Dial: func(ctx context.Context, address string) (net.Conn, error) {
