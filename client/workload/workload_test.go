@@ -359,7 +359,7 @@ func TestTokensCountOnlyWithACLs(t *testing.T) {
 func TestStreamsFollowRotationAndEndWithTheRule(t *testing.T) {
 	w := newWorld(t, false)
 	w.set([]workload.Rule{self(t, "web")}, []workload.Registration{{"web", ""}})
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	source, err := workloadapi.NewX509Source(ctx, workloadapi.WithClientOptions(workloadapi.WithAddr("unix://"+w.path)))
 	if err != nil {
