@@ -578,6 +578,7 @@ func (g *group) test(t *testing.T) {
 	failed := map[string]map[string]string{}
 	var wg sync.WaitGroup
 	var mu sync.Mutex
+	besides.RLock()
 	for _, kind := range []string{"envoy", "sarn"} {
 		if *proxies == kind || *proxies == "both" {
 			wg.Go(func() {
@@ -589,7 +590,8 @@ func (g *group) test(t *testing.T) {
 		}
 	}
 	wg.Wait()
-	all := append(cases, &testCase{name: "stray"}, &testCase{name: "stats", differs: g.statsDiffer})
+	besides.RUnlock()
+	all := append(slices.Clone(cases), &testCase{name: "stray"}, &testCase{name: "stats", differs: g.statsDiffer})
 	if *update {
 		for kind, m := range failed {
 			for slug, why := range m {
@@ -599,6 +601,19 @@ func (g *group) test(t *testing.T) {
 		g.write(t, path, all, got, want)
 		return
 	}
+	compare := func(kind string, c *testCase) (expected, found string) {
+		expected = want[c.slug()]
+		if kind == "sarn" && c.differs != "" {
+			expected = want[c.slug()+" (sarn)"]
+		}
+		return alike(expected), alike(got[kind][c.slug()])
+	}
+	for _, kind := range sortedKeys(got) {
+		g.again(t, kind, cases, all, got[kind], func(c *testCase) bool {
+			expected, found := compare(kind, c)
+			return failed[kind][c.slug()] == "" && expected != found
+		})
+	}
 	for _, c := range all {
 		t.Run(c.slug(), func(t *testing.T) {
 			for _, kind := range sortedKeys(got) {
@@ -606,21 +621,37 @@ func (g *group) test(t *testing.T) {
 					t.Errorf("%s: %s", kind, why)
 					continue
 				}
-				expected, own := want[c.slug()], ""
-				if kind == "sarn" {
-					if own = want[c.slug()+" (sarn)"]; own != "" && c.differs == "" {
-						t.Errorf("an answer of Sarn's own, and no reason")
-					}
-					if c.differs != "" {
-						expected = own
-					}
+				if kind == "sarn" && want[c.slug()+" (sarn)"] != "" && c.differs == "" {
+					t.Errorf("an answer of Sarn's own, and no reason")
 				}
-				expected, found := alike(expected), alike(got[kind][c.slug()])
-				if expected != found {
+				if expected, found := compare(kind, c); expected != found {
 					t.Errorf("%s (-want +got):\n%s", kind, diff(strings.Split(expected, "\n"), strings.Split(found, "\n")))
 				}
 			}
 		})
+	}
+}
+
+// besides is held for reading by groups that run beside others.
+var besides sync.RWMutex
+
+// again runs the group once more, with the machine to itself, if anything of it differs: cases have times of a tenth of a
+// second, which a proxy beside others can miss. What differed is replaced by what comes then.
+func (g *group) again(t *testing.T, kind string, cases, all []*testCase, got map[string]string, differs func(*testCase) bool) {
+	late := slices.DeleteFunc(slices.Clone(all), func(c *testCase) bool { return !differs(c) })
+	if len(late) == 0 || got == nil {
+		return
+	}
+	besides.Lock()
+	defer besides.Unlock()
+	now, _ := run(t, kind, g, cases)
+	for _, c := range late {
+		t.Logf("%s: %s differed beside others:\n%s", kind, c.slug(), got[c.slug()])
+		if text, ok := now[c.slug()]; ok {
+			got[c.slug()] = text
+		} else {
+			delete(got, c.slug())
+		}
 	}
 }
 
