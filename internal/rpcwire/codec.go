@@ -3,6 +3,7 @@ package rpcwire
 import (
 	"context"
 	"errors"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/mem"
@@ -85,8 +86,8 @@ func fromStatus(ctx context.Context, err error) error {
 	}
 	switch c := s.Code(); c {
 	case codes.Canceled, codes.DeadlineExceeded:
-		if ctx.Err() != nil {
-			return ctx.Err()
+		if err := ended(ctx); err != nil {
+			return err
 		}
 		return &LostError{errors.New(s.Message())}
 	case codes.Unavailable:
@@ -98,4 +99,16 @@ func fromStatus(ctx context.Context, err error) error {
 		}
 		return wireerr.Remote(carried, s.Message())
 	}
+}
+
+// ended returns why ctx has ended, nil while it has not. The other side goes by the same deadline, and may say that it has
+// passed before the timer of ctx does.
+func ended(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if end, ok := ctx.Deadline(); ok && !time.Now().Before(end) {
+		return context.DeadlineExceeded
+	}
+	return nil
 }
