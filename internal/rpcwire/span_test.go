@@ -8,6 +8,7 @@ import (
 	"net"
 	"strings"
 	"testing"
+	"testing/synctest"
 
 	"google.golang.org/grpc/metadata"
 
@@ -85,6 +86,7 @@ func TestCallsForRecordedRequestsCarryTheirTrace(t *testing.T) {
 			return body.Close()
 		}
 		spans := func() (list []string) {
+			synctest.Wait() // the other side has done its part too
 			for _, d := range q.Take() {
 				text := fmt.Sprint(d.Kind, " ", d.Name, " ", d.Failed)
 				for _, a := range d.Attributes {
