@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -147,13 +148,15 @@ func (o *node) stop() {
 	o.Server = nil
 }
 
-// crash ends the process at once: connections break, writes to the disk that are under way are lost.
+// crash ends the process at once: connections break, writes to the disk that are under way are lost. When it returns, the
+// other ends have seen their connections break: what is sent afterwards goes into none that is dying.
 func (o *node) crash() {
 	o.disk.Crash()
 	o.host.Crash()
 	o.cancel()
 	<-o.done // whatever it says
 	o.Server = nil
+	synctest.Wait()
 }
 
 func (o *node) join(other *node) {
