@@ -4,19 +4,19 @@ import (
 	"math/rand/v2"
 	"strconv"
 	"testing"
-	"testing/synctest"
 
 	"github.com/fxamacker/cbor/v2"
 	"github.com/hashicorp/raft"
 
 	"github.com/sarnmesh/sarn/catalog/read"
+	"github.com/sarnmesh/sarn/internal/testkit"
 	"github.com/sarnmesh/sarn/server"
 	"github.com/sarnmesh/sarn/server/fsm"
 )
 
 // A log with entries that nothing can be made of takes no server down, however often it starts (spec/threats.md, class 9).
 func TestThreat09PoisonInTheLogStopsNoServer(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	testkit.Bubble(t, func(t *testing.T) {
 		c := newCluster(t, 90, 1, server.Config{})
 		o := c.nodes[0]
 		if err := o.put(t.Context(), "before", "x"); err != nil {

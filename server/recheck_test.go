@@ -2,13 +2,13 @@ package server_test
 
 import (
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/sarnmesh/sarn/acl"
 	"github.com/sarnmesh/sarn/catalog/access"
 	"github.com/sarnmesh/sarn/catalog/kv"
 	"github.com/sarnmesh/sarn/catalog/read"
+	"github.com/sarnmesh/sarn/internal/testkit"
 	"github.com/sarnmesh/sarn/internal/wireerr"
 	"github.com/sarnmesh/sarn/server"
 	"github.com/sarnmesh/sarn/server/aclrpc"
@@ -17,7 +17,7 @@ import (
 // A read that waits notices within half a minute that its token may no longer have the answer, although that has not
 // changed.
 func TestWaitingReadsNoticeThatRightsHaveGone(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	testkit.Bubble(t, func(t *testing.T) {
 		c := newCluster(t, 12, 1, server.Config{ACL: aclrpc.Config{
 			Enabled: true, DefaultPolicy: aclrpc.Deny, InitialManagement: managementSecret,
 		}})
