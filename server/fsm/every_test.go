@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 
@@ -142,7 +144,8 @@ func mutate(r *rand.Rand, v any) any {
 	switch v := v.(type) {
 	case object:
 		out := object{}
-		for k, x := range v {
+		for _, k := range slices.Sorted(maps.Keys(v)) { // the seed alone decides
+			x := v[k]
 			switch r.IntN(6) {
 			case 0:
 			case 1:
