@@ -83,7 +83,7 @@ func (s *simulated) step(conf operator.AutopilotConfig) (operator.State, plan, b
 		}
 	}
 	if !promoted && !p.vote[s.leader] {
-		for id := range p.vote {
+		for _, id := range slices.Sorted(maps.Keys(p.vote)) {
 			if s.servers[id].Healthy {
 				s.leader, promoted = id, true
 			}
