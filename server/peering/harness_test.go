@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -231,7 +232,7 @@ func (c *cluster) imports(peer string) string {
 	return strings.Join(out, " ")
 }
 
-// soon waits until a condition holds.
+// soon waits until a condition holds, and until what goes with it has happened.
 func soon(t *testing.T, what string, within time.Duration, holds func() bool) {
 	t.Helper()
 	for end := time.Now().Add(within); !holds(); time.Sleep(100 * time.Millisecond) {
@@ -239,6 +240,7 @@ func soon(t *testing.T, what string, within time.Duration, holds func() bool) {
 			t.Fatalf("not after %v: %s", within, what)
 		}
 	}
+	synctest.Wait()
 }
 
 // pair returns two clusters of which west dials east: east knows it as "west", and it knows east as "east".
