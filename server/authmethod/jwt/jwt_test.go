@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -157,7 +158,7 @@ func TestLoginErrorsWithoutKeys(t *testing.T) {
 
 func TestLoginErrors(t *testing.T) {
 	i := testkit.NewIssuer(t)
-	now := time.Now().Unix()
+	now := time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC).Unix() // in bubbles
 	bound := jwt.Config{BoundIssuer: i.URL, BoundAudiences: []string{"a", "b"}}
 	tests := []struct {
 		name   string
@@ -202,27 +203,29 @@ func TestLoginErrors(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			tt.conf.JWTValidationPubKeys = []string{i.PEM()}
-			raw := tt.raw
-			if tt.claims != nil {
-				raw = i.Sign(tt.claims)
-			}
-			_, err := validator(t, tt.conf).Login(t.Context(), raw)
-			switch {
-			case tt.want == "" && err != nil, tt.want != "" && err == nil:
-				t.Errorf("got %v, want %q", err, tt.want)
-			case tt.want != "" && !strings.HasPrefix(err.Error(), tt.want):
-				t.Errorf("got %v, want %q", err, tt.want)
-			case err != nil && tt.raw != "" && strings.Contains(err.Error(), tt.raw) && len(tt.raw) > 10:
-				t.Error("the error has the token")
-			}
+			synctest.Test(t, func(t *testing.T) {
+				tt.conf.JWTValidationPubKeys = []string{i.PEM()}
+				raw := tt.raw
+				if tt.claims != nil {
+					raw = i.Sign(tt.claims)
+				}
+				_, err := validator(t, tt.conf).Login(t.Context(), raw)
+				switch {
+				case tt.want == "" && err != nil, tt.want != "" && err == nil:
+					t.Errorf("got %v, want %q", err, tt.want)
+				case tt.want != "" && !strings.HasPrefix(err.Error(), tt.want):
+					t.Errorf("got %v, want %q", err, tt.want)
+				case err != nil && tt.raw != "" && strings.Contains(err.Error(), tt.raw) && len(tt.raw) > 10:
+					t.Error("the error has the token")
+				}
+			})
 		})
 	}
 }
 
 func TestLeewaysFillInMissingTimes(t *testing.T) {
 	i := testkit.NewIssuer(t)
-	now := time.Now().Unix()
+	now := time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC).Unix() // in bubbles
 	tests := []struct {
 		name          string
 		iat, nbf, exp any
@@ -243,11 +246,13 @@ func TestLeewaysFillInMissingTimes(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			v := validator(t, jwt.Config{JWTValidationPubKeys: []string{i.PEM()}, ExpirationLeeway: tt.leeway, NotBeforeLeeway: tt.leeway})
-			_, err := v.Login(t.Context(), i.Sign(map[string]any{"iat": tt.iat, "nbf": tt.nbf, "exp": tt.exp}))
-			if (err == nil) != tt.good {
-				t.Errorf("got %v, want good %v", err, tt.good)
-			}
+			synctest.Test(t, func(t *testing.T) {
+				v := validator(t, jwt.Config{JWTValidationPubKeys: []string{i.PEM()}, ExpirationLeeway: tt.leeway, NotBeforeLeeway: tt.leeway})
+				_, err := v.Login(t.Context(), i.Sign(map[string]any{"iat": tt.iat, "nbf": tt.nbf, "exp": tt.exp}))
+				if (err == nil) != tt.good {
+					t.Errorf("got %v, want good %v", err, tt.good)
+				}
+			})
 		})
 	}
 	for text, want := range map[string]jwt.Leeway{`"30s"`: jwt.Leeway(30 * time.Second), `5000000000`: jwt.Leeway(5 * time.Second), `-1`: -1, `"-1s"`: jwt.Leeway(-time.Second), `0`: 0, `null`: 0} {
