@@ -15,7 +15,7 @@ import (
 func example(t *testing.T) (path string, sum []byte) {
 	t.Helper()
 	path = filepath.Join(t.TempDir(), "fileca")
-	if out, err := exec.Command("go", "build", "-o", path, "github.com/sarnmesh/sarn/plugin/example/fileca").CombinedOutput(); err != nil {
+	if out, err := exec.Command("go", "build", "-buildvcs=false", "-o", path, "github.com/sarnmesh/sarn/plugin/example/fileca").CombinedOutput(); err != nil {
 		t.Fatalf("build the example: %v\n%s", err, out)
 	}
 	text, err := os.ReadFile(path)

@@ -242,7 +242,7 @@ func TestCallsOfAProgramAreBounded(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
 	begin := time.Now()
-	if err := sign(t, ctx, kind, kept); err == nil || time.Since(begin) > 5*time.Second {
+	if err := sign(t, ctx, kind, kept); err == nil || time.Since(begin) > 20*time.Second {
 		t.Errorf("after %v: %v", time.Since(begin), err)
 	}
 }
@@ -356,7 +356,7 @@ func TestProgramEndsWithItsServer(t *testing.T) {
 	}
 	_ = server.Process.Kill()
 	_ = server.Wait()
-	for range 100 {
+	for range 600 { // half a minute
 		if state, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)); err != nil || strings.Contains(string(state), ") Z ") {
 			return
 		}
