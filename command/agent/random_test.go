@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
@@ -34,8 +35,7 @@ type requester struct {
 	routes []string // as "PUT /v1/kv/", from the table of the server
 	seeds  map[string][]apiCall
 	keys   []string // of objects in bodies
-	texts  []string // in bodies
-
+	texts  []string // in bodies, in the order in which they first stand there: some are others each time
 }
 
 // moreSeeds are bodies with what the calls of the matrix leave out.
@@ -119,8 +119,6 @@ func newRequester(t testing.TB) *requester {
 	}
 	slices.Sort(q.keys)
 	q.keys = slices.Compact(q.keys)
-	slices.Sort(q.texts)
-	q.texts = slices.Compact(q.texts)
 	return q
 }
 
@@ -136,16 +134,18 @@ func (q *requester) learn(body string) {
 func (q *requester) walk(v any) {
 	switch v := v.(type) {
 	case map[string]any:
-		for k, e := range v {
+		for _, k := range slices.Sorted(maps.Keys(v)) {
 			q.keys = append(q.keys, k)
-			q.walk(e)
+			q.walk(v[k])
 		}
 	case []any:
 		for _, e := range v {
 			q.walk(e)
 		}
 	case string:
-		q.texts = append(q.texts, v)
+		if !slices.Contains(q.texts, v) {
+			q.texts = append(q.texts, v)
+		}
 	}
 }
 
