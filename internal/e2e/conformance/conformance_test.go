@@ -55,8 +55,10 @@ func files(t *testing.T) map[string]string {
 	return list
 }
 
-// hurried are cases that leave the agent or the runner about a second for several steps.
+// hurried are cases that leave agents, programs or the runner about a second for a step, or for several.
 var hurried = map[string]bool{
+	"cli/lock-session-and-key":          true, // the lock is held for six, while others are tried for
+	"cli/watch-handler":                 true, // the watch is to wait a second after its start
 	"registry/check-failure-thresholds": true, // each status lasts for some runs of a program every second
 	"registry/check-ttl-expiry":         true,
 	"state/cached-cache-control":        true,
