@@ -7,9 +7,9 @@ import (
 	"encoding/binary"
 	"io"
 	"net"
-	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/sarnmesh/sarn/client/check"
@@ -107,55 +107,43 @@ func readCall(r io.Reader) (string, error) {
 	return string(head) + string(rest), err
 }
 
-// bus is a stand-in for the system bus on a socket. Once it knows who calls, answer gets what was asked of systemd, and
-// its result is sent.
+// bus is a stand-in for the system bus. Once it knows who calls, answer gets what was asked of systemd, and its result is
+// sent.
 func bus(t *testing.T, answer func(asked string) []byte) osservice.Asker {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "bus")
-	l, err := net.Listen("unix", path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { l.Close() })
-	go func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer conn.Close()
-				r := bufio.NewReader(conn)
-				if line, err := r.ReadString('\n'); err != nil || line != "\x00AUTH EXTERNAL 31303030\r\n" { // 1000
-					io.WriteString(conn, "REJECTED EXTERNAL\r\n")
-					return
-				}
-				io.WriteString(conn, "OK 0123456789abcdef0123456789abcdef\r\n")
-				if line, err := r.ReadString('\n'); err != nil || line != "BEGIN\r\n" {
-					t.Errorf("got %q, %v, want BEGIN", line, err)
-					return
-				}
-				if hello, err := readCall(r); err != nil || !strings.Contains(hello, "Hello\x00") {
-					t.Errorf("got %q, %v, want a greeting", hello, err)
-					return
-				}
-				name := &writer{order: binary.LittleEndian}
-				name.str(":1.7")
-				conn.Write(reply(binary.LittleEndian, 2, 1, "", "s", name.Bytes()))
-				// A signal, as the bus sends to whoever is new.
-				conn.Write(reply(binary.LittleEndian, 4, 0, "", "s", name.Bytes()))
-				asked, err := readCall(r)
-				if err != nil || !strings.Contains(asked, "ListUnitsByNames\x00") {
-					t.Errorf("got %q, %v, want a question", asked, err)
-					return
-				}
-				conn.Write(answer(asked))
-				io.Copy(io.Discard, conn)
-			}()
+	serve := func(conn net.Conn) {
+		defer conn.Close()
+		r := bufio.NewReader(conn)
+		if line, err := r.ReadString('\n'); err != nil || line != "\x00AUTH EXTERNAL 31303030\r\n" { // 1000
+			io.WriteString(conn, "REJECTED EXTERNAL\r\n")
+			return
 		}
-	}()
-	return osservice.Systemd(func(ctx context.Context) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, "unix", path)
+		io.WriteString(conn, "OK 0123456789abcdef0123456789abcdef\r\n")
+		if line, err := r.ReadString('\n'); err != nil || line != "BEGIN\r\n" {
+			t.Errorf("got %q, %v, want BEGIN", line, err)
+			return
+		}
+		if hello, err := readCall(r); err != nil || !strings.Contains(hello, "Hello\x00") {
+			t.Errorf("got %q, %v, want a greeting", hello, err)
+			return
+		}
+		name := &writer{order: binary.LittleEndian}
+		name.str(":1.7")
+		conn.Write(reply(binary.LittleEndian, 2, 1, "", "s", name.Bytes()))
+		// A signal, as the bus sends to whoever is new.
+		conn.Write(reply(binary.LittleEndian, 4, 0, "", "s", name.Bytes()))
+		asked, err := readCall(r)
+		if err != nil || !strings.Contains(asked, "ListUnitsByNames\x00") {
+			t.Errorf("got %q, %v, want a question", asked, err)
+			return
+		}
+		conn.Write(answer(asked))
+		io.Copy(io.Discard, conn)
+	}
+	return osservice.Systemd(func(context.Context) (net.Conn, error) {
+		ours, theirs := net.Pipe()
+		go serve(theirs)
+		return ours, nil
 	}, 1000)
 }
 
@@ -243,12 +231,14 @@ func TestAnswersThatAreNone(t *testing.T) {
 }
 
 func TestSilentBus(t *testing.T) {
-	ask := bus(t, func(string) []byte { return nil })
-	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-	defer cancel()
-	if _, err := ask(ctx, "nginx"); err != context.DeadlineExceeded {
-		t.Errorf("got %v", err)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		ask := bus(t, func(string) []byte { return nil })
+		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		defer cancel()
+		if _, err := ask(ctx, "nginx"); err != context.DeadlineExceeded {
+			t.Errorf("got %v", err)
+		}
+	})
 }
 
 func TestBusThatRefuses(t *testing.T) {
