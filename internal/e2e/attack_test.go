@@ -253,7 +253,7 @@ func TestFloodsCostLittle(t *testing.T) {
 							if !tt.polite {
 								select {
 								case <-ended:
-								case <-time.After(5 * time.Second):
+								case <-time.After(15 * time.Second):
 									t.Errorf("open after %d frames, %v", i, err)
 								}
 							}
@@ -407,11 +407,12 @@ func TestHugeHeadsCostLittle(t *testing.T) {
 	}
 }
 
-// A recorder is an upstream that keeps every byte and answers each head it sees.
+// A recorder is an upstream that keeps every byte and answers each head it sees, once what it says of a body has come.
 type recorder struct {
 	net.Listener
-	mu  sync.Mutex
-	got bytes.Buffer
+	mu   sync.Mutex
+	got  bytes.Buffer
+	over int // connections that have ended
 }
 
 func newRecorder(t *testing.T) *recorder {
@@ -434,7 +435,12 @@ func newRecorder(t *testing.T) *recorder {
 }
 
 func (r *recorder) serve(c net.Conn) {
-	defer c.Close()
+	defer func() {
+		c.Close()
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.over++
+	}()
 	b := make([]byte, 64<<10)
 	var all []byte
 	for answered := false; ; {
@@ -446,11 +452,37 @@ func (r *recorder) serve(c net.Conn) {
 			return
 		}
 		// Late enough that what follows a head is seen, too.
-		if all = append(all, b[:n]...); !answered && bytes.Contains(all, []byte("\r\n\r\n")) {
+		if all = append(all, b[:n]...); !answered && whole(all) {
 			answered = true
 			time.AfterFunc(30*time.Millisecond, func() { io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n") })
 		}
 	}
+}
+
+// whole reports whether a request has come with as many bytes as it says.
+func whole(request []byte) bool {
+	head, body, ok := strings.Cut(string(request), "\r\n\r\n")
+	_, length, said := strings.Cut(head, "\r\ncontent-length: ")
+	length, _, _ = strings.Cut(length, "\r\n")
+	n, err := strconv.Atoi(length)
+	return ok && (!said || err != nil || len(body) >= n)
+}
+
+// await waits until the proxy has begun no connection since begun that has not ended: then all has come. One that was
+// given up before it got here never ends.
+func (r *recorder) await(p *proxy, begun, over int) {
+	for end := time.Now().Add(2 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+		if b, o := r.connections(p); o-over >= b-begun {
+			return
+		}
+	}
+}
+
+// connections returns how many the proxy has begun, and how many have ended here.
+func (r *recorder) connections(p *proxy) (begun, over int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return p.stat("cluster.up.upstream_cx_total"), r.over
 }
 
 // take returns what has come since the last time.
@@ -468,7 +500,7 @@ func TestAmbiguousRequestsReachNobody(t *testing.T) {
 	binary(t)
 	r := newRecorder(t)
 	port := freePorts(1)[0]
-	startProxy(t, "proxy", bootstrap{listeners: httpListener{
+	p := startProxy(t, "proxy", bootstrap{listeners: httpListener{
 		port: port, hcm: "generate_request_id: false, normalize_path: true, merge_slashes: true, stream_idle_timeout: 1s, delayed_close_timeout: 0.05s",
 	}.String(), clusters: clusterOf("up", "", portOf(r))})
 	canonical := func(line string, more ...string) string {
@@ -539,13 +571,14 @@ func TestAmbiguousRequestsReachNobody(t *testing.T) {
 	}
 	for _, tt := range h1 {
 		t.Run("HTTP/1 "+tt.name, func(t *testing.T) {
+			begun, over := r.connections(p)
 			c, err := net.Dial("tcp", "127.0.0.1:"+strconv.Itoa(port))
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer c.Close()
 			io.WriteString(c, tt.send)
-			c.SetReadDeadline(time.Now().Add(5 * time.Second))
+			c.SetReadDeadline(time.Now().Add(20 * time.Second))
 			answer, err := io.ReadAll(c)
 			if ne, ok := errors.AsType[net.Error](err); ok && ne.Timeout() {
 				t.Errorf("the connection stays open after %q", answer)
@@ -556,7 +589,7 @@ func TestAmbiguousRequestsReachNobody(t *testing.T) {
 			if status := string(answer[min(9, len(answer)):min(12, len(answer))]); tt.want == "" && (status < "400" || status > "501") {
 				t.Errorf("answered with %q", answer)
 			}
-			time.Sleep(20 * time.Millisecond)
+			r.await(p, begun, over)
 			one(t, tt.name, r.take(), tt.want)
 		})
 	}
@@ -612,30 +645,32 @@ func TestAmbiguousRequestsReachNobody(t *testing.T) {
 	}
 	for _, tt := range h2 {
 		t.Run("HTTP/2 "+tt.name, func(t *testing.T) {
-			p := dialH2(t, port)
-			p.open(1, tt.body == "", tt.fields...)
+			begun, over := r.connections(p)
+			c := dialH2(t, port)
+			c.open(1, tt.body == "", tt.fields...)
 			if tt.body != "" {
-				p.WriteData(1, true, []byte(tt.body))
+				c.WriteData(1, true, []byte(tt.body))
 			}
-			status, _ := p.answer()
+			status, _ := c.answer()
 			if tt.want == "" && status >= 200 && status < 400 {
 				t.Errorf("answered with %d", status)
 			}
-			p.Close()
-			time.Sleep(20 * time.Millisecond)
+			c.Close()
+			r.await(p, begun, over)
 			one(t, tt.name, r.take(), tt.want)
 		})
 	}
 	// A body that is not as long as it was said to be: its request is never complete.
 	for name, body := range map[string]string{"longer": "abcdef" + next, "shorter": "ab"} {
 		t.Run("HTTP/2 body "+name+" than said", func(t *testing.T) {
-			p := dialH2(t, port)
-			p.open(1, false, post("content-length", "5")...)
+			begun, over := r.connections(p)
+			c := dialH2(t, port)
+			c.open(1, false, post("content-length", "5")...)
 			time.Sleep(10 * time.Millisecond)
-			p.WriteData(1, true, []byte(body))
-			p.answer()
-			p.Close()
-			time.Sleep(50 * time.Millisecond)
+			c.WriteData(1, true, []byte(body))
+			c.answer()
+			c.Close()
+			r.await(p, begun, over)
 			got := r.take()
 			if rest, ok := strings.CutPrefix(got, "POST /x HTTP/1.1\r\nhost: a.test\r\nx-forwarded-proto: http\r\ncontent-length: 5\r\n\r\n"); got != "" && (!ok || len(rest) >= 5) {
 				t.Errorf("the upstream got %q", got)
@@ -665,7 +700,7 @@ func (x *target) get(uri string, fields ...string) (int, string) {
 		}
 		x.c, x.r = c, bufio.NewReader(c)
 	}
-	x.c.SetDeadline(time.Now().Add(5 * time.Second))
+	x.c.SetDeadline(time.Now().Add(20 * time.Second))
 	fmt.Fprintf(x.c, "GET %s HTTP/1.1\r\nHost: a.test\r\n%s\r\n", uri, strings.Join(append(fields, ""), "\r\n"))
 	resp, err := http.ReadResponse(x.r, nil)
 	if err != nil {
