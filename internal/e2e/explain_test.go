@@ -53,7 +53,7 @@ func TestExplanationsAreTrue(t *testing.T) {
 				m.sidecar(t, id)
 			}
 			eventually(t, 40*time.Second, "the mesh carries requests", func() bool {
-				return m.ask("web", "GET", "/").code == 200 && m.ask("web", "GET", "/new/").code == 200 && m.ask("web", "PUT", "/").code == 403
+				return m.ask("web", "GET", "/").code == 200 && m.ask("web", "GET", "/new/").code == 200 && m.ask("web", "PUT", "/").code == 403 && m.ask("web", "PUT", "/new/").code == 403
 			})
 			check := func(method, path, jwt string, header ...string) {
 				t.Helper()
@@ -125,7 +125,9 @@ func TestExplanationsAreTrue(t *testing.T) {
 				t.Fatal(err)
 			}
 			m.write(string(entry))
-			eventually(t, 20*time.Second, "the change is in force", func() bool { return m.ask("web", "GET", "/closed").code == 200 })
+			eventually(t, 20*time.Second, "the change is in force at both instances", func() bool {
+				return m.ask("web", "GET", "/closed").code == 200 && m.ask("web", "PUT", "/new/").code == 200
+			})
 			all()
 		})
 	}
