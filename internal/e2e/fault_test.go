@@ -98,7 +98,7 @@ func TestFaultyUpstreams(t *testing.T) {
 		}, body: 4 << 20, status: 413, log: "413 - via_upstream"},
 		{name: "answers early and resets", do: func(c *net.TCPConn, r *bufio.Reader) {
 			io.WriteString(c, "HTTP/1.1 413 Too Large\r\nContent-Length: 5\r\nConnection: close\r\n\r\nlarge")
-			time.Sleep(100 * time.Millisecond)
+			time.Sleep(300 * time.Millisecond) // so that the answer has been read
 			c.SetLinger(0)
 		}, body: 4 << 20, status: 413, log: "413 "},
 		{name: "answers twice", do: hold("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\noneHTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\ntwo"), status: 200, log: "200 - via_upstream"},
@@ -107,7 +107,11 @@ func TestFaultyUpstreams(t *testing.T) {
 	routes := []string{`{match: {path: /fine}, route: {cluster: fine}}`}
 	clusters := []string{clusterOf("fine", "", echo(t, "fine"))}
 	for i, tt := range tests {
-		routes = append(routes, fmt.Sprintf(`{match: {path: /%d}, route: {cluster: c%d, timeout: 0.5s}}`, i, i))
+		timeout := "10s"
+		if strings.HasSuffix(tt.log, "response_timeout") {
+			timeout = "0.5s"
+		}
+		routes = append(routes, fmt.Sprintf(`{match: {path: /%d}, route: {cluster: c%d, timeout: %s}}`, i, i, timeout))
 		clusters = append(clusters, clusterOf(fmt.Sprintf("c%d", i), tt.cluster, faultyUpstream(t, tt.do)))
 	}
 	p := startProxy(t, "proxy", bootstrap{listeners: httpListener{port: port, routes: strings.Join(routes, ", ")}.String(), clusters: strings.Join(clusters, ", ")})
