@@ -142,7 +142,7 @@ func TestDatabaseThroughTheMesh(t *testing.T) {
 		for range 40 {
 			wg.Go(func() {
 				began := time.Now()
-				_, err := db.query(port, "insert into seen select count(*) from pg_stat_activity where application_name = 'mesh'; select pg_sleep(0.5)")
+				_, err := db.query(port, "insert into seen select count(*) from pg_stat_activity where application_name = 'mesh'; select pg_sleep(3)")
 				mu.Lock()
 				defer mu.Unlock()
 				if err == nil {
