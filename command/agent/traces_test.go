@@ -17,6 +17,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	mdns "github.com/miekg/dns"
 	tracev1 "go.opentelemetry.io/proto/otlp/trace/v1"
@@ -149,7 +150,7 @@ func TestAgentSendsTraces(t *testing.T) {
 		t.Fatal(err)
 	}
 	question := new(mdns.Msg).SetQuestion("nobody.service.consul.", mdns.TypeSRV)
-	if _, err := mdns.Exchange(question, net.JoinHostPort("127.0.0.1", fmt.Sprint(g.current().Ports.DNS))); err != nil {
+	if _, _, err := (&mdns.Client{Timeout: 20 * time.Second}).Exchange(question, net.JoinHostPort("127.0.0.1", fmt.Sprint(g.current().Ports.DNS))); err != nil {
 		t.Fatal(err)
 	}
 
