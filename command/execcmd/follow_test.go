@@ -79,7 +79,7 @@ func TestExitCodes(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if code := cmd.Run([]string{"-http-addr=" + agent(t, tt.answers).URL, "-wait=300ms", "-wait-repl=1ms", "true"}); code != tt.code {
+			if code := cmd.Run([]string{"-http-addr=" + agent(t, tt.answers).URL, "-wait=2s", "-wait-repl=1ms", "true"}); code != tt.code {
 				t.Errorf("exit %d, %s; want %d", code, &errs, tt.code)
 			}
 			if hinted := strings.Contains(errs.String(), "disable_remote_exec = false"); hinted != (tt.answers == nil) || !hinted && errs.Len() > 0 {
