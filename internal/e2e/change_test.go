@@ -149,11 +149,12 @@ func (l *load) end(t *testing.T, least int64) {
 // where it is said.
 func TestNoRequestFailsWhileThingsChange(t *testing.T) {
 	binary(t)
-	free := freePorts(5)
+	free := freePorts(6)
 	var services []any
 	instances := make([]*instance, 2)
 	for i := range instances {
-		instances[i] = &instance{t: t, name: fmt.Sprintf("web-%d", i+1), addr: "127.0.0.1:0"}
+		// Not a port of the system's choice: that could be a connection's own while nothing listens.
+		instances[i] = &instance{t: t, name: fmt.Sprintf("web-%d", i+1), addr: fmt.Sprintf("127.0.0.1:%d", free[4+i])}
 		instances[i].start()
 		t.Cleanup(func() { instances[i].srv.Close() })
 		_, port, _ := net.SplitHostPort(instances[i].addr)
