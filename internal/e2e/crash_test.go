@@ -73,6 +73,11 @@ func TestKilledServerKeepsEveryAcknowledgedWrite(t *testing.T) {
 				}
 			})
 		}
+		eventually(t, 30*time.Second, "a write is acknowledged", func() bool {
+			mu.Lock()
+			defer mu.Unlock()
+			return len(acked) > 0
+		})
 		time.Sleep(time.Duration(20+rnd.IntN(200)) * time.Millisecond)
 		a.cmd.Process.Signal(syscall.SIGKILL)
 		<-a.done
