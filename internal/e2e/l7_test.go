@@ -339,7 +339,7 @@ func TestRequestsInTheMesh(t *testing.T) {
 					"EnvoyExtensions": [{"Name": "builtin/property-override", "Arguments": {"ProxyType": "connect-proxy", "Patches": [
 						{"ResourceFilter": {"ResourceType": "route", "TrafficDirection": "outbound", "Services": [{"Name": "split"}]}, "Op": "add", "Path": "/response_headers_to_remove", "Value": ["x-who"]}]}}],
 					"UpstreamConfig": {"Overrides": [
-						{"Name": "frail", "PassiveHealthCheck": {"Interval": "500ms", "MaxFailures": 3, "EnforcingConsecutive5xx": 100, "MaxEjectionPercent": 100, "BaseEjectionTime": "2s"}},
+						{"Name": "frail", "PassiveHealthCheck": {"Interval": "500ms", "MaxFailures": 3, "EnforcingConsecutive5xx": 100, "MaxEjectionPercent": 100, "BaseEjectionTime": "5s"}},
 						{"Name": "h2", "Limits": {"MaxConcurrentRequests": 2}}]}}`,
 				`{"Kind": "service-resolver", "Name": "web",
 					"Subsets": {"v1": {"Filter": "Service.Meta.version == 1"}, "v2": {"Filter": "Service.Meta.version == 2"}},
@@ -365,7 +365,7 @@ func TestRequestsInTheMesh(t *testing.T) {
 					{"Match": {"HTTP": {"PathPrefix": "/edit"}}, "Destination": {"Service": "web", "ServiceSubset": "v1",
 						"RequestHeaders": {"Set": {"x-test-set": "1"}, "Add": {"x-test-add": "2"}, "Remove": ["x-test-gone"]}, "ResponseHeaders": {"Set": {"x-edited": "yes"}, "Remove": ["x-who"]}}},
 					{"Match": {"HTTP": {"PathPrefix": "/retried"}}, "Destination": {"Service": "web", "ServiceSubset": "v1", "NumRetries": 3, "RetryOnStatusCodes": [503]}},
-					{"Match": {"HTTP": {"PathPrefix": "/timed"}}, "Destination": {"Service": "web", "ServiceSubset": "v1", "RequestTimeout": "300ms"}}]}`,
+					{"Match": {"HTTP": {"PathPrefix": "/timed"}}, "Destination": {"Service": "web", "ServiceSubset": "v1", "RequestTimeout": "2s"}}]}`,
 				fmt.Sprintf(`{"Kind": "jwt-provider", "Name": "issuer", "Issuer": "https://issuer.example", "Audiences": ["vault"], "JSONWebKeySet": {"Local": {"JWKS": %q}},
 					"Locations": [{"Header": {"Name": "authorization", "ValuePrefix": "Bearer "}}], "Forwarding": {"HeaderName": "x-test-payload"}}`, sign.keys(t)),
 				`{"Kind": "service-intentions", "Name": "vault", "Sources": [{"Name": "shop", "Permissions": [
@@ -574,7 +574,7 @@ func requestBehaviours(t *testing.T, m *mesh, spans *collector, exposed int) {
 		var wg sync.WaitGroup
 		for range 6 {
 			wg.Go(func() {
-				r := m.ask("h2", "GET", "/?sleep=500ms").String()
+				r := m.ask("h2", "GET", "/?sleep=3s").String()
 				mu.Lock()
 				defer mu.Unlock()
 				got[r]++
