@@ -187,7 +187,7 @@ func webSocketServer(t *testing.T, h2 bool) int {
 	return port
 }
 
-const webSocketHCM = `upgrade_configs: [{upgrade_type: websocket}], http2_protocol_options: {allow_connect: true}, stream_idle_timeout: 3s`
+const webSocketHCM = `upgrade_configs: [{upgrade_type: websocket}], http2_protocol_options: {allow_connect: true}, stream_idle_timeout: 6s`
 
 // TestWebSocket speaks to a server through one proxy and two, over HTTP/1 and extended CONNECT on either side.
 func TestWebSocket(t *testing.T) {
@@ -203,7 +203,7 @@ func TestWebSocket(t *testing.T) {
 						cluster = speaksH2
 					}
 					// A route's timeout ends with the handshake.
-					port := through(t, webSocketServer(t, serverH2), httpListener{hcm: webSocketHCM, routes: `{match: {prefix: /}, route: {cluster: up, timeout: 0.4s}}`}, cluster)
+					port := through(t, webSocketServer(t, serverH2), httpListener{hcm: webSocketHCM, routes: `{match: {prefix: /}, route: {cluster: up, timeout: 2s}}`}, cluster)
 					webSockets(t, port, clientH2)
 				})
 			}
@@ -310,14 +310,14 @@ func webSockets(t *testing.T, port int, h2 bool) {
 	})
 	t.Run("longer than the route's timeout", func(t *testing.T) {
 		c := dial(t, websocket.DialOptions{})
-		say(t, c, websocket.MessageText, []byte("wait 700ms"))
+		say(t, c, websocket.MessageText, []byte("wait 3s"))
 		say(t, c, websocket.MessageText, []byte("still here"))
 	})
 	t.Run("pings keep it longer than the idle timeout", func(t *testing.T) {
 		c := dial(t, websocket.DialOptions{})
 		gone := c.CloseRead(ctx)
 		for range 10 {
-			time.Sleep(400 * time.Millisecond)
+			time.Sleep(700 * time.Millisecond)
 			if err := c.Ping(ctx); err != nil {
 				t.Fatal(err)
 			}
@@ -331,7 +331,7 @@ func webSockets(t *testing.T, port int, h2 bool) {
 		say(t, c, websocket.MessageText, []byte("last words"))
 		began := time.Now()
 		_, _, err := c.Read(ctx)
-		if d := time.Since(began); err == nil || d < 2800*time.Millisecond || d > 15*time.Second {
+		if d := time.Since(began); err == nil || d < 5800*time.Millisecond || d > 30*time.Second {
 			t.Errorf("ended after %v with %v", d, err)
 		}
 	})
