@@ -6,7 +6,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -198,13 +197,7 @@ func TestRunExitCodes(t *testing.T) {
 		})
 	}
 	t.Run("no agent", func(t *testing.T) {
-		ln, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		addr := ln.Addr().String()
-		ln.Close()
-		out, code := runCLI(t, []string{"CONSUL_HTTP_ADDR=" + addr}, "run", "-name", "job", "-ready-timeout", "1s", "--", "true")
+		out, code := runCLI(t, []string{"CONSUL_HTTP_ADDR=127.0.0.1:" + strconv.Itoa(freePorts(1)[0])}, "run", "-name", "job", "-ready-timeout", "1s", "--", "true")
 		if code != 1 || !strings.Contains(out, "Error preparing job: not ready within 1s: ") {
 			t.Errorf("exit %d, output %q", code, out)
 		}
