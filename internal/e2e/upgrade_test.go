@@ -141,7 +141,7 @@ func echoBytes(t testing.TB, addr string) int {
 
 // answers reports whether what is sent comes back.
 func answers(c net.Conn, word string) bool {
-	c.SetDeadline(time.Now().Add(3 * time.Second))
+	c.SetDeadline(time.Now().Add(20 * time.Second))
 	b := make([]byte, len(word))
 	if _, err := c.Write([]byte(word)); err != nil {
 		return false
@@ -239,7 +239,7 @@ func TestUpgradeLosesNoRequest(t *testing.T) {
 			running[service] = next
 			if service == "web" || round > 0 {
 				// No connection is left that does not end by itself.
-				if code, ended := old.exit(20 * time.Second); !ended || code != 0 {
+				if code, ended := old.exit(40 * time.Second); !ended || code != 0 {
 					t.Errorf("the old process of %s: ended %v with %d\n%s", service, ended, code, tail(old.output(), 10))
 				}
 			} else if _, ended := old.exit(time.Second); ended {
@@ -285,11 +285,9 @@ func TestAgentReplacesSidecarsWithoutLoss(t *testing.T) {
 	url := fmt.Sprintf("http://127.0.0.1:%d", toWeb)
 	one := &http.Client{Timeout: 5 * time.Second}
 	eventually(t, 30*time.Second, "shop reaches web", func() bool { return askWeb(one, url, 1) == nil })
-	before := sidecarPIDs(a)
-	if len(before) != 3 {
-		t.Fatalf("sidecars %v, want three", before)
-	}
-	time.Sleep(2 * time.Second) // until they have saved what they know
+	var before []int
+	eventually(t, 30*time.Second, "there are three sidecars", func() bool { before = sidecarPIDs(a); return len(before) == 3 })
+	time.Sleep(4 * time.Second) // until they have saved what they know
 	l := startSteadyLoad(t, url)
 
 	a.cmd.Process.Signal(syscall.SIGKILL)
