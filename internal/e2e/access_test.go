@@ -122,7 +122,7 @@ func TestAccessControlAcrossAgents(t *testing.T) {
 		eventually(t, 20*time.Second, "the token is good", func() bool { return c.get("/v1/agent/service/web?token="+web) != nil })
 		servers[0].must(t, "DELETE", "/v1/acl/token/"+accessor+"?token="+rootSecret, "")
 		start := time.Now()
-		eventually(t, 6*time.Second, "the token is refused by the other agent", func() bool {
+		eventually(t, 15*time.Second, "the token is refused by the other agent", func() bool {
 			code, _, _ := c.call("GET", "/v1/agent/service/web?token="+web, "")
 			return code == 403
 		})

@@ -111,7 +111,7 @@ func (m *machine) must(user string, args ...string) string {
 
 // call asks a URL as an application does, and returns the body of the answer or what went wrong.
 func (m *machine) call(user, url string) string {
-	out, _ := m.run(user, "curl", "-sS", "--max-time", "4", url)
+	out, _ := m.run(user, "curl", "-sS", "--max-time", "10", url)
 	return out
 }
 

@@ -90,7 +90,7 @@ func TestServicesOfAnotherDatacenter(t *testing.T) {
 			"-register", "-address", address, "-wan-address", address)
 	}
 	call := func(port int) string {
-		out, _ := exec.Command("curl", "-sS", "--max-time", "3", fmt.Sprintf("http://127.0.0.1:%d/x", port)).CombinedOutput()
+		out, _ := exec.Command("curl", "-sS", "--max-time", "10", fmt.Sprintf("http://127.0.0.1:%d/x", port)).CombinedOutput()
 		return string(out)
 	}
 	works := func(port int, service string) func() bool {

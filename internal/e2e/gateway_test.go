@@ -80,7 +80,7 @@ func TestGateways(t *testing.T) {
 				start(t, kind+"-envoy", nil, tool(t, "envoy"), "-c", file, "--disable-hot-restart", "--concurrency", "1", "--base-id", fmt.Sprint(p[12+i]))
 			}
 			call := func(port int, path string, more ...string) string {
-				args := append([]string{"-sS", "--max-time", "3", fmt.Sprintf("http://127.0.0.1:%d%s", port, path)}, more...)
+				args := append([]string{"-sS", "--max-time", "10", fmt.Sprintf("http://127.0.0.1:%d%s", port, path)}, more...)
 				out, _ := exec.Command("curl", args...).CombinedOutput()
 				return string(out)
 			}

@@ -84,7 +84,7 @@ func TestPeering(t *testing.T) {
 	eventually(t, 20*time.Second, "the peering is active", active)
 
 	call := func(port int, path string) string {
-		out, _ := exec.Command("curl", "-sS", "--max-time", "3", fmt.Sprintf("http://127.0.0.1:%d%s", port, path)).CombinedOutput()
+		out, _ := exec.Command("curl", "-sS", "--max-time", "10", fmt.Sprintf("http://127.0.0.1:%d%s", port, path)).CombinedOutput()
 		return string(out)
 	}
 	works := func(port int, service string) func() bool {
@@ -120,7 +120,7 @@ func TestPeering(t *testing.T) {
 	ask := func(name string, typ uint16) []dns.RR {
 		m := new(dns.Msg)
 		m.SetQuestion(name, typ)
-		r, err := dns.Exchange(m, fmt.Sprintf("127.0.0.1:%d", west.ports["dns"]))
+		r, _, err := (&dns.Client{Timeout: 20 * time.Second}).Exchange(m, fmt.Sprintf("127.0.0.1:%d", west.ports["dns"]))
 		if err != nil {
 			t.Fatal(err)
 		}

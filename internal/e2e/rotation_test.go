@@ -317,7 +317,7 @@ func TestRotationRidesOutTheLossOfItsLeader(t *testing.T) {
 	sidecar := start(t, "sidecar", env, binary(t), "connect", "proxy", "-sidecar-for", "web", "-admin-socket", "none")
 	old, _ := c.activeKey()
 	eventually(t, 30*time.Second, "the sidecar serves", func() bool { return issuer(ports[1]) == old })
-	time.Sleep(2 * time.Second) // until the agent takes what the sidecar has for all it has
+	time.Sleep(5 * time.Second) // until the agent takes what the sidecar has for all it has
 
 	sidecar.cmd.Process.Signal(syscall.SIGSTOP)
 	resumed := false

@@ -84,7 +84,7 @@ func TestClusterWithTLSKeepsOthersOut(t *testing.T) {
 			return nil
 		}
 		defer conn.Close()
-		conn.SetDeadline(time.Now().Add(5 * time.Second))
+		conn.SetDeadline(time.Now().Add(20 * time.Second))
 		conn.Write([]byte("\x00\x00\x00\x00"))
 		if n, err := conn.Read(make([]byte, 16)); err == nil {
 			return errors.New("the server answered " + string(rune('0'+n)) + " bytes")
@@ -125,7 +125,7 @@ func TestClusterWithTLSKeepsOthersOut(t *testing.T) {
 	}
 	plain := newAgent(t, "p1", map[string]any{"retry_join": join, "retry_max": 2})
 	plain.run(t)
-	if code, ended := plain.exit(20 * time.Second); !ended || code != 1 {
+	if code, ended := plain.exit(60 * time.Second); !ended || code != 1 {
 		t.Errorf("an agent without the gossip key: ended %v, code %d, want 1", ended, code)
 	}
 	members := leader.must(t, "GET", "/v1/agent/members", "")
