@@ -138,12 +138,18 @@ func TestScriptIsUnderstood(t *testing.T) {
 		ProxyUID: 4000, InboundPort: 20000, OutboundPort: 15001, ExcludeInboundPorts: []uint16{22}, ExcludeOutboundPorts: []uint16{22},
 		ExcludeOutbound: prefixes("10.0.0.0/8", "10.1.0.0/16"), DNS: netip.MustParseAddrPort("[::1]:53"),
 	}
-	cmd := exec.Command(nft, "--check", "-f", "-")
-	cmd.Stdin = strings.NewReader(r.Script())
-	if out, err := cmd.CombinedOutput(); err != nil {
-		if strings.Contains(string(out), "Operation not permitted") {
-			t.Skip("may not administer the network")
-		}
+	check := func(script string) (string, error) {
+		cmd := exec.Command(nft, "--check", "-f", "-")
+		cmd.Stdin = strings.NewReader(script)
+		out, err := cmd.CombinedOutput()
+		return string(out), err
+	}
+	// The kernel has a say, too: it may not know of such rules, or not take them from us.
+	const least = "table inet sarn_probe {\n chain c {\n  type nat hook output priority -100;\n  fib daddr type != local return\n  meta skuid 1 return\n  tcp dport 1 redirect to :2\n  meta nfproto ipv6 udp dport 53 dnat ip6 to [::1]:53\n }\n}\n"
+	if out, err := check(least); err != nil {
+		t.Skipf("no rules of this kind can be made here: %v\n%s", err, out)
+	}
+	if out, err := check(r.Script()); err != nil {
 		t.Errorf("%v\n%s\n%s", err, out, r.Script())
 	}
 }
