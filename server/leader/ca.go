@@ -24,9 +24,13 @@ type Authority interface {
 // maintainCAEvery is how often roots are looked after.
 const maintainCAEvery = time.Hour
 
-// FirstCA initializes an authority that needs nobody outside before other duties begin. Where that fails, CA tries again.
+// FirstCA makes the first root of an authority that needs nobody outside, before other duties begin. Where that fails, CA
+// tries again.
 func FirstCA(a Authority) Duty {
 	return Duty{Name: "ca", Run: func(ctx context.Context, l *Leader) error {
+		if _, roots := l.Store.View().CARoots(); len(roots) > 0 {
+			return nil // what is changed in an old cluster can need who was the authority before
+		}
 		if err := a.Initialize(ctx, l.Store, l.Apply); err != nil && ctx.Err() == nil {
 			l.Log.Warn("the certificate authority is not ready yet, will retry", "error", err)
 		}
