@@ -53,7 +53,7 @@ func newPatroni(t *testing.T, name string, agent *agent) *patroni {
 		},
 		"bootstrap": map[string]any{
 			"dcs": map[string]any{
-				"ttl": int(patroniTTL.Seconds()), "loop_wait": 1, "retry_timeout": 5, "synchronous_mode": true,
+				"ttl": int(patroniTTL.Seconds()), "loop_wait": 1, "retry_timeout": 9, "synchronous_mode": true,
 				"postgresql": map[string]any{"use_pg_rewind": true, "parameters": map[string]any{"wal_log_hints": "on"}},
 			},
 			"initdb": []any{"no-sync", map[string]any{"encoding": "UTF8"}, map[string]any{"locale": "C"}, map[string]any{"auth": "trust"}},
