@@ -75,7 +75,9 @@ type Config struct {
 	RaftTrailingLogs    uint64        // default 10240
 	RaftSegmentBytes    int           // raft_logstore.wal.segment_size_mb; default 64 MiB
 	RaftPreVoteDisabled bool
-	RaftCacheDisabled   bool // raft_logstore.disable_log_cache
+	RaftCacheDisabled   bool          // raft_logstore.disable_log_cache
+	RaftVerify          bool          // raft_logstore.verification.enabled
+	RaftVerifyEvery     time.Duration // raft_logstore.verification.interval; default 60s
 	// Autopilot is used until a configuration is stored; nil for the default.
 	Autopilot *operator.AutopilotConfig
 

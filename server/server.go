@@ -97,7 +97,7 @@ func New(cfg Config) (*Server, error) {
 		AddressOf: func(id string) (string, bool) { return s.membership.AddressOf(id) },
 		Lead:      s.lead, Multiplier: cfg.RaftMultiplier, SnapshotThreshold: cfg.RaftSnapshotEntries,
 		SnapshotInterval: cfg.RaftSnapshotEvery, TrailingLogs: cfg.RaftTrailingLogs, PreVoteDisabled: cfg.RaftPreVoteDisabled,
-		CacheDisabled: cfg.RaftCacheDisabled, Logger: cfg.Logger,
+		CacheDisabled: cfg.RaftCacheDisabled, Verify: cfg.RaftVerify, VerifyInterval: cfg.RaftVerifyEvery, Logger: cfg.Logger,
 	})
 	if err != nil {
 		return nil, err

@@ -22,6 +22,8 @@ const (
 		feed.client.open`
 	knownCounters = `client.rpc client.rpc.exceeded client.rpc.failed rpc.request rpc.request_error rpc.query rpc.rate_limit.exceeded
 		rpc.rate_limit.log_dropped raft.apply raft.barrier raft.verify_leader raft.restore raft.state.leader raft.state.candidate raft.state.follower
+		raft.logstore.verifier.checkpoints_written raft.logstore.verifier.dropped_reports raft.logstore.verifier.ranges_verified
+		raft.logstore.verifier.read_checksum_failures raft.logstore.verifier.write_checksum_failures
 		raft.transition.heartbeat_timeout memberlist.msg.alive memberlist.msg.dead memberlist.msg.suspect memberlist.tcp.connect
 		memberlist.tcp.accept memberlist.tcp.sent memberlist.udp.sent memberlist.udp.received memberlist.degraded.probe
 		serf.member.join serf.member.left serf.member.failed serf.member.flap serf.events xds.server.streamDrained acl.token.cache_hit acl.token.cache_miss acl.blocked.node.registration

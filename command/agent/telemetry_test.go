@@ -25,7 +25,8 @@ const exercised = `api_http client_api_catalog_register client_api_success_catal
 	acl_ResolveToken acl_token_upsert acl_token_delete acl_policy_upsert acl_policy_delete acl_role_upsert
 	fsm_register fsm_deregister fsm_kvs fsm_txn fsm_session fsm_acl_token fsm_acl_policy fsm_acl_role fsm_ca fsm_system_metadata
 	config_entry_apply intention_apply prepared_query_apply fsm_prepared_query fsm_config_entry cache_fetch_success cache_health_instances_hit
-	cache_health_instances_miss_new raft_apply raft_commitTime leader_barrier leader_reconcileMember runtime_num_goroutines
+	cache_health_instances_miss_new raft_apply raft_commitTime raft_logstore_verifier_checkpoints_written
+	raft_logstore_verifier_ranges_verified leader_barrier leader_reconcileMember runtime_num_goroutines
 	runtime_alloc_bytes version rpc_consistentRead`
 
 // inTime are gauges that are set every few seconds.
@@ -96,7 +97,8 @@ func promValues(text string) map[string]float64 {
 }
 
 func TestDocumentedMetricsAreThere(t *testing.T) {
-	g := runServer(t, `telemetry { prometheus_retention_time = "1h" disable_hostname = true enable_host_metrics = true }`)
+	g := runServer(t, `telemetry { prometheus_retention_time = "1h" disable_hostname = true enable_host_metrics = true }
+		raft_logstore { verification { enabled = true interval = "100ms" } }`)
 	put := func(path, body string) string { return g.must("PUT", path, body) }
 	put("/v1/catalog/register", `{"Node":"n1","Address":"10.0.0.1","Service":{"Service":"web","Port":80}}`)
 	put("/v1/catalog/deregister", `{"Node":"n1"}`)

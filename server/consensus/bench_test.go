@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/sarnmesh/sarn/catalog/kv"
 	"github.com/sarnmesh/sarn/catalog/state"
@@ -16,7 +17,14 @@ import (
 
 // BenchmarkApply measures writes of 64 callers at once by a single member whose log is on disk: batch, log entry, sync,
 // state, answer.
-func BenchmarkApply(b *testing.B) {
+func BenchmarkApply(b *testing.B) { benchmarkApply(b, consensus.Config{}) }
+
+// BenchmarkApplyVerified is the same with a log that is verified once a second, which is oftener than anybody needs.
+func BenchmarkApplyVerified(b *testing.B) {
+	benchmarkApply(b, consensus.Config{Verify: true, VerifyInterval: time.Second})
+}
+
+func benchmarkApply(b *testing.B, conf consensus.Config) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		b.Fatal(err)
@@ -28,15 +36,13 @@ func BenchmarkApply(b *testing.B) {
 	})
 	dir := b.TempDir()
 	leading := make(chan struct{})
-	r, err := consensus.New(consensus.Config{
-		ID: "one", Address: l.Addr().String(), FSM: fsm.New(store, appliers), Listener: l,
-		Storage: func() (*consensus.Storage, error) { return consensus.Disk(consensus.DiskConfig{Dir: dir}) },
-		Dial: func(ctx context.Context, address string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, "tcp", address)
-		},
-		Lead:       func(ctx context.Context) { close(leading); <-ctx.Done() },
-		Multiplier: 1,
-	})
+	conf.ID, conf.Address, conf.FSM, conf.Listener, conf.Multiplier = "one", l.Addr().String(), fsm.New(store, appliers), l, 1
+	conf.Storage = func() (*consensus.Storage, error) { return consensus.Disk(consensus.DiskConfig{Dir: dir}) }
+	conf.Dial = func(ctx context.Context, address string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "tcp", address)
+	}
+	conf.Lead = func(ctx context.Context) { close(leading); <-ctx.Done() }
+	r, err := consensus.New(conf)
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -39,6 +39,11 @@ type Config struct {
 	PreVoteDisabled   bool
 	CacheDisabled     bool // read the newest entries from the log, too
 
+	// Verify has what is written to the log read back and compared with what the leader wrote, where the leader does so,
+	// too: it writes checkpoints. What differs is logged and counted.
+	Verify         bool
+	VerifyInterval time.Duration // from one checkpoint to the next; default 60s
+
 	Logger hclog.Logger // default discards
 }
 
@@ -138,6 +143,9 @@ func New(cfg Config) (*Raft, error) {
 	if cfg.TrailingLogs == 0 {
 		cfg.TrailingLogs = 10240
 	}
+	if cfg.VerifyInterval == 0 {
+		cfg.VerifyInterval = 60 * time.Second
+	}
 	if cfg.AddressOf == nil {
 		cfg.AddressOf = func(string) (string, bool) { return "", false }
 	}
@@ -203,8 +211,13 @@ func (r *Raft) Run(ctx context.Context) (err error) {
 	conf := r.raftConfig()
 	conf.NotifyCh = notify
 	logs := storage.Logs
+	if r.cfg.Verify {
+		v := newVerified(logs, r.log)
+		defer v.stop()
+		logs = v
+	}
 	if !storage.InMemory && !r.cfg.CacheDisabled {
-		logs = newCache(storage.Logs)
+		logs = newCache(logs)
 	}
 	if err := r.recover(conf, storage, trans); err != nil {
 		return fmt.Errorf("recover the members of raft: %w", err)
@@ -411,7 +424,12 @@ func (r *Raft) beginLeading(ctx context.Context, ra *raft.Raft) (stop func()) {
 			return
 		}
 		r.log.Info("leading", "id", r.cfg.ID)
+		var verifying sync.WaitGroup
+		if r.cfg.Verify {
+			verifying.Go(func() { r.writeCheckpoints(ctx, ra) })
+		}
 		r.cfg.Lead(ctx)
+		verifying.Wait()
 	}()
 	return func() {
 		cancel()

@@ -10,6 +10,9 @@ import (
 // The library measures the rest, as raft.*.
 var metricBarrier = measure.NewTimer("leader.barrier")
 
+// metricVerifier begins the names of counters of what a verified log finds.
+const metricVerifier = "raft.logstore.verifier."
+
 // walMetrics tells what the log on disk counts, as raft.wal.*: entries and bytes written and read, segments begun.
 type walMetrics struct{}
 

@@ -372,6 +372,9 @@ func (b *builder) checkRaft() {
 	if mb := s.Raft.SegmentSizeMB; mb < 1 || mb > 1024 {
 		b.fail("raft_logstore.wal.segment_size_mb", "raft_logstore.wal.segment_size_mb cannot be less than 1 or greater than 1024")
 	}
+	if d := s.Raft.VerificationInterval; d < 0 {
+		b.fail("raft_logstore.verification.interval", "raft_logstore.verification.interval cannot be %v. Must be greater than or equal to zero", d)
+	}
 	b.atLeastZero("autopilot.max_trailing_logs", s.Autopilot.MaxTrailingLogs)
 	b.atLeastZero("autopilot.min_quorum", s.Autopilot.MinQuorum)
 	for key, d := range map[string]*time.Duration{

@@ -76,6 +76,7 @@ var inHCL = []mistake{
 	{"segment", `segment = "x"`, "Network segments are not supported in this version of Sarn", "1:11"},
 	{"Raft", `raft_protocol = 2`, "raft_protocol version 2 is not supported by this version of Sarn", "1:17"},
 	{"multiplier", `performance { raft_multiplier = 11 }`, "performance.raft_multiplier cannot be 11. Must be between 1 and 10", "1:33"},
+	{"interval of verification", `raft_logstore { verification { interval = "-1s" } }`, "raft_logstore.verification.interval cannot be -1s. Must be greater than or equal to zero", "1:43"},
 	{"log store", `raft_logstore { backend = "x" }`, "raft_logstore.backend must be one of 'boltdb' or 'wal'", "1:27"},
 	{"keepalive", `performance { grpc_keepalive_timeout = "10ms" }`, "performance.grpc_keepalive_timeout: duration '10ms' cannot be less than: 1s", "1:40"},
 	{"output of checks", `check_output_max_size = 0`, "check_output_max_size must be positive, to discard check output use the discard_check_output flag", "1:25"},
