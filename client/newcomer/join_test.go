@@ -84,38 +84,54 @@ func tokenOf(ca *testkit.CA) *intro.JoinToken {
 
 // Who is in between sees no secret, whatever he shows.
 func TestJoinShowsItsTokenToTheClusterAlone(t *testing.T) {
-	ours, theirs := testkit.NewCA(t, "servers"), testkit.NewCA(t, "servers")
 	const name = "server.dc1.consul"
 	for what, tt := range map[string]struct {
-		cert *tls.Certificate
+		cert func(t *testing.T, ours, theirs *testkit.CA) *tls.Certificate
 		err  string // empty: joins
 	}{
-		"the cluster":                      {shown(ours.Issue(name), ours.Certificate()), ""},
-		"another cluster":                  {shown(theirs.Issue(name), theirs.Certificate()), "somebody is in between"},
-		"another cluster beside":           {shown(theirs.Issue(name), theirs.Certificate(), ours.Certificate()), "signed by unknown authority"},
-		"a client of the cluster":          {shown(ours.Issue("client.dc1.consul"), ours.Certificate()), "not server.dc1.consul"},
-		"a server of another datacenter":   {shown(ours.Issue("server.dc2.consul"), ours.Certificate()), "not server.dc1.consul"},
-		"a server without its authority":   {shown(ours.Issue(name)), "somebody is in between"},
-		"a leaf in place of the authority": {shown(theirs.Issue(name), theirs.Certificate(), parsed(t, ours.Issue(name))), "somebody is in between"},
+		"the cluster": {func(_ *testing.T, ours, _ *testkit.CA) *tls.Certificate {
+			return shown(ours.Issue(name), ours.Certificate())
+		}, ""},
+		"another cluster": {func(_ *testing.T, _, theirs *testkit.CA) *tls.Certificate {
+			return shown(theirs.Issue(name), theirs.Certificate())
+		}, "somebody is in between"},
+		"another cluster beside": {func(_ *testing.T, ours, theirs *testkit.CA) *tls.Certificate {
+			return shown(theirs.Issue(name), theirs.Certificate(), ours.Certificate())
+		}, "signed by unknown authority"},
+		"a client of the cluster": {func(_ *testing.T, ours, _ *testkit.CA) *tls.Certificate {
+			return shown(ours.Issue("client.dc1.consul"), ours.Certificate())
+		}, "not server.dc1.consul"},
+		"a server of another datacenter": {func(_ *testing.T, ours, _ *testkit.CA) *tls.Certificate {
+			return shown(ours.Issue("server.dc2.consul"), ours.Certificate())
+		}, "not server.dc1.consul"},
+		"a server without its authority": {func(_ *testing.T, ours, _ *testkit.CA) *tls.Certificate {
+			return shown(ours.Issue(name))
+		}, "somebody is in between"},
+		"a leaf in place of the authority": {func(t *testing.T, ours, theirs *testkit.CA) *tls.Certificate {
+			return shown(theirs.Issue(name), theirs.Certificate(), parsed(t, ours.Issue(name)))
+		}, "somebody is in between"},
 	} {
 		t.Run(what, func(t *testing.T) {
-			n := testkit.NewNetwork(1)
-			seen := answering(t, n, tt.cert, func(req *intro.JoinRequest) (*intro.JoinReply, error) {
-				return reply(ours.Certificate(), req.Node), nil
-			})
-			got, from, err := join(t, n, tokenOf(ours))
-			if tt.err == "" {
-				if err != nil || seen.Load() != 1 || from != "10.0.0.2" || got.Settings.NodeName != "n1" {
-					t.Errorf("%v, seen by %d, from %s: %+v", err, seen.Load(), from, got)
+			testkit.Bubble(t, func(t *testing.T) {
+				ours, theirs := testkit.NewCA(t, "servers"), testkit.NewCA(t, "servers")
+				n := testkit.NewNetwork(1)
+				seen := answering(t, n, tt.cert(t, ours, theirs), func(req *intro.JoinRequest) (*intro.JoinReply, error) {
+					return reply(ours.Certificate(), req.Node), nil
+				})
+				got, from, err := join(t, n, tokenOf(ours))
+				if tt.err == "" {
+					if err != nil || seen.Load() != 1 || from != "10.0.0.2" || got.Settings.NodeName != "n1" {
+						t.Errorf("%v, seen by %d, from %s: %+v", err, seen.Load(), from, got)
+					}
+					return
 				}
-				return
-			}
-			if err == nil || !strings.Contains(err.Error(), tt.err) {
-				t.Errorf("error %v, want %q", err, tt.err)
-			}
-			if seen.Load() != 0 {
-				t.Error("the token was shown")
-			}
+				if err == nil || !strings.Contains(err.Error(), tt.err) {
+					t.Errorf("error %v, want %q", err, tt.err)
+				}
+				if seen.Load() != 0 {
+					t.Error("the token was shown")
+				}
+			})
 		})
 	}
 }
@@ -131,17 +147,19 @@ func parsed(t *testing.T, cert *tls.Certificate) *x509.Certificate {
 
 // A refusal is final: the token is not carried on to other servers.
 func TestJoinStopsAtARefusal(t *testing.T) {
-	ours := testkit.NewCA(t, "servers")
-	n := testkit.NewNetwork(1)
-	seen := answering(t, n, shown(ours.Issue("server.dc1.consul"), ours.Certificate()), func(*intro.JoinRequest) (*intro.JoinReply, error) {
-		return nil, wireerr.Errorf(403, "the join token is not accepted")
+	testkit.Bubble(t, func(t *testing.T) {
+		ours := testkit.NewCA(t, "servers")
+		n := testkit.NewNetwork(1)
+		seen := answering(t, n, shown(ours.Issue("server.dc1.consul"), ours.Certificate()), func(*intro.JoinRequest) (*intro.JoinReply, error) {
+			return nil, wireerr.Errorf(403, "the join token is not accepted")
+		})
+		token := tokenOf(ours)
+		token.Addresses = []string{"10.0.0.1:8300", "10.0.0.1:8300"}
+		_, _, err := join(t, n, token)
+		if err == nil || !strings.Contains(err.Error(), "not accepted") || seen.Load() != 1 {
+			t.Errorf("%v, shown %d times", err, seen.Load())
+		}
 	})
-	token := tokenOf(ours)
-	token.Addresses = []string{"10.0.0.1:8300", "10.0.0.1:8300"}
-	_, _, err := join(t, n, token)
-	if err == nil || !strings.Contains(err.Error(), "not accepted") || seen.Load() != 1 {
-		t.Errorf("%v, shown %d times", err, seen.Load())
-	}
 }
 
 // A server that is away is left out.
@@ -162,7 +180,7 @@ func TestJoinAsksTheNextServer(t *testing.T) {
 
 // What a server answers becomes a configuration file: it is looked at first.
 func TestJoinChecksTheAnswer(t *testing.T) {
-	ours, theirs := testkit.NewCA(t, "servers"), testkit.NewCA(t, "servers")
+	theirs := testkit.NewCA(t, "servers")
 	for what, change := range map[string]func(*intro.JoinReply){
 		"datacenter":         func(r *intro.JoinReply) { r.Settings.Datacenter = "dc2" },
 		"primary datacenter": func(r *intro.JoinReply) { r.Settings.PrimaryDatacenter = "dc1\"\nserver = true" },
@@ -178,15 +196,18 @@ func TestJoinChecksTheAnswer(t *testing.T) {
 		"odd authority":      func(r *intro.JoinReply) { r.Authorities = append(r.Authorities, "x") },
 	} {
 		t.Run(what, func(t *testing.T) {
-			n := testkit.NewNetwork(1)
-			answering(t, n, shown(ours.Issue("server.dc1.consul"), ours.Certificate()), func(req *intro.JoinRequest) (*intro.JoinReply, error) {
-				r := reply(ours.Certificate(), req.Node)
-				change(r)
-				return r, nil
+			testkit.Bubble(t, func(t *testing.T) {
+				ours := testkit.NewCA(t, "servers")
+				n := testkit.NewNetwork(1)
+				answering(t, n, shown(ours.Issue("server.dc1.consul"), ours.Certificate()), func(req *intro.JoinRequest) (*intro.JoinReply, error) {
+					r := reply(ours.Certificate(), req.Node)
+					change(r)
+					return r, nil
+				})
+				if _, _, err := join(t, n, tokenOf(ours)); err == nil || !strings.Contains(err.Error(), "is of no use") {
+					t.Errorf("taken: %v", err)
+				}
 			})
-			if _, _, err := join(t, n, tokenOf(ours)); err == nil || !strings.Contains(err.Error(), "is of no use") {
-				t.Errorf("taken: %v", err)
-			}
 		})
 	}
 }
