@@ -192,23 +192,25 @@ func TestBusyServersAreLeftForOthers(t *testing.T) {
 		{"the leader alone can do it", wireerr.ErrRateLimitedWrite, wireerr.ErrRateLimitedWrite},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			n := testkit.NewNetwork(1)
-			busy, asked := busyServer(t, n, "10.0.0.1", wireerr.ErrRateLimited)
-			other, _ := busyServer(t, n, "10.0.0.2", tt.second)
-			r := router.New(router.Config{Datacenter: "dc1", Dial: n.Host("10.0.0.3").Dial})
-			ctx, cancel := context.WithCancel(t.Context())
-			done := make(chan error, 1)
-			go func() { done <- r.Run(ctx) }()
-			defer func() { cancel(); <-done }()
-			r.Observe(gossip.Event{Kind: gossip.Joined, Members: []gossip.Member{busy, other}})
-			for range 20 { // whichever is asked first
-				if _, err := call.Call(t.Context(), r, &struct{}{}); !errors.Is(err, tt.want) {
-					t.Fatalf("got %v, want %v", err, tt.want)
+			testkit.Bubble(t, func(t *testing.T) {
+				n := testkit.NewNetwork(1)
+				busy, asked := busyServer(t, n, "10.0.0.1", wireerr.ErrRateLimited)
+				other, _ := busyServer(t, n, "10.0.0.2", tt.second)
+				r := router.New(router.Config{Datacenter: "dc1", Dial: n.Host("10.0.0.3").Dial})
+				ctx, cancel := context.WithCancel(t.Context())
+				done := make(chan error, 1)
+				go func() { done <- r.Run(ctx) }()
+				defer func() { cancel(); <-done }()
+				r.Observe(gossip.Event{Kind: gossip.Joined, Members: []gossip.Member{busy, other}})
+				for range 20 { // whichever is asked first
+					if _, err := call.Call(t.Context(), r, &struct{}{}); !errors.Is(err, tt.want) {
+						t.Fatalf("got %v, want %v", err, tt.want)
+					}
 				}
-			}
-			if asked.Load() > 1 {
-				t.Errorf("the busy server was asked %d times", asked.Load())
-			}
+				if asked.Load() > 1 {
+					t.Errorf("the busy server was asked %d times", asked.Load())
+				}
+			})
 		})
 	}
 }
