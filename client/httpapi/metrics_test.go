@@ -14,6 +14,7 @@ import (
 	"github.com/hashicorp/go-metrics"
 
 	"github.com/sarnmesh/sarn/internal/measure"
+	"github.com/sarnmesh/sarn/internal/testkit"
 )
 
 // batches collects what is told of requests.
@@ -79,17 +80,18 @@ func TestRequestsDoNotMakeSeries(t *testing.T) {
 			}
 		}
 	}
+	rng := rand.New(rand.NewPCG(testkit.Seed(t), 0))
 	random := func() string {
-		b := make([]byte, 1+rand.IntN(12))
+		b := make([]byte, 1+rng.IntN(12))
 		for i := range b {
-			b[i] = byte(33 + rand.IntN(94))
+			b[i] = byte(33 + rng.IntN(94))
 		}
 		return url.PathEscape(string(b))
 	}
 	all := map[string]bool{}
 	for range 3000 {
-		prefix := []string{"/v1/kv/", "/v1/health/service/", "/v1/catalog/node/", "/v1/agent/service/", "/v1/", "/", "/v1/session/info/", "/v1/acl/token/"}[rand.IntN(8)]
-		method := []string{"GET", "PUT", "DELETE", "LIST", "M" + fmt.Sprint(rand.IntN(1e6))}[rand.IntN(5)]
+		prefix := []string{"/v1/kv/", "/v1/health/service/", "/v1/catalog/node/", "/v1/agent/service/", "/v1/", "/", "/v1/session/info/", "/v1/acl/token/"}[rng.IntN(8)]
+		method := []string{"GET", "PUT", "DELETE", "LIST", "M" + fmt.Sprint(rng.IntN(1e6))}[rng.IntN(5)]
 		r := httptest.NewRequest("GET", prefix+random()+"?"+random()+"="+random(), bytes.NewReader(nil))
 		r.Method = method
 		s.ServeHTTP(&discard{header: http.Header{}}, r)
