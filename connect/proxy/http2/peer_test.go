@@ -32,7 +32,7 @@ func newPeer(t testing.TB, c net.Conn) *peer {
 	p.AllowIllegalWrites, p.AllowIllegalReads = true, true
 	p.enc = hpack.NewEncoder(&p.buf)
 	p.dec = hpack.NewDecoder(4096, func(hpack.HeaderField) {})
-	c.SetReadDeadline(time.Now().Add(20 * time.Second))
+	c.SetReadDeadline(time.Now().Add(time.Minute))
 	return p
 }
 
