@@ -464,7 +464,7 @@ func TestHitsDoNotAllocate(t *testing.T) {
 	s := newServers()
 	s.set("3f2b8a4e-0a0c-4a6e-9d3a-1b2c3d4e5f60", webRules, true)
 	r := access.New(access.Config{Caller: s, Recovery: func() string { return "9f2b8a4e-0a0c-4a6e-9d3a-1b2c3d4e5f60" }})
-	if n := testing.AllocsPerRun(100, func() {
+	if n := testing.AllocsPerRun(10_000, func() {
 		z, err := r.Resolve(t.Context(), "3f2b8a4e-0a0c-4a6e-9d3a-1b2c3d4e5f60")
 		if err != nil || !z.May(acl.Service, acl.Write, "web") {
 			t.Fatal(err)
