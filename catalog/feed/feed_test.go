@@ -157,8 +157,9 @@ func TestDigestsTellContentApart(t *testing.T) {
 	other, _ := begin(t, 7, a, c)
 	less, _ := begin(t, 7, a)
 	none, _ := begin(t, 7)
+	later, _ := begin(t, 8, a, b)
 	seen := map[uint64]bool{s.Version().Digest: true}
-	for _, x := range []*feed.State{filtered, swapped, other, less, none} {
+	for _, x := range []*feed.State{filtered, swapped, other, less, none, later} {
 		if seen[x.Version().Digest] {
 			t.Errorf("two states have the digest %x", x.Version().Digest)
 		}
@@ -183,6 +184,39 @@ func TestAnEventIsFollowedFromItsOwnStateOnly(t *testing.T) {
 	whole[at]++
 	if _, err := s.Follow(whole); !errors.Is(err, feed.ErrDigest) {
 		t.Errorf("with other content: %v, want %v", err, feed.ErrDigest)
+	}
+}
+
+// An event of which any bit has changed is not followed, or leads where it did.
+func TestNoChangedEventIsFollowed(t *testing.T) {
+	s, whole := begin(t, 1, instance(1, catalog.Passing), instance(2, catalog.Passing))
+	_, next, err := s.Next(300, false, []*catalog.Instance{s.Instances[1], instance(3, catalog.Passing)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, same, err := s.Next(2, false, s.Instances) // the index alone
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, event := range map[string][]byte{"whole": whole, "next": next, "same": same} {
+		want, err := s.Follow(event)
+		if err != nil {
+			t.Fatal(err)
+		}
+		refused := 0
+		for bit := range 8 * len(event) {
+			changed := bytes.Clone(event)
+			changed[bit/8] ^= 1 << (bit % 8)
+			got, err := s.Follow(changed)
+			if err != nil {
+				refused++
+			} else if got.Version() != want.Version() || got.Filtered != want.Filtered {
+				t.Errorf("%s: with bit %d changed it leads to %+v, want %+v", name, bit, got.Version(), want.Version())
+			}
+		}
+		if refused < 8*len(event)-8 {
+			t.Errorf("%s: %d of %d were refused", name, refused, 8*len(event))
+		}
 	}
 }
 

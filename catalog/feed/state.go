@@ -26,14 +26,15 @@ type State struct {
 // Version names the state.
 func (s *State) Version() Version { return Version{s.Index, s.digest} }
 
-// seal sets the digest.
+// seal sets the digest: of all that the state is, its index too.
 func (s *State) seal() {
-	d := uint64(len(s.sums))
+	const odd = 0x9e3779b97f4a7c15
+	d := s.Index*odd + uint64(len(s.sums))
 	if s.Filtered {
 		d = ^d
 	}
 	for _, sum := range s.sums {
-		d = (bits.RotateLeft64(d, 7) ^ sum) * 0x9e3779b97f4a7c15
+		d = (bits.RotateLeft64(d, 7) ^ sum) * odd
 	}
 	s.digest = d
 }
