@@ -186,7 +186,7 @@ type stream struct {
 	filter *filter.Filter[*catalog.Instance]
 
 	seen     *feed.State // returned last, nil when something else was shown since
-	again    bool        // it was asked for again since its state is older than what was shown
+	again    uint64      // the index of what was shown, since the state is older than which it was asked for again
 	refusals uint64      // that were returned, or were there before
 	downs    uint64      // likewise
 }
@@ -228,12 +228,12 @@ func (t *stream) next(ctx context.Context, since uint64) (*feed.State, read.Meta
 		case s.refused != nil:
 			t.refusals, t.seen = s.refusals, nil
 			return nil, none, s.refused
-		case s.live && t.seen == nil && s.state.Index < since && !t.again:
-			t.again = true
+		case s.live && t.seen == nil && s.state.Index < since && t.again < since:
+			t.again = since
 			c.ask(s) // with the floor that it now has
 			continue
 		case s.live && (s.state != t.seen || since == 0):
-			t.seen, t.again = s.state, false
+			t.seen, t.again = s.state, 0
 			s.floor = max(s.floor, s.state.Index)
 			return s.state, s.meta, nil
 		case !s.live && c.down != nil && t.downs != c.downs:

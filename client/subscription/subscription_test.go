@@ -33,8 +33,9 @@ const patience = time.Hour
 type agent struct {
 	t       *testing.T
 	streams *subscription.Client
-	feeds   chan *server // that were opened
-	stop    func()       // ends Run and waits for it
+	feeds   chan *server                       // that were opened
+	dial    func() (io.ReadWriteCloser, error) // opens feeds; nil for those that are told to feeds
+	stop    func()                             // ends Run and waits for it
 
 	mu     sync.Mutex
 	err    error // of attempts
@@ -88,6 +89,9 @@ func (a *agent) Duplex(ctx context.Context, d rpc.Descriptor, _, _ any) (io.Read
 		return nil, ctx.Err()
 	case err != nil:
 		return nil, err
+	}
+	if a.dial != nil {
+		return a.dial()
 	}
 	in, w := io.Pipe()
 	r, out := io.Pipe()
@@ -600,10 +604,15 @@ func TestRefusals(t *testing.T) {
 				f.send(event(id, data))
 				one.shows("5: a=1")
 				two.shows("5: a=1")
+				waited := make(chan error)
+				go func() {
+					_, err := one.next()
+					waited <- err
+				}()
+				synctest.Wait()
 				f.send(refused(id, tt.status, tt.text))
-				for i, v := range []*reader{one, two} {
-					err := v.fails()
-					if tt.is != nil && !errors.Is(err, tt.is) || tt.tells != 0 && (wireerr.Status(err) != tt.tells || !strings.Contains(err.Error(), tt.text)) {
+				for i, err := range []error{<-waited, two.fails()} {
+					if err == nil || tt.is != nil && !errors.Is(err, tt.is) || tt.tells != 0 && (wireerr.Status(err) != tt.tells || !strings.Contains(err.Error(), tt.text)) {
 						t.Errorf("stream %d tells %v", i, err)
 					}
 				}
@@ -801,6 +810,10 @@ func TestReadersDoNotGoBack(t *testing.T) {
 		one.shows("23: a=3")
 
 		// A server that still has less after it was asked again has had its index go back: so it is told.
+		_, data = follow(t, s, 24, "z=1")
+		half := event(id, data)
+		half.Last = false
+		f.send(half)
 		three := a.open(web)
 		defer three.s.Close()
 		three.since = 50
@@ -809,12 +822,38 @@ func TestReadersDoNotGoBack(t *testing.T) {
 		id = f.wants(ofWeb, "", s.Version(), 50)
 		f.send(current(id))
 		three.shows("23: a=3")
-		_, data = follow(t, s, 24, "a=4")
+		s, data = follow(t, s, 24, "a=4")
 		f.send(event(id, data))
 		three.shows("24: a=4")
 		one.shows("24: a=4")
 		two.shows("24: a=4")
 		f.idle(time.Second)
+
+		// Who was told to ask elsewhere meanwhile, and was shown something newer still, has it asked for once more.
+		four := a.open(web)
+		defer four.s.Close()
+		four.since = 60
+		four.quiet(time.Second)
+		f.ends(id)
+		id = f.wants(ofWeb, "", s.Version(), 60)
+		f.send(refused(id, 503, "too many"))
+		four.fails()
+		four.since = 70
+		for _, v := range []*reader{one, two, three} {
+			v.fails()
+		}
+		one.quiet(time.Second)
+		id = f.wants(ofWeb, "", s.Version(), 60)
+		s, data = follow(t, s, 61, "a=5")
+		f.send(event(id, data))
+		one.shows("61: a=5")
+		four.quiet(time.Second)
+		f.ends(id)
+		id = f.wants(ofWeb, "", s.Version(), 70)
+		_, data = follow(t, s, 71, "a=6")
+		f.send(event(id, data))
+		four.shows("71: a=6")
+		one.shows("71: a=6")
 	})
 }
 
@@ -973,8 +1012,12 @@ func TestFeedsThatDoNotLastAreGivenUp(t *testing.T) {
 				v.shows("5: a=1")
 				v.quiet(6 * time.Second) // this one has lasted
 				tt.end(f)
-				for range tt.feeds {
+				for i := range tt.feeds {
+					began := time.Now()
 					f = a.feed()
+					if took := time.Since(began); took > 6400*time.Millisecond {
+						t.Fatalf("feed %d after %v", i, took)
+					}
 					f.wants(ofWeb, "", s.Version(), 5)
 					time.Sleep(4 * time.Second)
 					tt.end(f)
@@ -1072,6 +1115,9 @@ func TestAnUnusedFeedIsClosed(t *testing.T) {
 			f.ends(id)
 			if took := f.closed(); took < 50*time.Second || took > 70*time.Second {
 				t.Errorf("closed after %v", took)
+			}
+			if synctest.Wait(); !a.streams.Covers(catalog.InstancesCall.Descriptor, &web) {
+				t.Error("it is not covered")
 			}
 			a.noFeed(time.Hour)
 		}
