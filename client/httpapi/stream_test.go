@@ -117,6 +117,7 @@ func TestBlockingQueriesAreAnsweredByStreams(t *testing.T) {
 		check("bounded age", do(s, "GET", "/v1/health/service/web?index=4&max_stale=5s", ""), "blocking-query", "9", "", 4)
 
 		// Out of touch, ?cached gets what there is, with its age; a query the servers' word, after its wait.
+		synctest.Wait() // until every view has the change
 		x.set(nil, errors.New("the connection broke"))
 		time.Sleep(30 * time.Second)
 		w := do(s, "GET", "/v1/health/service/web?cached", "")
