@@ -39,9 +39,9 @@ func TestQuickStart(t *testing.T) {
 			if name == "first" {
 				t.Cleanup(func() {})
 			}
-			p.end(syscall.SIGINT)
-			if code, _ := p.exit(0); code != 0 {
-				t.Errorf("exit code %d after an interrupt", code)
+			p.cmd.Process.Signal(syscall.SIGINT)
+			if code, ended := p.exit(time.Minute); !ended || code != 0 {
+				t.Errorf("ended %v with code %d after an interrupt", ended, code)
 			}
 		})
 	}
