@@ -517,6 +517,10 @@ func label(step map[string]any) string {
 	return strings.TrimSpace(method + " " + path)
 }
 
+// leastPatience is how long a step is tried again that may be, however short a time its case gives it: a machine can be
+// busy.
+const leastPatience = 20 * time.Second
+
 func (a *agent) step(step map[string]any, vars map[string]string, spawned map[string]chan result) error {
 	if v, ok := step["sleep"]; ok {
 		time.Sleep(time.Duration(number(v, 0) * float64(time.Second)))
@@ -548,7 +552,11 @@ func (a *agent) step(step map[string]any, vars map[string]string, spawned map[st
 		return nil
 	}
 	var got *answer
-	for end := time.Now().Add(time.Duration(number(step["retry"], 0) * float64(time.Second))); ; time.Sleep(100 * time.Millisecond) {
+	patience := time.Duration(number(step["retry"], 0) * float64(time.Second))
+	if patience > 0 {
+		patience = max(patience, leastPatience)
+	}
+	for end := time.Now().Add(patience); ; time.Sleep(100 * time.Millisecond) {
 		var err error
 		if name, ok := step["join"].(string); ok {
 			select {
