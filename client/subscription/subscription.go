@@ -381,7 +381,7 @@ func (c *Client) tellAll() {
 	}
 }
 
-// A session is one feed. The lock of the client guards all but both and more.
+// A session is one feed. The lock of the client guards what of it changes.
 type session struct {
 	both   io.ReadWriteCloser
 	began  time.Time
