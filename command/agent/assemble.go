@@ -575,7 +575,8 @@ func (a *Agent) Run(ctx context.Context) error {
 	a.serveHTTP(run, s)
 	run("watches", a.watches.run)
 	if s.AutoReload {
-		run("files of the configuration", a.watchFiles)
+		known := fingerprint(a.watched()) // before anybody is told that the agent runs
+		run("files of the configuration", func(ctx context.Context) error { return a.watchFiles(ctx, known) })
 	}
 	run("telemetry", func(ctx context.Context) error {
 		return a.metrics.run(ctx, s.Telemetry.EnableHostMetrics, s.DataDir, a.tell)

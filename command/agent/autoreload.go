@@ -16,9 +16,9 @@ import (
 // same, so that several files may be replaced one after the other.
 const defaultLookEvery = time.Second
 
-// watchFiles reloads the configuration when its files or those of certificates change, until ctx ends.
-func (a *Agent) watchFiles(ctx context.Context) error {
-	known := fingerprint(a.watched())
+// watchFiles reloads the configuration when its files or those of certificates have another fingerprint than the one that
+// is known, until ctx ends.
+func (a *Agent) watchFiles(ctx context.Context, known [sha256.Size]byte) error {
 	pending := known
 	tick := time.NewTicker(cmp.Or(a.lookEvery, defaultLookEvery))
 	defer tick.Stop()
