@@ -267,10 +267,10 @@ func TestOverloadedServiceLeavesOthersTheirShare(t *testing.T) {
 	}
 	time.Sleep(500 * time.Millisecond)
 	// What client, applications and agent take of the same processors is part of it, and what else the machine does only
-	// makes it worse: the best of three counts.
-	most := max(20*alone, 250*time.Millisecond)
+	// makes it worse: the best of six counts. Without a share of its own it would wait for the requests of 200 connections.
+	most := max(20*alone, 400*time.Millisecond)
 	_, beside, m := latencies(t, ports[5], 4*time.Second)
-	for range 2 {
+	for range 5 {
 		if beside <= most {
 			break
 		}
