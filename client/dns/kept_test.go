@@ -263,6 +263,35 @@ func TestEveryInstanceComesFirstSometimes(t *testing.T) {
 	}
 }
 
+// deserves tells what a message is answered.
+type deserves struct {
+	name  string
+	msg   []byte
+	rcode int // -1 for no answer
+}
+
+// malformed returns a question, and messages that are none.
+func malformed(t *testing.T) (good []byte, list []deserves) {
+	good = wire(t, "web.service.consul.", dns.TypeA)
+	edit := func(at int, b byte) []byte {
+		c := bytes.Clone(good)
+		c[at] = b
+		return c
+	}
+	return good, []deserves{
+		{"shorter than a header", good[:11], -1},
+		{"nothing", nil, -1},
+		{"an answer", edit(2, 0x80), -1},
+		{"cut off", good[:20], dns.RcodeFormatError},
+		{"two questions", edit(5, 2), dns.RcodeFormatError},
+		{"no question", edit(5, 0), dns.RcodeFormatError},
+		{"an update", edit(2, dns.OpcodeUpdate<<3), dns.RcodeNotImplemented},
+		{"a notification", edit(2, dns.OpcodeNotify<<3), dns.RcodeNotImplemented},
+		{"a label that is too long", edit(12, 64), dns.RcodeFormatError},
+		{"a pointer to itself", append(append(bytes.Clone(good[:12]), 0xc0, 12), good[len(good)-4:]...), dns.RcodeFormatError},
+	}
+}
+
 func TestMalformedPacketsAreRefused(t *testing.T) {
 	s := server(nil)
 	addr := start(t, s)
@@ -271,30 +300,8 @@ func TestMalformedPacketsAreRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	m := new(dns.Msg)
-	m.SetQuestion("web.service.consul.", dns.TypeA)
-	good, _ := m.Pack()
-	edit := func(at int, b byte) []byte {
-		c := bytes.Clone(good)
-		c[at] = b
-		return c
-	}
-	for _, tt := range []struct {
-		name  string
-		msg   []byte
-		rcode int // -1 for no answer
-	}{
-		{"shorter than a header", good[:11], -1},
-		{"nothing", nil, -1},
-		{"an answer", edit(2, 0x80), -1},
-		{"cut off", good[:20], dns.RcodeFormatError},
-		{"two questions", edit(5, 2), dns.RcodeFormatError},
-		{"no question", edit(5, 0), dns.RcodeFormatError},
-		{"an update", edit(2, dns.OpcodeUpdate<<3), dns.RcodeNotImplemented},
-		{"a label that is too long", edit(12, 64), dns.RcodeFormatError},
-		{"a pointer to itself", append(append(bytes.Clone(good[:12]), 0xc0, 12), good[len(good)-4:]...), dns.RcodeFormatError},
-		{"as it should be", good, dns.RcodeSuccess},
-	} {
+	good, list := malformed(t)
+	for _, tt := range append(list, deserves{"as it should be", good, dns.RcodeSuccess}) {
 		t.Run(tt.name, func(t *testing.T) {
 			// What deserves no answer is followed by something that does.
 			id := uint16(len(tt.name))

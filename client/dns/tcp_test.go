@@ -354,26 +354,9 @@ func TestMalformedMessagesOverTCP(t *testing.T) {
 		send := func(msg []byte) {
 			go conn.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(msg))), msg...))
 		}
-		good := wire(t, "web.service.consul.", dns.TypeA)
-		edit := func(at int, b byte) []byte {
-			c := bytes.Clone(good)
-			c[at] = b
-			return c
-		}
-		for _, tt := range []struct {
-			name  string
-			msg   []byte
-			rcode int // -1 for no answer
-		}{
-			{"nothing", nil, -1},
-			{"shorter than a header", good[:11], -1},
-			{"an answer", edit(2, 0x80), -1},
-			{"cut off", good[:20], dns.RcodeFormatError},
-			{"two questions", edit(5, 2), dns.RcodeFormatError},
-			{"an update", edit(2, dns.OpcodeUpdate<<3), dns.RcodeNotImplemented},
-			{"a notification", edit(2, dns.OpcodeNotify<<3), dns.RcodeNotImplemented},
-			{"long, and no question", append(bytes.Clone(good[:12]), make([]byte, 60000)...), dns.RcodeSuccess}, // of the root, with a tail
-		} {
+		good, list := malformed(t)
+		long := append(bytes.Clone(good[:12]), make([]byte, 60000)...) // asks for the root, with a tail
+		for _, tt := range append(list, deserves{"long, and no question", long, dns.RcodeRefused}) {
 			send(tt.msg)
 			if tt.rcode < 0 {
 				continue
@@ -382,7 +365,7 @@ func TestMalformedMessagesOverTCP(t *testing.T) {
 			if err != nil {
 				t.Fatalf("%s: %v", tt.name, err)
 			}
-			if tt.name != "long, and no question" && resp.Rcode != tt.rcode {
+			if resp.Rcode != tt.rcode {
 				t.Errorf("%s: %v", tt.name, resp)
 			}
 		}
