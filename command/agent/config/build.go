@@ -117,9 +117,9 @@ func (b *builder) derive() {
 func fqdn(s string) string { return strings.TrimSuffix(strings.ToLower(s), ".") + "." }
 
 // atLeastZero reports a negative number.
-func (b *builder) atLeastZero(key string, n int) {
+func atLeastZero[N int | time.Duration](b *builder, key string, n N) {
 	if n < 0 {
-		b.fail(key, "%s cannot be %d. Must be greater than or equal to zero", key, n)
+		b.fail(key, "%s cannot be %v. Must be greater than or equal to zero", key, n)
 	}
 }
 
@@ -135,7 +135,7 @@ func (b *builder) checkServer() {
 			b.fail("data_dir", "Error getting info on data_dir: %v", err)
 		}
 	}
-	b.atLeastZero("bootstrap_expect", s.BootstrapExpect)
+	atLeastZero(b, "bootstrap_expect", s.BootstrapExpect)
 	expect := s.BootstrapExpect > 0
 	switch {
 	case s.Bootstrap && !s.Server:
@@ -318,9 +318,9 @@ func (b *builder) checkWorkloads() {
 
 func (b *builder) checkDNS() {
 	s := &b.doc.Settings
-	b.atLeastZero("dns_config.udp_answer_limit", s.DNS.UDPAnswerLimit)
-	b.atLeastZero("dns_config.a_record_limit", s.DNS.ARecordLimit)
-	b.atLeastZero("dns_config.udp_answer_rate", s.DNS.UDPAnswerRate)
+	atLeastZero(b, "dns_config.udp_answer_limit", s.DNS.UDPAnswerLimit)
+	atLeastZero(b, "dns_config.a_record_limit", s.DNS.ARecordLimit)
+	atLeastZero(b, "dns_config.udp_answer_rate", s.DNS.UDPAnswerRate)
 	if st := s.DNS.RecursorStrategy; st != "" && st != "sequential" && st != "random" {
 		b.fail("dns_config.recursor_strategy", "dns_config.recursor_strategy: invalid strategy: %q", st)
 	}
@@ -349,7 +349,7 @@ func (b *builder) checkLimits() {
 	if s.Cache.EntryFetchMaxBurst <= 0 {
 		b.fail("cache.entry_fetch_max_burst", "cache.entry_fetch_max_burst must be strictly positive, was: %v", s.Cache.EntryFetchMaxBurst)
 	}
-	b.atLeastZero("http_config.max_header_bytes", s.HTTP.MaxHeaderBytes)
+	atLeastZero(b, "http_config.max_header_bytes", s.HTTP.MaxHeaderBytes)
 	const spare = 20 // for the log, the store, the listeners
 	if most, err := b.src.MaxFiles(); err == nil && most > 0 && s.Limits.HTTPMaxConnsPerClient > 0 &&
 		uint64(s.Limits.HTTPMaxConnsPerClient) > max(most, spare)-spare {
@@ -372,11 +372,9 @@ func (b *builder) checkRaft() {
 	if mb := s.Raft.SegmentSizeMB; mb < 1 || mb > 1024 {
 		b.fail("raft_logstore.wal.segment_size_mb", "raft_logstore.wal.segment_size_mb cannot be less than 1 or greater than 1024")
 	}
-	if d := s.Raft.VerificationInterval; d < 0 {
-		b.fail("raft_logstore.verification.interval", "raft_logstore.verification.interval cannot be %v. Must be greater than or equal to zero", d)
-	}
-	b.atLeastZero("autopilot.max_trailing_logs", s.Autopilot.MaxTrailingLogs)
-	b.atLeastZero("autopilot.min_quorum", s.Autopilot.MinQuorum)
+	atLeastZero(b, "raft_logstore.verification.interval", s.Raft.VerificationInterval)
+	atLeastZero(b, "autopilot.max_trailing_logs", s.Autopilot.MaxTrailingLogs)
+	atLeastZero(b, "autopilot.min_quorum", s.Autopilot.MinQuorum)
 	for key, d := range map[string]*time.Duration{
 		"performance.grpc_keepalive_interval": &s.Performance.GRPCKeepaliveInterval,
 		"performance.grpc_keepalive_timeout":  &s.Performance.GRPCKeepaliveTimeout,
