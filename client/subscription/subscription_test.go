@@ -243,6 +243,15 @@ func (s *server) send(frames ...feed.Frame) {
 	s.out.Write(b)
 }
 
+// gives begins a subscription with instances that need no more words, which its reader is shown. It returns the state.
+func (s *server) gives(to *reader, id, index uint64, all ...string) *feed.State {
+	s.t.Helper()
+	state, data := begin(s.t, index, all...)
+	s.send(event(id, data))
+	to.shows(strings.Join(append([]string{fmt.Sprintf("%d:", index)}, all...), " "))
+	return state
+}
+
 // fail ends the feed from the server's side.
 func (s *server) fail(err error) {
 	s.out.CloseWithError(err)
@@ -526,9 +535,7 @@ func TestASubscriptionIsSharedAndGivenUp(t *testing.T) {
 		one := a.open(web)
 		f := a.feed()
 		id := f.wants(ofWeb, "", noHave, 0)
-		s, data := begin(t, 5, "a=1")
-		f.send(event(id, data))
-		one.shows("5: a=1")
+		s := f.gives(one, id, 5, "a=1")
 
 		two := a.open(web)
 		two.shows("5: a=1") // nobody is asked for it
@@ -541,13 +548,9 @@ func TestASubscriptionIsSharedAndGivenUp(t *testing.T) {
 		if second == id || third == id || second == third {
 			t.Errorf("subscriptions %d, %d and %d", id, second, third)
 		}
-		_, data = begin(t, 3, "b=1")
-		f.send(event(second, data))
-		other.shows("3: b=1")
+		f.gives(other, second, 3, "b=1")
 		one.quiet(time.Second)
-		_, data = begin(t, 4, "c=1")
-		f.send(event(third, data))
-		kind.shows("4: c=1")
+		f.gives(kind, third, 4, "c=1")
 		other.s.Close()
 		f.ends(second)
 		kind.s.Close()
@@ -600,9 +603,7 @@ func TestRefusals(t *testing.T) {
 				defer two.s.Close()
 				f := a.feed()
 				id := f.wants(ofWeb, "", noHave, 0)
-				s, data := begin(t, 5, "a=1")
-				f.send(event(id, data))
-				one.shows("5: a=1")
+				s := f.gives(one, id, 5, "a=1")
 				two.shows("5: a=1")
 				waited := make(chan error)
 				go func() {
@@ -632,7 +633,7 @@ func TestRefusals(t *testing.T) {
 				three := a.open(web) // asks at once
 				defer three.s.Close()
 				id = f.wants(ofWeb, "", have, 5)
-				_, data = begin(t, 8, "a=2")
+				_, data := begin(t, 8, "a=2")
 				f.send(event(id, data))
 				for _, v := range []*reader{one, two, three} {
 					v.shows("8: a=2")
@@ -662,16 +663,14 @@ func TestABrokenFeedGoesOn(t *testing.T) {
 				defer v.s.Close()
 				f := a.feed()
 				id := f.wants(ofWeb, "", noHave, 0)
-				s, data := begin(t, 5, "a=1", "b=1")
-				f.send(event(id, data))
-				v.shows("5: a=1 b=1")
+				s := f.gives(v, id, 5, "a=1", "b=1")
 				v.quiet(10 * time.Second)
 				end(f)
 				f = a.feed()
 				id = f.wants(ofWeb, "", s.Version(), 5)
 				f.send(current(id))
 				v.quiet(10 * time.Second)
-				s, data = follow(t, s, 6, "b=1")
+				s, data := follow(t, s, 6, "b=1")
 				f.send(event(id, data))
 				v.shows("6: b=1")
 				end(f)
@@ -693,9 +692,7 @@ func TestServersThatCannotBeReached(t *testing.T) {
 		defer late.s.Close()
 		f := a.feed()
 		id := f.wants(ofWeb, "", noHave, 0)
-		s, data := begin(t, 5, "a=1")
-		f.send(event(id, data))
-		v.shows("5: a=1")
+		s := f.gives(v, id, 5, "a=1")
 		late.shows("5: a=1")
 		away := &rpcwire.DialError{Err: errors.New("nobody there")}
 		before := a.answer(away)
@@ -766,9 +763,7 @@ func TestNobodyWaitedForTheServers(t *testing.T) {
 		v = a.open(web)
 		defer v.s.Close()
 		f := a.feed()
-		_, data := begin(t, 5, "a=1")
-		f.send(event(f.wants(ofWeb, "", noHave, 0), data))
-		v.shows("5: a=1")
+		f.gives(v, f.wants(ofWeb, "", noHave, 0), 5, "a=1")
 	})
 }
 
@@ -780,9 +775,7 @@ func TestReadersDoNotGoBack(t *testing.T) {
 		defer one.s.Close()
 		f := a.feed()
 		id := f.wants(ofWeb, "", noHave, 0)
-		s, data := begin(t, 15, "a=1")
-		f.send(event(id, data))
-		one.shows("15: a=1")
+		s := f.gives(one, id, 15, "a=1")
 
 		two := a.open(web)
 		defer two.s.Close()
@@ -794,7 +787,7 @@ func TestReadersDoNotGoBack(t *testing.T) {
 		f.send(event(id-1, old)) // of what has ended
 		two.quiet(time.Second)
 		one.quiet(time.Second)
-		s, data = follow(t, s, 22, "a=2")
+		s, data := follow(t, s, 22, "a=2")
 		f.send(event(id, data))
 		one.shows("22: a=2")
 		two.shows("22: a=2")
@@ -884,9 +877,7 @@ func TestServersThatKnowNoFeeds(t *testing.T) {
 		}
 		v.since = 9 // it was asked for meanwhile
 		v.quiet(time.Second)
-		s, data := begin(t, 9, "a=1")
-		f.send(event(f.wants(ofWeb, "", noHave, 0), data))
-		v.shows("9: a=1")
+		s := f.gives(v, f.wants(ofWeb, "", noHave, 0), 9, "a=1")
 
 		// They may be replaced by older ones.
 		v.quiet(time.Minute)
@@ -900,13 +891,11 @@ func TestServersThatKnowNoFeeds(t *testing.T) {
 		v.since = 12
 		v.quiet(time.Second)
 		id := f.wants(ofWeb, "", s.Version(), 9)
-		_, data = follow(t, s, 11, "z=1") // of a server that is behind what was asked for
+		_, data := follow(t, s, 11, "z=1") // of a server that is behind what was asked for
 		f.send(event(id, data))
 		v.quiet(time.Second)
 		f.ends(id)
-		_, data = begin(t, 13, "a=2")
-		f.send(event(f.ask().ID, data))
-		v.shows("13: a=2")
+		f.gives(v, f.ask().ID, 13, "a=2")
 	})
 }
 
@@ -934,9 +923,7 @@ func TestWhatComesWrongIsAskedForAnew(t *testing.T) {
 				defer v.s.Close()
 				f := a.feed()
 				id := f.wants(ofWeb, "", noHave, 0)
-				s, data := begin(t, 10, "a=0")
-				f.send(event(id, data))
-				v.shows("10: a=0")
+				s := f.gives(v, id, 10, "a=0")
 				x, _ := begin(t, 10, "x=0")
 				_, other := follow(t, x, 11, "x=1")
 				for i := range 5 { // as often as a feed may
@@ -945,11 +932,9 @@ func TestWhatComesWrongIsAskedForAnew(t *testing.T) {
 					f.ends(id)
 					id = f.wants(ofWeb, "", noHave, uint64(10+i))
 					v.quiet(time.Second)
-					s, data = begin(t, uint64(11+i), fmt.Sprintf("a=%d", 1+i))
-					f.send(event(id, data))
-					v.shows(fmt.Sprintf("%d: a=%d", 11+i, 1+i))
+					s = f.gives(v, id, uint64(11+i), fmt.Sprintf("a=%d", 1+i))
 				}
-				_, data = follow(t, s, 16, "a=6")
+				_, data := follow(t, s, 16, "a=6")
 				f.send(wrong(id, data, other)...)
 				if err := v.fails(); !errors.Is(err, cache.ErrNoStream) || a.streams.Covers(catalog.InstancesCall.Descriptor, &web) {
 					t.Fatalf("told %v", err)
@@ -982,9 +967,7 @@ func TestNothingIsCurrentBeforeTheFirstState(t *testing.T) {
 		id := f.wants(ofWeb, "", noHave, 0)
 		f.send(current(id))
 		f.ends(id)
-		_, data := begin(t, 1)
-		f.send(event(f.wants(ofWeb, "", noHave, 0), data))
-		v.shows("1:")
+		f.gives(v, f.wants(ofWeb, "", noHave, 0), 1)
 	})
 }
 
@@ -1007,9 +990,7 @@ func TestFeedsThatDoNotLastAreGivenUp(t *testing.T) {
 				defer v.s.Close()
 				f := a.feed()
 				id := f.wants(ofWeb, "", noHave, 0)
-				s, data := begin(t, 5, "a=1")
-				f.send(event(id, data))
-				v.shows("5: a=1")
+				s := f.gives(v, id, 5, "a=1")
 				v.quiet(6 * time.Second) // this one has lasted
 				tt.end(f)
 				for i := range tt.feeds {
@@ -1057,9 +1038,7 @@ func TestSilentFeedsAreGivenUp(t *testing.T) {
 				if took := time.Since(began); took < time.Minute || took > 90*time.Second {
 					t.Errorf("another after %v", took)
 				}
-				_, data := begin(t, 5, "a=1")
-				f.send(event(f.wants(ofWeb, "", noHave, 0), data))
-				v.shows("5: a=1")
+				f.gives(v, f.wants(ofWeb, "", noHave, 0), 5, "a=1")
 
 				// One that owes nothing may be silent, and who was asked lately may take a while.
 				v.quiet(5 * time.Minute)
@@ -1068,9 +1047,7 @@ func TestSilentFeedsAreGivenUp(t *testing.T) {
 				other := a.open(mine)
 				defer other.s.Close()
 				other.quiet(29 * time.Second)
-				_, data = begin(t, 6, "b=1")
-				f.send(event(f.wants(ofWeb, "mine", noHave, 0), data))
-				other.shows("6: b=1")
+				f.gives(other, f.wants(ofWeb, "mine", noHave, 0), 6, "b=1")
 			})
 		})
 	}
@@ -1100,17 +1077,14 @@ func TestAnUnusedFeedIsClosed(t *testing.T) {
 			v := a.open(web)
 			f := a.feed()
 			id := f.wants(ofWeb, "", noHave, 0)
-			_, data := begin(t, 5, "a=1")
-			f.send(event(id, data))
-			v.shows("5: a=1")
+			f.gives(v, id, 5, "a=1")
 			v.quiet(5 * time.Minute)
 			v.s.Close()
 			f.ends(id)
 			f.idle(45 * time.Second)
 			v = a.open(web) // it is used again
 			id = f.wants(ofWeb, "", noHave, 0)
-			f.send(event(id, data))
-			v.shows("5: a=1")
+			f.gives(v, id, 5, "a=1")
 			v.s.Close()
 			f.ends(id)
 			if took := f.closed(); took < 50*time.Second || took > 70*time.Second {
@@ -1131,9 +1105,7 @@ func TestFeedsAreOpenedAnewNowAndThen(t *testing.T) {
 		defer v.s.Close()
 		f := a.feed()
 		id := f.wants(ofWeb, "", noHave, 0)
-		s, data := begin(t, 5, "a=1")
-		f.send(event(id, data))
-		v.shows("5: a=1")
+		s := f.gives(v, id, 5, "a=1")
 		for range 5 {
 			if took := f.closed(); took < 20*time.Minute || took > 30*time.Minute+10*time.Second {
 				t.Errorf("closed after %v", took)
