@@ -19,7 +19,7 @@ type Guard interface {
 // reapEvery is how often expired tokens are looked for. They are refused before that.
 const reapEvery = time.Second
 
-// FirstACL makes them before other duties begin. Where that fails, ACL tries again.
+// FirstACL makes the tokens and policies of a new cluster before other duties begin. Where that fails, ACL tries again.
 func FirstACL(g Guard) Duty {
 	return Duty{Name: "acl", Run: func(ctx context.Context, l *Leader) error {
 		if err := g.Initialize(ctx, l.Store, l.Apply); err != nil && ctx.Err() == nil {
